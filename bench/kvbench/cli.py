@@ -1,0 +1,39 @@
+"""The console script `kvbench`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kvbench import table
+from kvbench.result import Result
+from kvstore.cli.commands import Command, run_program
+
+COMMANDS = {
+    "transfer": Command("kvbench.transfer", "blocks between two processes, beside plain sockets and ucx_perftest"),
+    "local": Command("kvbench.local", "client and node on one host, beside memcpy"),
+    "match": Command("kvbench.match", "longest-prefix matches against a large index"),
+    "keys": Command("kvbench.keys", "block keys of a long prompt"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(
+        "kvbench",
+        "Measures kvstore beside what the machine itself can do.",
+        COMMANDS,
+        sys.argv[1:] if argv is None else argv,
+        add_shared=_add_shared,
+        finish=_finish,
+    )
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+
+
+def _finish(result: Result, args: argparse.Namespace) -> int:
+    if args.json:
+        print(result.to_json())
+    else:
+        table.show(result)
+    return 0

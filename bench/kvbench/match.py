@@ -1,0 +1,205 @@
+"""Longest-prefix matches against a large index, as an engine's client sees them.
+
+Control plane and node run in processes of their own. The index is filled through Publish, with chains of random keys as
+long as the prompt; then the client library matches whole chains, one after the other, drawn at random. At the end the
+parts of a match are timed alone, in this process, on the same index.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from kvbench import machine
+from kvbench.result import Result
+from kvstore.blocks.keys import Chain
+from kvstore.blocks.layout import BLOCK_TOKENS, Layout
+from kvstore.blocks.namespace import Namespace
+from kvstore.blocks.state import Tier
+from kvstore.cli.spawn import server
+from kvstore.client import AsyncClient
+from kvstore.client.matching import Locations
+from kvstore.control.directory import NodeState
+from kvstore.control.index.lmdb import LmdbIndex
+from kvstore.control.prefix import Answer, answer
+from kvstore.control.wire import match_reply
+from kvstore.errors import KVStoreError
+from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
+
+_LAYOUT = Layout.dense(layers=2, kv_heads=1, head_dim=64)
+_NAMESPACE = Namespace.of("match-bench", _LAYOUT)
+_HOUR_MS = 60 * 60 * 1000
+_QUIET = ("--log-level", "warning")
+_WARM_UP = 50
+_CALL_S = 60.0
+_INDEX_BYTES_MAX = 16 * 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--blocks", type=int, default=1_000_000, help="blocks in the index (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=100_000, help="tokens of a prompt (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=300, help="matches measured (default: %(default)s)")
+    parser.add_argument(
+        "--listen", default="127.0.0.1:0", help="where the control plane listens (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the keys and of the draw (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> Result:
+    if min(args.blocks, args.rounds) < 1 or args.tokens < BLOCK_TOKENS:
+        raise KVStoreError(f"at least one block, one round and {BLOCK_TOKENS} tokens are needed")
+    return asyncio.run(_run(args))
+
+
+async def _run(args: argparse.Namespace) -> Result:
+    rng = np.random.default_rng(args.seed)
+    chains = _chains(args.blocks, args.tokens, rng)
+    draw = [chains[i] for i in rng.integers(0, len(chains), _WARM_UP + args.rounds)]
+    with tempfile.TemporaryDirectory(prefix="kvbench-match-") as folder:
+        index = f"{folder}/index"
+        control_options = ("--listen", args.listen, "--index-path", index, "--node-lost-ms", str(_HOUR_MS))
+        async with server("control", *control_options, *_QUIET) as control:
+            fill_s = await _fill(control["address"], chains)
+            node_options = ("--control", control["address"], "--dram-bytes", str(128 * 2**20))
+            async with server("node", *node_options, *_QUIET) as node:
+                total_ms = await _client_ms(node["socket"], draw)
+            floor_ms = await _heartbeat_ms(control["address"], args.rounds)
+        parts_ms = await _parts_ms(index, draw)
+    return _result(args, total_ms, {**parts_ms, "smallest RPC": floor_ms}, sum(map(len, chains)) / fill_s)
+
+
+def _chains(blocks: int, tokens: int, rng: np.random.Generator) -> list[Chain]:
+    """Chains of one prompt's length; `blocks` in all, rounded up to whole chains."""
+    length = tokens // BLOCK_TOKENS
+    chains = []
+    for _ in range(-(-blocks // length)):
+        raw = rng.bytes(16 * length)
+        keys = tuple(raw[i : i + 16] for i in range(0, len(raw), 16))
+        chains.append(Chain(_NAMESPACE.id, keys, tokens, BLOCK_TOKENS))
+    return chains
+
+
+async def _fill(address: str, chains: list[Chain]) -> float:
+    """Publishes all chains as one node's; the seconds it took."""
+    async with open_channel(address) as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+        owner = types_pb2.NodeAddress(node_id="bench", incarnation=1, grpc="127.0.0.1:1")
+        await stub.Register(control_pb2.RegisterRequest(caller=caller("kvbench"), address=owner), timeout=_CALL_S)
+        began = time.perf_counter()
+        batches = [batch for chain in chains for batch in _batches(chain)]
+        console = Console(stderr=True)
+        for sequence, keys in enumerate(track(batches, "filling the index", console=console, transient=True), 1):
+            records = control_pb2.Records(
+                tier=types_pb2.TIER_DRAM,
+                shard_count=1,
+                namespace_id=_NAMESPACE.id,
+                keys=keys,
+                remaining_ms=np.full(len(keys) // 16, _HOUR_MS, "<u4").tobytes(),
+            )
+            request = control_pb2.PublishRequest(
+                caller=caller("kvbench"), node_id="bench", incarnation=1, sequence=sequence, records=[records]
+            )
+            await stub.Publish(request, timeout=_CALL_S)
+        return time.perf_counter() - began
+
+
+def _batches(chain: Chain) -> list[bytes]:
+    step = 16 * KEYS_PER_MESSAGE_MAX
+    return [chain.packed[start : start + step] for start in range(0, len(chain.packed), step)]
+
+
+async def _client_ms(socket: str, draw: list[Chain]) -> list[float]:
+    """What `AsyncClient.match` takes, keys given."""
+    client = await AsyncClient.connect(node=socket, namespace=_NAMESPACE, layout=_LAYOUT)
+    try:
+
+        async def match(chain: Chain) -> None:
+            found = await client.match(chain)
+            if found.blocks != len(chain) or found.partial:
+                raise KVStoreError(f"{found} instead of {len(chain)} blocks: the index lost some")
+
+        return await _times_ms([partial(match, chain) for chain in draw])
+    finally:
+        await client.close()
+
+
+async def _heartbeat_ms(address: str, rounds: int) -> list[float]:
+    """The least that any call takes here."""
+    async with open_channel(address) as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+        request = control_pb2.HeartbeatRequest(caller=caller("kvbench"), node_id="bench", incarnation=1)
+        return await _times_ms([partial(stub.Heartbeat, request, timeout=_CALL_S)] * (_WARM_UP + rounds))
+
+
+async def _times_ms(calls: list[Callable[[], Awaitable[Any]]]) -> list[float]:
+    """One call after the other; without the warm-up."""
+    times = []
+    for call in calls:
+        began_ns = time.perf_counter_ns()
+        await call()
+        times.append((time.perf_counter_ns() - began_ns) / 1e6)
+    return times[_WARM_UP:]
+
+
+async def _parts_ms(index_path: str, draw: list[Chain]) -> dict[str, list[float]]:
+    """The same matches in this process: index, prefix and columns, the message, and what the client makes of it."""
+    index = LmdbIndex(index_path, _INDEX_BYTES_MAX)
+    (owner, *_) = await index.nodes()
+    address = types_pb2.NodeAddress(node_id=owner.node_id, incarnation=owner.incarnation, grpc="127.0.0.1:1")
+    state = NodeState(owner.ref, address, (), 0)
+    marks = []
+    for chain in draw:
+        at = [time.perf_counter_ns()]
+        found = await index.lookup(chain.packed, prefix=True)
+        at.append(time.perf_counter_ns())
+        answered = answer(found, len(chain), 1, lambda ref: ref == owner.ref, time.time_ns() // 1_000_000)
+        at.append(time.perf_counter_ns())
+        raw = _packed(answered, state)
+        at.append(time.perf_counter_ns())
+        Locations.of(control_pb2.MatchReply.FromString(raw))
+        at.append(time.perf_counter_ns())
+        marks.append(at)
+    await index.close()
+    parts = np.diff(np.array(marks[_WARM_UP:]), axis=1) / 1e6
+    return dict(zip(("index look-up", "prefix", "reply", "decode"), parts.T.tolist(), strict=True))
+
+
+def _packed(answered: Answer, state: NodeState) -> bytes:
+    return match_reply(answered, lambda ref: state).SerializeToString()
+
+
+def _result(
+    args: argparse.Namespace, total_ms: list[float], parts_ms: dict[str, list[float]], published_per_s: float
+) -> Result:
+    whole = _row("client.match", total_ms)
+    return Result(
+        bench="match",
+        config={
+            "blocks": args.blocks,
+            "tokens": args.tokens,
+            "prompt_blocks": args.tokens // BLOCK_TOKENS,
+            "rounds": args.rounds,
+            "tier": Tier.DRAM.name,
+            "seed": args.seed,
+        },
+        machine=machine.describe(),
+        results=[whole, *(_row(part, times_ms) for part, times_ms in parts_ms.items())],
+        ratios={},
+        extras={
+            "p50_ms": whole["p50_ms"],
+            "p99_ms": whole["p99_ms"],
+            "published_blocks_per_s": published_per_s,
+        },
+    )
+
+
+def _row(part: str, times_ms: list[float]) -> dict[str, Any]:
+    return {"part": part, **{f"p{share}_ms": float(np.percentile(times_ms, share)) for share in (50, 99)}}

@@ -1,0 +1,144 @@
+"""Blocks between two processes: the fabric, beside plain sockets and ucx_perftest.
+
+The contestants take turns at every point (A B C A B C …), so that what disturbs the machine disturbs all of them. What
+is shown is the median; a ratio is the median over rounds of the ratio within the round. Checksums are xxh3-64 per
+granule, made and compared by the receiver while the next messages arrive. `client.load` is the whole path, from the
+engine's call to the bytes in its buffers, through two nodes with their defaults; `in_flight` does not apply to it.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvbench import machine
+from kvbench.fabric_pair import fabrics
+from kvbench.load_pair import loads
+from kvbench.pair import Move, Point
+from kvbench.perftest import UcxPerftest
+from kvbench.result import Result
+from kvbench.socket_pair import sockets
+from kvstore.cli.options import size
+from kvstore.config import MIB, FabricConfig
+from kvstore.errors import InvalidInput
+
+FABRIC, CHECKED, SOCKET, PERFTEST = "fabric", "fabric, checksums", "socket", "ucx_perftest"
+LOAD, LOAD_CHECKED = "client.load", "client.load, checksums"
+
+RATIOS = {
+    "vs_ucx_perftest": (FABRIC, PERFTEST),
+    "vs_socket": (FABRIC, SOCKET),
+    "checked_vs_unchecked": (CHECKED, FABRIC),
+    "load_vs_socket": (LOAD, SOCKET),
+    "load_checked_vs_socket": (LOAD_CHECKED, SOCKET),
+}
+RATIO_SIZE_BYTES = 4 * MIB
+RATIO_IN_FLIGHT = 8
+
+TRANSPORTS = {
+    "tcp": FabricConfig(kind="ucx", transports="tcp", device="lo"),
+    # UCX refuses shared memory where it must notice a dead peer.
+    "shm": FabricConfig(kind="ucx", transports="shm", error_handling=False),
+    "auto": FabricConfig(kind="ucx", transports="auto", error_handling=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    name: str
+    move: Move
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--transport", choices=[*TRANSPORTS], default="tcp", help="(default: %(default)s)")
+    parser.add_argument(
+        "--sizes",
+        type=_list_of(size),
+        default="256KiB,1MiB,4MiB,20MiB",
+        metavar="SIZE,…",
+        help="of one message (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--in-flight", type=_list_of(int), default="1,8,32", metavar="N,…", help="messages (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bytes", type=size, default="512MiB", metavar="SIZE", help="of one run (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> Result:
+    if not args.sizes or not args.in_flight or min(*args.sizes, *args.in_flight, args.bytes, args.rounds) < 1:
+        raise InvalidInput("--sizes, --in-flight, --bytes and --rounds must be positive")
+    config = TRANSPORTS[args.transport]
+    points = [Point(size, count, args.bytes) for size in args.sizes for count in args.in_flight]
+    with contestants(config, args.bytes) as rivals:
+        measured = {point: alternate(rivals, point, args.rounds) for point in points}
+    return Result(
+        bench="transfer",
+        config={"transport": args.transport, "bytes": args.bytes, "rounds": args.rounds, "fabric": asdict(config)},
+        machine=machine.describe(),
+        results=[row for point, seconds in measured.items() for row in _rows(point, seconds)],
+        ratios=ratios(measured),
+    )
+
+
+@contextmanager
+def contestants(config: FabricConfig, total_bytes: int) -> Iterator[list[Contestant]]:
+    """Everything that moves the same bytes. Their processes live as long as the context."""
+    with ExitStack() as stack:
+        unchecked, checked = stack.enter_context(fabrics(config))
+        rivals = [
+            Contestant(FABRIC, unchecked),
+            Contestant(CHECKED, checked),
+            Contestant(SOCKET, stack.enter_context(sockets("127.0.0.1"))),
+            Contestant(PERFTEST, UcxPerftest(config).move),
+        ]
+        if config.error_handling:  # without it nodes do not serve each other
+            load, load_checked = stack.enter_context(loads(total_bytes))
+            rivals += [Contestant(LOAD, load), Contestant(LOAD_CHECKED, load_checked)]
+        yield rivals
+
+
+def alternate(rivals: list[Contestant], point: Point, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round, after a round that warms up."""
+    for rival in rivals:
+        rival.move(point)
+    seconds: dict[str, list[float]] = {rival.name: [] for rival in rivals}
+    for _ in range(rounds):
+        for rival in rivals:
+            seconds[rival.name].append(rival.move(point))
+    return seconds
+
+
+def ratios(measured: Mapping[Point, Mapping[str, list[float]]]) -> dict[str, float]:
+    """The ratios of those contestants that were measured, at the point that is agreed on."""
+    chosen = [point for point in measured if (point.size_bytes, point.in_flight) == (RATIO_SIZE_BYTES, RATIO_IN_FLIGHT)]
+    return {
+        name: statistics.median(b / a for a, b in zip(measured[point][one], measured[point][other], strict=True))
+        for point in chosen
+        for name, (one, other) in RATIOS.items()
+        if {one, other} <= measured[point].keys()
+    }
+
+
+def _rows(point: Point, seconds: Mapping[str, list[float]]) -> Iterator[dict[str, Any]]:
+    for name, took in seconds.items():
+        yield {
+            "contestant": name,
+            "size_bytes": point.size_bytes,
+            "in_flight": point.in_flight,
+            "gb_per_s": point.moved_bytes / statistics.median(took) / 1e9,
+            "gb_per_s_best": point.moved_bytes / min(took) / 1e9,
+        }
+
+
+def _list_of(kind: Any) -> Any:
+    """An argument type: comma-separated values."""
+
+    def parse(text: str) -> list[int]:
+        return [kind(part) for part in text.split(",")]
+
+    return parse

@@ -1,0 +1,159 @@
+"""What the cluster holds, as its control plane sees it."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from kvstore.blocks.keys import KEY_BYTES, chain
+from kvstore.blocks.layout import layout_from_fields
+from kvstore.blocks.namespace import Namespace
+from kvstore.cli import admin_tables
+from kvstore.errors import ControlUnavailable, InvalidInput
+from kvstore.pb import admin_pb2, admin_pb2_grpc
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
+from kvstore.rpc.status import from_rpc
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--control", required=True, metavar="ADDRESS", help="host:port or unix:path of the control plane"
+    )
+    shared.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    shared.add_argument("--deadline-s", type=float, default=10.0, metavar="S", help="(default: %(default)g)")
+    parser.set_defaults(broken=lambda reply: [])
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    stats = commands.add_parser("stats", parents=[shared], help="sizes of index and nodes, and how often matches hit")
+    stats.set_defaults(ask=_stats, show=admin_tables.show_stats)
+    check = commands.add_parser(
+        "check", parents=[shared], help="have every node recount what it holds; exit code 1 when a law is broken"
+    )
+    check.set_defaults(ask=_check, show=admin_tables.show_check, broken=admin_tables.violations, deadline_s=60.0)
+    nodes = commands.add_parser("nodes", parents=[shared], help="nodes and whether they are alive")
+    nodes.set_defaults(ask=_nodes, show=admin_tables.show_nodes)
+
+    blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")
+    blocks.add_argument("--namespace-id", type=_hex, metavar="HEX", help="16 bytes")
+    blocks.add_argument("--keys", type=_hex, nargs="+", metavar="HEX", help="16 bytes each, root first")
+    blocks.add_argument(
+        "--namespace-json",
+        type=Path,
+        metavar="FILE",
+        help='a namespace: its fields, and "layout": {"block_tokens": …, "groups": [{…}]}',
+    )
+    blocks.add_argument(
+        "--tokens", type=Path, metavar="FILE", help="the prompt's tokens: a JSON list, or numbers apart"
+    )
+    blocks.set_defaults(ask=_blocks, show=admin_tables.show_blocks)
+
+
+def run(args: argparse.Namespace) -> int:
+    reply = asyncio.run(_call(args.control, lambda stub: args.ask(stub, args)))
+    if args.json:
+        print(
+            json.dumps(
+                MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            )
+        )
+    else:
+        args.show(reply)
+    return int(bool(args.broken(reply)))
+
+
+async def ask_stats(control: str, deadline_s: float) -> admin_pb2.StatsReply:
+    """What the control plane at that address and its nodes say of themselves, checked. Raises ControlUnavailable."""
+    request = admin_pb2.StatsRequest(caller=caller("admin"), check=True)
+    return await _call(control, lambda stub: stub.Stats(request, timeout=deadline_s))
+
+
+async def _call(control: str, ask: Callable[["admin_pb2_grpc.AdminAsyncStub"], Awaitable[Reply]]) -> Reply:
+    async with open_channel(control) as channel:
+        try:
+            return await ask(admin_pb2_grpc.AdminStub(channel))
+        except grpc.RpcError as error:
+            raise from_rpc(error, ControlUnavailable, f"control plane {control}") from error
+
+
+async def _stats(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
+    return await stub.Stats(admin_pb2.StatsRequest(caller=caller("admin")), timeout=args.deadline_s)
+
+
+async def _check(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
+    return await stub.Stats(admin_pb2.StatsRequest(caller=caller("admin"), check=True), timeout=args.deadline_s)
+
+
+async def _nodes(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
+    return await stub.Nodes(admin_pb2.NodesRequest(caller=caller("admin")), timeout=args.deadline_s)
+
+
+async def _blocks(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
+    namespace_id, keys = _asked(args)
+    whole = admin_pb2.PrefixBlocksReply()
+    for start in range(0, len(keys), KEYS_PER_MESSAGE_MAX):
+        request = admin_pb2.PrefixBlocksRequest(
+            caller=caller("admin"), namespace_id=namespace_id, keys=b"".join(keys[start : start + KEYS_PER_MESSAGE_MAX])
+        )
+        whole.MergeFrom(await stub.PrefixBlocks(request, timeout=args.deadline_s))
+    return whole
+
+
+def _asked(args: argparse.Namespace) -> tuple[bytes, tuple[bytes, ...]]:
+    """The namespace id and keys that the command line names, in one of its two ways."""
+    if args.namespace_id and args.keys:
+        return args.namespace_id, tuple(args.keys)
+    if args.namespace_json and args.tokens:
+        fields = _read_json(args.namespace_json)
+        try:
+            layout = layout_from_fields(**fields.pop("layout"))
+            namespace = Namespace.of(fields.pop("model"), layout, **fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"{args.namespace_json}: not a namespace: {error}") from error
+        return namespace.id, chain(namespace.id, _read_tokens(args.tokens), layout.block_tokens).keys
+    raise InvalidInput("blocks: either --namespace-id and --keys, or --namespace-json and --tokens, are needed")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_read_text(path))
+    except ValueError as error:
+        raise InvalidInput(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{path}: a JSON object is needed")
+    return found
+
+
+def _read_tokens(path: Path) -> "np.typing.NDArray[np.int64]":
+    try:
+        return np.array(
+            [int(word) for word in _read_text(path).strip("[] \n").replace(",", " ").split()], dtype=np.int64
+        )
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"{path}: {error}") from error
+
+
+def _hex(text: str) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != KEY_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r}: {2 * KEY_BYTES} hexadecimal digits are needed")
+    return value

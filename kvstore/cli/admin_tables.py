@@ -1,0 +1,90 @@
+"""The answers of the Admin service as tables."""
+
+from collections.abc import Iterator
+
+from kvstore.blocks.state import Tier
+from kvstore.cli.options import shown_size
+from kvstore.cli.tables import show, shown_bytes, table
+from kvstore.pb import admin_pb2, node_pb2
+
+
+def show_stats(reply: admin_pb2.StatsReply) -> None:
+    ratio = f"{reply.matched_blocks / reply.asked_blocks:.1%}" if reply.asked_blocks else "–"
+    numbers = (reply.indexed_blocks, reply.indexed_locations, reply.matches, reply.asked_blocks, reply.matched_blocks)
+    show(
+        table(
+            ("indexed blocks", "locations", "matches", "asked blocks", "matched blocks", "hit ratio"),
+            [(*(f"{number:,}" for number in numbers), ratio)],
+            title="index",
+        ),
+        table(
+            ("node", "tier", "live", "slots", "reserved", "free", "slabs", "capacity", "pins", "leases"),
+            (row for node in reply.nodes for row in _usage_rows(node)),
+            title="nodes",
+        ),
+    )
+
+
+def show_check(reply: admin_pb2.StatsReply) -> None:
+    asked = sum(node.reachable for node in reply.nodes)
+    show(*violations(reply), f"{asked} of {len(reply.nodes)} nodes recounted what they hold")
+
+
+def violations(reply: admin_pb2.StatsReply) -> list[str]:
+    """Conservation laws that are broken, and nodes that could not be asked."""
+    silent = [f"{node.node_id} cannot be asked: {node.error}" for node in reply.nodes if not node.reachable]
+    return silent + [f"{node.node_id}: {text}" for node in reply.nodes for text in node.usage.violations]
+
+
+def show_nodes(reply: admin_pb2.NodesReply) -> None:
+    rows = (
+        (
+            node.address.node_id,
+            node.address.grpc,
+            node.address.host,
+            ",".join(node.roles),
+            "yes" if node.alive else "no",
+            f"{node.silent_ms / 1000:.1f} s",
+            f"{node.locations:,}",
+        )
+        for node in reply.nodes
+    )
+    show(table(("node", "address", "host", "roles", "alive", "silent", "locations"), rows))
+
+
+def show_blocks(reply: admin_pb2.PrefixBlocksReply) -> None:
+    rows = (row for number, block in enumerate(reply.blocks) for row in _location_rows(number, block))
+    show(table(("block", "key", "node", "tier", "shard", "remaining", "alive"), rows))
+
+
+def _usage_rows(node: admin_pb2.NodeUsage) -> Iterator[tuple[str, ...]]:
+    if not node.reachable:
+        yield (node.node_id, f"not reachable: {node.error}")
+    for use in node.usage.tiers:
+        yield (node.node_id, Tier(use.tier).name, *_tier_cells(use))
+
+
+def _tier_cells(use: node_pb2.TierUsage) -> Iterator[str]:
+    yield shown_bytes(use.live_bytes)
+    for count in (use.live_slots, use.reserved_slots, use.free_slots):
+        yield f"{count:,}"
+    yield shown_bytes(use.slab_bytes)
+    yield shown_size(use.capacity_bytes)
+    yield str(use.pins)
+    yield str(use.leases)
+
+
+def _location_rows(number: int, block: admin_pb2.BlockLocations) -> Iterator[tuple[str, ...]]:
+    """One row per location; one without them for a block that nobody has."""
+    name = (str(number), block.key.hex())
+    if not block.locations:
+        yield name
+    for place in block.locations:
+        yield (
+            *name,
+            place.node_id,
+            Tier(place.tier).name,
+            f"{place.shard.rank}/{place.shard.count}",
+            f"{place.remaining_ms / 1000:.0f} s",
+            "yes" if place.alive else "no",
+        )

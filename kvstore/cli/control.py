@@ -1,0 +1,30 @@
+"""Runs a control plane: it maps prefixes to the nodes that hold them, and never touches a byte of KV."""
+
+import argparse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from kvstore.cli.options import add_config_file, add_options, load_config
+from kvstore.cli.process import add_process_arguments, run_service
+from kvstore.config import ControlConfig
+from kvstore.control import app
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_file(parser)
+    add_process_arguments(parser)
+    add_options(parser, "control")
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_service("control", partial(control_plane, load_config(args).control), args)
+
+
+@asynccontextmanager
+async def control_plane(config: ControlConfig) -> AsyncIterator[str]:
+    server = await app.serve(config)
+    try:
+        yield f"address={server.address}"
+    finally:
+        await server.stop()

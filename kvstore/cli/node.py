@@ -1,0 +1,30 @@
+"""Runs a node: it owns slots in memory and moves blocks between engines on this host and other nodes."""
+
+import argparse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from kvstore.cli.options import add_config_file, add_options, load_config
+from kvstore.cli.process import add_process_arguments, run_service
+from kvstore.config import NodeConfig
+from kvstore.node import app
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_file(parser)
+    add_process_arguments(parser)
+    add_options(parser, "node")
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_service("node", partial(node, load_config(args).node), args)
+
+
+@asynccontextmanager
+async def node(config: NodeConfig) -> AsyncIterator[str]:
+    server = await app.serve(config)
+    try:
+        yield f"address={server.address} socket={server.socket}"
+    finally:
+        await server.stop()

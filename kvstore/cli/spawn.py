@@ -1,0 +1,54 @@
+"""Servers as child processes: started by the real command line, known by their ready line, gone with their parent."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from kvstore.errors import DeadlineExceeded, Unavailable
+
+READY_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 15.0
+
+
+@asynccontextmanager
+async def child(*argv: str, line_bytes_max: int = 2**16) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A Python process with pipes for input and output. Its end is asked for by closing its input, then enforced.
+
+    line_bytes_max: longest line that is read from it.
+    """
+    pipe = asyncio.subprocess.PIPE
+    # A session of its own: an interrupt from the terminal reaches the parent alone, which then ends its children.
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *argv, stdin=pipe, stdout=pipe, limit=line_bytes_max, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(STOP_DEADLINE_S):
+                await process.wait()
+        except BaseException:
+            process.kill()
+            raise
+
+
+@asynccontextmanager
+async def server(command: str, *options: str) -> AsyncIterator[dict[str, str]]:
+    """Runs `kvstore COMMAND OPTIONS` and gives what its ready line says, by name.
+
+    Raises Unavailable when it ends first, DeadlineExceeded when it says nothing in time.
+    """
+    async with child("-m", "kvstore", command, "--stop-at-eof", *options) as process:
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(READY_DEADLINE_S):
+                line = (await process.stdout.readline()).decode()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"kvstore {command} was not ready within {READY_DEADLINE_S:g} s") from error
+        said, ready, values = line.partition("ready: ")
+        if not ready:
+            raise Unavailable(f"kvstore {command} did not start (exit code {await process.wait()}) {said}".rstrip())
+        yield dict(word.split("=", 1) for word in values.split())

@@ -1,0 +1,34 @@
+"""Tables on standard output, the same for every command."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_COLUMNS = 200
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table of plain text: brackets in a name are no markup. Short rows are filled up."""
+    made = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def show(*parts: Table | str) -> None:
+    """Prints tables and lines. Into a pipe or a file, which have no width, lines are long enough for any key."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_COLUMNS)
+    for part in parts:
+        console.print(Text(part) if isinstance(part, str) else part)
+
+
+def shown_bytes(count: float) -> str:
+    """A size to read, three digits: 1.25 GB."""
+    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.3g} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,479 @@
+"""The asyncio client: a library inside prefill and decode engines.
+
+One client serves one namespace and one shard (tensor-parallel rank) on the node of its host. Calls that wait have a
+deadline; errors are of `kvstore.errors`. The blocking twin is `kvstore.client.blocking.Client`.
+"""
+
+import asyncio
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from kvstore.blocks.keys import Chain, chain
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.namespace import Namespace
+from kvstore.client.buffers import KVBuffers
+from kvstore.client.copying import Copier
+from kvstore.client.link import Link
+from kvstore.client.loading import Load
+from kvstore.client.matching import Locations, Match, joined
+from kvstore.client.storing import HandoffWriter, StoreResult, Writer, abort
+from kvstore.config import ClientConfig
+from kvstore.errors import BufferMismatch, ControlUnavailable, InvalidInput, LeaseLost, TicketInvalid, TooLarge
+from kvstore.pb import control_pb2, node_pb2
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
+
+Tokens = Sequence[int] | npt.NDArray[Any]
+_DEFAULT_GROUPS = 8
+_PIECE_BYTES_MIN = 4 * 1024 * 1024
+_OFFERS_MAX = 1024
+
+
+class Pin:
+    """A hold on a prefix. `blocks`: how much of it the owners confirmed. Ends by `release`, its time or the process."""
+
+    def __init__(self, client: "AsyncClient", hold_id: bytes, blocks: int) -> None:
+        self._client = client
+        self.hold_id = hold_id
+        self.blocks = blocks
+
+    async def release(self) -> None:
+        """May be called twice."""
+        hold_id, self.hold_id = self.hold_id, b""
+        if hold_id:
+            await self._client.unhold(hold_id)
+
+
+class PendingMatch:
+    """A match that runs beside the caller: a scheduler polls it and never waits."""
+
+    def __init__(self, task: "asyncio.Task[Match]") -> None:
+        self._task = task
+
+    @property
+    def done(self) -> bool:
+        return self._task.done()
+
+    def result(self) -> Match:
+        """The match, once `done`. Raises what the match raised, asyncio.InvalidStateError before."""
+        return self._task.result()
+
+    async def wait(self) -> Match:
+        return await asyncio.shield(self._task)
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+
+class AsyncClient:
+    """Belongs to the event loop in which it was connected. Use `await AsyncClient.connect(…)`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._executor = ThreadPoolExecutor(max(1, link.config.copy_threads), thread_name_prefix="kvstore-copy")
+        self._unfinished: set[Load] = set()
+        self._offered: dict[str, Chain] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        node: str,
+        namespace: Namespace,
+        layout: Layout,
+        shard: tuple[int, int] = (0, 1),
+        control: str = "",
+        config: ClientConfig | None = None,
+        ttl_s: float | None = None,
+        read_only: bool = False,
+    ) -> Self:
+        """Attaches to the node of this host.
+
+        node: its unix socket, "unix:/path". shard: (rank, count). control: the control plane's address; the node's own
+        when empty. ttl_s: the namespace's time to live, sliding; the node's default when None.
+        Raises NodeUnavailable, VersionMismatch, InvalidInput, UnsupportedLayout, PermissionRefused.
+        """
+        rank, count = shard
+        if not 0 <= rank < count:
+            raise InvalidInput(f"shard: rank {rank} is not within 0 … {count - 1}")
+        if namespace.layout_fingerprint != layout.fingerprint:
+            raise InvalidInput("connect: the namespace is of another layout")
+        config = config or ClientConfig()
+        client = cls(Link(node, control, namespace, layout, shard, config, _ttl_ms(ttl_s), read_only))
+        try:
+            await client._link.open()
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what is unfinished and detaches; the node ends every pin and lease of this client."""
+        self._link.refuse()
+        for load in list(self._unfinished):
+            await load.cancel()
+        # Copies end before the session does: with it the slots that they write to become others'.
+        await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
+        await self._link.close()
+
+    @property
+    def layout(self) -> Layout:
+        return self._link.layout
+
+    @property
+    def namespace(self) -> Namespace:
+        return self._link.namespace
+
+    @property
+    def node_id(self) -> str:
+        return self._link.node.node_id
+
+    # ---- names -----------------------------------------------------------------------------------------------------
+
+    def chain(self, tokens: Tokens, extra: bytes | Mapping[int, bytes] = b"") -> Chain:
+        """The block keys of a prompt (see `kvstore.blocks.keys.chain`)."""
+        return chain(self._link.namespace.id, tokens, self.layout.block_tokens, extra)
+
+    def _chain_of(self, what: "Chain | Tokens") -> Chain:
+        asked = what if isinstance(what, Chain) else self.chain(what)
+        if asked.namespace_id != self._link.namespace.id:
+            raise InvalidInput("the chain is of another namespace than the client")
+        return asked
+
+    # ---- match -----------------------------------------------------------------------------------------------------
+
+    async def match(self, what: "Chain | Tokens", hold_s: float | None = None) -> Match:
+        """The longest stored prefix; a hint that pins and touches nothing.
+
+        hold_s: pins the prefix at its owners for so long and answers what they confirmed: a promise.
+        With the control plane away the answer is this node's own (`Match.partial`). Raises NodeUnavailable.
+        """
+        asked = self._chain_of(what)
+        try:
+            found = await self._match_control(asked)
+        except ControlUnavailable:
+            return await self._hold(await self._match_local(asked, partial=True), hold_s)
+        if found.blocks < len(asked):
+            own = await self._match_local(asked, partial=False)  # what this node stored a moment ago
+            if own.blocks > found.blocks:
+                found = Match(asked, own.blocks, found.locations)
+        return await self._hold(found, hold_s)
+
+    def start_match(self, what: "Chain | Tokens", hold_s: float | None = None) -> PendingMatch:
+        """`match`, begun and not waited for."""
+        return PendingMatch(asyncio.get_running_loop().create_task(self.match(what, hold_s)))
+
+    async def _match_control(self, asked: Chain) -> Match:
+        if self._link.control is None:
+            raise ControlUnavailable("the node has no control plane")
+        parts, blocks = [], 0
+        for keys in _batches(asked):
+            request = control_pb2.MatchRequest(
+                caller=self._link.caller,
+                namespace_id=asked.namespace_id,
+                shard_count=self._link.shard_count,
+                keys=b"".join(keys),
+            )
+            reply = await self._link.call_control(self._link.control.Match, request, self._link.config.match_ms)
+            parts.append((blocks, Locations.of(reply)))
+            blocks += reply.blocks
+            if reply.blocks < len(keys):
+                break
+        return Match(asked, blocks, joined(parts) if parts else Locations())
+
+    async def _match_local(self, asked: Chain, partial: bool) -> Match:
+        blocks = 0
+        for keys in _batches(asked):
+            request = node_pb2.LocalMatchRequest(
+                caller=self._link.caller,
+                namespace_id=asked.namespace_id,
+                shard_count=self._link.shard_count,
+                keys=b"".join(keys),
+            )
+            reply = await self._link.call(self._link.stub.LocalMatch, request, self._link.config.match_ms)
+            blocks += reply.blocks
+            if reply.blocks < len(keys):
+                break
+        return Match(asked, blocks, partial=partial)
+
+    async def _hold(self, found: Match, hold_s: float | None) -> Match:
+        if hold_s is None or found.blocks == 0:
+            return found
+        prefix = found.chain.prefix(found.blocks)
+        _bounded(len(prefix))
+        reply = await self._link.obtain(
+            lambda: self._link.call(
+                self._link.stub.Hold,
+                node_pb2.HoldRequest(
+                    caller=self._link.caller,
+                    session_id=self._link.session_id,
+                    namespace_id=prefix.namespace_id,
+                    shard_rank=self._link.shard_rank,
+                    shard_count=self._link.shard_count,
+                    keys=prefix.packed,
+                    hold_ms=_milliseconds("hold_s", hold_s),
+                    nodes=found.locations.nodes,
+                    block_node=found.locations.choose(found.blocks, self._link.shard_rank).tobytes(),
+                ),
+            ),
+            lambda held: self.unhold(held.hold_id),
+        )
+        return Match(found.chain, reply.blocks, found.locations, found.partial, reply.hold_id)
+
+    async def pin(self, what: "Chain | Tokens", hold_s: float = 60.0) -> Pin:
+        """Holds the stored prefix of a chain."""
+        held = await self.match(what, hold_s=hold_s)
+        return Pin(self, held.hold_id, held.blocks)
+
+    async def unhold(self, hold_id: bytes) -> None:
+        """Ends the hold of a match (see `Match.hold_id`)."""
+        request = node_pb2.UnpinRequest(caller=self._link.caller, session_id=self._link.session_id, pin_id=hold_id)
+        await self._link.call(self._link.stub.Unpin, request)
+
+    # ---- load ------------------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        what: "Match | Chain",
+        kv: KVBuffers,
+        *,
+        first_block: int = 0,
+        group_layers: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Load:
+        """Begins to load the matched blocks from `first_block` on into block 0 … of the chain's place in `kv`.
+
+        what: a match, or a chain (then only what this node holds). Block i of the chain goes to block i of `kv`.
+        group_layers: layers of one layer group, rounded up to whole granules. When None: an eighth of the layers, but
+            at least 4 MiB of a block.
+        Returns at once; see `Load`. Raises BufferMismatch, InvalidInput.
+        """
+        found = what if isinstance(what, Match) else Match(what, len(what))
+        asked = self._chain_of(found.chain).prefix(found.blocks)
+        _bounded(len(asked))
+        if not 0 <= first_block <= len(asked):
+            raise InvalidInput(f"load: first_block {first_block} is not within the {len(asked)} blocks matched")
+        _fits(kv, len(asked), writable=True)
+        chosen = found.locations.choose(found.blocks, self._link.shard_rank)[first_block:]
+        start = self._load_start(asked, first_block, group_layers, deadline_s)
+        start.nodes.extend(found.locations.nodes)
+        start.block_node = chosen.tobytes()
+        return self._begin(asked, kv, first_block, start)
+
+    def receive(
+        self,
+        ticket: str,
+        kv: KVBuffers,
+        what: "Chain | Tokens",
+        *,
+        group_layers: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Load:
+        """Begins to receive a handoff: the whole prompt, its partial last block too; may come before the sender.
+
+        Blocks that this node holds are read here and not sent. Raises TicketInvalid, BufferMismatch.
+        """
+        asked = self._chain_of(what)
+        _bounded(len(asked))
+        tail = asked.tail_tokens > 0
+        _fits(kv, len(asked) + tail, writable=True)
+        handoff = _ticket(ticket)
+        start = self._load_start(asked, 0, group_layers, deadline_s)
+        start.nodes.append(handoff.node)
+        start.ticket, start.tail = handoff.ticket, tail
+        return self._begin(asked, kv, 0, start)
+
+    def _load_start(
+        self, asked: Chain, first_block: int, group_layers: int | None, deadline_s: float | None
+    ) -> node_pb2.LoadStart:
+        return node_pb2.LoadStart(
+            caller=self._link.caller,
+            session_id=self._link.session_id,
+            namespace_id=asked.namespace_id,
+            shard_rank=self._link.shard_rank,
+            shard_count=self._link.shard_count,
+            keys=asked.packed,
+            first=first_block,
+            group_layers=self._group_layers(group_layers),
+            deadline_ms=(
+                self._link.config.deadline_ms if deadline_s is None else _milliseconds("deadline_s", deadline_s)
+            ),
+            unverified=not self._link.config.verify,
+        )
+
+    def _group_layers(self, asked: int | None) -> int:
+        """Layers per group: an eighth, but pieces under 4 MiB cost more than they bring."""
+        if asked is not None:
+            if not 0 <= asked < 2**32:
+                raise InvalidInput(f"group_layers: {asked} are no number of layers")
+            return asked
+        layout = self.layout
+        eighth = -(-layout.layers // _DEFAULT_GROUPS)
+        return self._link.config.group_layers or max(eighth, -(-_PIECE_BYTES_MIN // layout.layer_bytes))
+
+    def _begin(self, asked: Chain, kv: KVBuffers, first_block: int, start: node_pb2.LoadStart) -> Load:
+        load = Load(self._link, self._copier, self._executor, asked, kv, first_block, start)
+        self._unfinished.add(load)
+        load.on_done(self._unfinished.discard)
+        return load
+
+    def _copier(self) -> Copier:
+        return Copier(self.layout, self._link.slabs, self._link.config.verify)
+
+    # ---- store -----------------------------------------------------------------------------------------------------
+
+    async def store(
+        self, what: "Chain | Tokens", kv: KVBuffers, *, first_block: int = 0, ttl_s: float | None = None
+    ) -> StoreResult:
+        """Stores the chain's full blocks from `first_block` on; block i of the chain is block i of `kv`.
+
+        Returns counts; blocks that found no room are `refused`, nothing is raised for them. The buffers may be changed
+        again once this has returned. A put that loses its lease midway (the node restarted, this process was stopped)
+        is begun anew once. Raises InvalidInput, BufferMismatch, NodeUnavailable, LeaseLost.
+        """
+        try:
+            return await self._store(what, kv, first_block, ttl_s)
+        except LeaseLost:
+            return await self._store(what, kv, first_block, ttl_s)
+
+    async def _store(self, what: "Chain | Tokens", kv: KVBuffers, first_block: int, ttl_s: float | None) -> StoreResult:
+        writer = await self.begin_store(what, kv, first_block=first_block, ttl_s=ttl_s)
+        try:
+            await writer.write_layers(0, self.layout.layers)
+            return await writer.commit()
+        except BaseException:
+            await _undo(writer)
+            raise
+
+    async def begin_store(
+        self, what: "Chain | Tokens", kv: KVBuffers, *, first_block: int = 0, ttl_s: float | None = None
+    ) -> Writer:
+        """Leases slots for the chain's blocks; write them layer by layer, then commit."""
+        asked = self._chain_of(what)
+        _bounded(len(asked))
+        if not 0 <= first_block <= len(asked):
+            raise InvalidInput(f"store: first_block {first_block} is not within the chain's {len(asked)} blocks")
+        _fits(kv, len(asked))
+        reply = await self._reserve(asked, first=first_block, ttl_ms=_ttl_ms(ttl_s))
+        return Writer(self._link, self._copier(), self._executor, asked, kv, first_block, reply, tail=False)
+
+    async def _reserve(self, asked: Chain, **what: Any) -> node_pb2.ReserveReply:
+        """One lease; given back when the caller is cancelled before it has it."""
+        return await self._link.obtain(
+            lambda: self._link.call(
+                self._link.stub.Reserve,
+                node_pb2.ReserveRequest(
+                    caller=self._link.caller,
+                    session_id=self._link.session_id,
+                    namespace_id=asked.namespace_id,
+                    shard_rank=self._link.shard_rank,
+                    shard_count=self._link.shard_count,
+                    keys=asked.packed,
+                    **what,
+                ),
+            ),
+            lambda leased: abort(self._link, self._link.session_id, leased.lease_id),
+        )
+
+    # ---- prefill → decode --------------------------------------------------------------------------------------------
+
+    async def offer(self, what: "Chain | Tokens", deadline_s: float = 30.0) -> str:
+        """A ticket for handing this prompt over: opaque, JSON-safe, single use. May be given to the decode side now."""
+        asked = self._chain_of(what)
+        _bounded(len(asked))
+        reply = await self._link.in_session(
+            lambda: self._link.call(
+                self._link.stub.Offer,
+                node_pb2.OfferRequest(
+                    caller=self._link.caller,
+                    session_id=self._link.session_id,
+                    namespace_id=asked.namespace_id,
+                    shard_rank=self._link.shard_rank,
+                    shard_count=self._link.shard_count,
+                    keys=asked.packed,
+                    tail_tokens=asked.tail_tokens,
+                    deadline_ms=_milliseconds("deadline_s", deadline_s),
+                ),
+            )
+        )
+        handoff = node_pb2.HandoffTicket(ticket=reply.ticket, node=self._link.node)
+        ticket = base64.urlsafe_b64encode(handoff.SerializeToString()).decode()
+        self._offered[ticket] = asked
+        while len(self._offered) > _OFFERS_MAX:
+            del self._offered[next(iter(self._offered))]
+        return ticket
+
+    async def send(self, ticket: str, kv: KVBuffers, what: "Chain | Tokens | None" = None) -> Writer:
+        """The writer that feeds a ticket. Its full blocks are stored too; prefill never waits for the receiver.
+
+        what: the prompt that the ticket was offered for; may be left out by the client that offered it.
+        Raises Refused when handoffs without a receiver fill their budget, TicketInvalid.
+        """
+        handoff = _ticket(ticket)
+        offered = self._offered.get(ticket)
+        if what is None and offered is None:
+            raise InvalidInput("send: the ticket was offered by another client, so the prompt is needed")
+        asked = offered if what is None else self._chain_of(what)
+        assert asked is not None
+        tail = asked.tail_tokens > 0
+        _fits(kv, len(asked) + tail)
+        reply = await self._reserve(asked, ticket=handoff.ticket, tail=tail)
+        return HandoffWriter(self._link, self._copier(), self._executor, asked, kv, 0, reply, tail=tail)
+
+
+def _batches(asked: Chain) -> list[tuple[bytes, ...]]:
+    return [asked.keys[at : at + KEYS_PER_MESSAGE_MAX] for at in range(0, len(asked), KEYS_PER_MESSAGE_MAX)]
+
+
+def _bounded(blocks: int) -> None:
+    if blocks > KEYS_PER_MESSAGE_MAX:
+        raise TooLarge(f"{blocks} blocks in one call are more than {KEYS_PER_MESSAGE_MAX}: use larger blocks")
+
+
+def _ticket(text: str) -> node_pb2.HandoffTicket:
+    try:
+        handoff = node_pb2.HandoffTicket.FromString(base64.urlsafe_b64decode(text))
+    except (ValueError, DecodeError) as error:
+        raise TicketInvalid("not a handoff ticket") from error
+    if len(handoff.ticket) != 16:
+        raise TicketInvalid("not a handoff ticket")
+    return handoff
+
+
+def _milliseconds(name: str, seconds: float) -> int:
+    if not 0 <= seconds < 2**32:
+        raise InvalidInput(f"{name}: {seconds} is no number of seconds from 0 up")
+    return math.ceil(seconds * 1000)
+
+
+def _ttl_ms(ttl_s: float | None) -> int:
+    """0 on the wire: the namespace's, or the node's."""
+    if ttl_s is not None and not ttl_s > 0:
+        raise InvalidInput(f"ttl_s: {ttl_s} is no time to live")
+    return 0 if ttl_s is None else _milliseconds("ttl_s", ttl_s)
+
+
+def _fits(kv: KVBuffers, blocks: int, writable: bool = False) -> None:
+    if kv.blocks < blocks:
+        raise BufferMismatch(f"the buffers hold {kv.blocks} blocks, the chain has {blocks}")
+    if writable and not kv.writable:
+        raise BufferMismatch("the buffers are read-only")
+
+
+async def _undo(writer: Writer) -> None:
+    """Gives a lease back although the caller was cancelled; what cannot be told ends with the lease."""
+    undo = asyncio.ensure_future(writer.abort())
+    await asyncio.wait({undo}, timeout=1.0)
+    if undo.done() and not undo.cancelled():
+        undo.exception()

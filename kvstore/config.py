@@ -1,0 +1,150 @@
+"""Configuration: frozen dataclasses. Every default is written here and nowhere else; the CLI reads them off the fields.
+
+A TOML file has one table per class: [control], [node] with [node.compute] and [node.storage], [client]. Options of the
+command line lie over it.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from kvstore.errors import ConfigError
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A field whose text the CLI shows."""
+    if isinstance(default, list | dict | set):
+        raise TypeError("defaults must be immutable")
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, slots=True)
+class FabricConfig:
+    """One network interface's data plane (design: one context per NIC)."""
+
+    kind: str = option("auto", "ucx, loopback, or auto: ucx where it is installed")
+    device: str = option("", "network device, as UCX names it (eth1, mlx5_0:1); empty: every device")
+    transports: str = option("tcp", "UCX transports (UCX_TLS); on InfiniBand or RoCE: rc,tcp. 'auto': UCX chooses")
+    rails_max: int = option(0, "rails of one rendezvous message; 0: one over TCP, UCX's default elsewhere")
+    segment_bytes: int = option(128 * 1024, "segment of the TCP transport")
+    error_handling: bool = option(True, "detect a dead peer; without it its operations hang")
+    cuda: bool = option(False, "device memory in messages (adds cuda_copy and cuda_ipc)")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """The control plane."""
+
+    listen: str = option("127.0.0.1:0", "host:port or unix:path to listen on; port 0 picks a free one")
+    index_path: str = option("", "directory of the LMDB index; empty: a temporary one")
+    index_bytes_max: int = option(16 * GIB, "upper bound of the index file (virtual, not reserved)")
+    heartbeat_ms: int = option(500, "how often nodes report")
+    node_lost_ms: int = option(2000, "silence after which a node's locations are no longer answered")
+    address_file: str = option("", "write the address here once listening")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """A node: the owner of slots."""
+
+    node_id: str = option("", "name in the cluster; empty: host name and process id")
+    listen: str = option("127.0.0.1:0", "host:port for other nodes and operators")
+    socket: str = option("", "path of the unix socket for engines on this host; empty: a temporary one")
+    control: str = option("", "address of the control plane; empty: none, only local matches")
+    roles: tuple[str, ...] = option((), "prefill, decode, storage; for display and for choosing helpers")
+    dram_bytes: int = option(1 * GIB, "capacity of the DRAM tier")
+    hbm_bytes: int = option(0, "capacity of the HBM tier; 0: none")
+    slab_bytes: int = option(64 * MIB, "unit in which a tier's memory is given to a size class")
+    landing_bytes_max: int = option(256 * MIB, "staging memory of loads from other nodes")
+    parking_bytes_max: int = option(512 * MIB, "memory of handoffs whose receiver has not come")
+    pinned_bytes_max: int = option(0, "bytes that readers may keep pinned past their hold; 0: half of the tier")
+    piece_bytes: int = option(4 * MIB, "unit of a transfer; rounded to whole granules")
+    lane_bytes_max: int = option(32 * MIB, "bytes in flight per lane")
+    ttl_ms: int = option(30 * 60 * 1000, "how long a block lives; sliding")
+    lease_ms: int = option(10_000, "how long an unfinished put may be silent")
+    hold_ms_max: int = option(60_000, "longest hold of a reader; past it the slot may be revoked under pressure")
+    tick_ms: int = option(100, "pace of expiry and lease checks")
+    publish_ms: int = option(20, "longest delay before a stored block is told to the control plane")
+    progress_ms: int = option(300, "a peer that moves no byte for this long is given up")
+    connect_ms: int = option(1000, "time to reach another process")
+    hugepages: bool = option(True, "ask for huge pages")
+    address_file: str = option("", "write the addresses here once listening (JSON)")
+    compute: FabricConfig = field(default_factory=FabricConfig, metadata={"help": "compute NIC: engine to engine"})
+    storage: FabricConfig | None = field(default=None, metadata={"help": "storage NIC; none: the compute NIC is both"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """A client in an engine's process."""
+
+    deadline_ms: int = option(10_000, "default deadline of a call")
+    connect_ms: int = option(2000, "time to reach the node or the control plane")
+    match_ms: int = option(1000, "deadline of a match")
+    verify: bool = option(True, "verify checksums of what is loaded, and make those of what is stored")
+    copy_threads: int = option(1, "threads that copy between mapped slots and the engine's buffers")
+    group_layers: int = option(0, "layers of one layer group of a load; 0: an eighth, at least 4 MiB of a block")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a file can say."""
+
+    control: ControlConfig = field(default_factory=ControlConfig)
+    node: NodeConfig = field(default_factory=NodeConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a TOML file. Raises ConfigError with the place and a suggestion."""
+        try:
+            with open(path, "rb") as file:
+                tables = tomllib.load(file)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        except ValueError as error:  # no TOML, or no UTF-8
+            raise ConfigError(f"{path}: {error}") from error
+        return overlay(cls(), tables)
+
+
+T = TypeVar("T")
+
+
+def overlay(config: T, values: Mapping[str, Any], place: str = "") -> T:
+    """A copy of a config with `values` (nested mappings) laid over it.
+
+    Raises ConfigError for an unknown name, with the nearest known one, and for a value of another type.
+    """
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
+    known = {f.name: f for f in dataclasses.fields(config)}
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        where = f"{place}.{name}" if place else name
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"unknown setting {where!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+        changes[name] = _accepted(getattr(config, name), value, where)
+    return dataclasses.replace(config, **changes)
+
+
+def _accepted(current: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(current) or current is None:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: a table is needed, not {value!r}")
+        return overlay(current if current is not None else FabricConfig(), value, where)
+    if isinstance(current, tuple):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{where}: a list of strings is needed, not {value!r}")
+        return tuple(value)
+    if isinstance(value, bool) != isinstance(current, bool) or not isinstance(value, type(current)):
+        raise ConfigError(f"{where}: {type(current).__name__} is needed, not {value!r}")
+    if isinstance(value, int) and value < 0:
+        raise ConfigError(f"{where}: must not be negative: {value}")
+    return value

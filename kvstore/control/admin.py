@@ -1,0 +1,101 @@
+"""The gRPC border of `Admin`: what operators ask. Nodes are asked where they know better."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+
+from kvstore.blocks.keys import KEY_BYTES
+from kvstore.control import wire
+from kvstore.control.directory import Directory, NodeState
+from kvstore.control.index.base import Index
+from kvstore.control.service import MatchCounters
+from kvstore.errors import NodeUnavailable, TooLarge
+from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+from kvstore.rpc.channel import caller, open_channel
+from kvstore.rpc.status import from_rpc, unary
+
+NODE_DEADLINE_S = 1.0
+CHECK_DEADLINE_S = 30.0
+"""Of a node that recounts everything."""
+NODES_ASKED_AT_ONCE = 64
+LISTED_LOCATIONS_MAX = 100_000
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """Reads only. `clock` gives milliseconds since 1970."""
+
+    def __init__(self, index: Index, directory: Directory, counters: MatchCounters, clock: Callable[[], int]) -> None:
+        self._index = index
+        self._directory = directory
+        self._counters = counters
+        self._clock = clock
+        self._asking = asyncio.Semaphore(NODES_ASKED_AT_ONCE)
+
+    @unary
+    async def Stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsReply:
+        usages = await asyncio.gather(*(self._usage(state, request.check) for state in self._directory.nodes()))
+        return admin_pb2.StatsReply(
+            indexed_blocks=await self._index.blocks(),
+            indexed_locations=sum(record.locations for record in await self._index.nodes()),
+            matches=self._counters.matches,
+            matched_blocks=self._counters.matched_blocks,
+            asked_blocks=self._counters.asked_blocks,
+            nodes=usages,
+        )
+
+    @unary
+    async def Nodes(self, request: admin_pb2.NodesRequest, context: Any) -> admin_pb2.NodesReply:
+        locations = {record.ref: record.locations for record in await self._index.nodes()}
+        now_ms = self._clock()
+        return admin_pb2.NodesReply(
+            nodes=[
+                admin_pb2.NodeState(
+                    address=state.address,
+                    roles=state.roles,
+                    alive=self._directory.alive(state, now_ms),
+                    silent_ms=max(0, now_ms - state.heard_ms),
+                    locations=locations.get(state.ref, 0),
+                )
+                for state in self._directory.nodes()
+            ]
+        )
+
+    @unary
+    async def PrefixBlocks(self, request: admin_pb2.PrefixBlocksRequest, context: Any) -> admin_pb2.PrefixBlocksReply:
+        wire.check_namespace(request.namespace_id)
+        asked_blocks = wire.check_keys(request.keys)
+        found = await self._index.lookup(request.keys, prefix=False)
+        if len(found) > LISTED_LOCATIONS_MAX:
+            raise TooLarge(f"{len(found)} locations are more than {LISTED_LOCATIONS_MAX}; ask for fewer blocks")
+        now_ms = self._clock()
+        blocks = [
+            admin_pb2.BlockLocations(key=request.keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]) for i in range(asked_blocks)
+        ]
+        columns = zip(
+            found.block.tolist(), found.entries.tolist(), found.tier.tolist(), found.deadline_ms.tolist(), strict=True
+        )
+        for block, (ref, rank, count, _), tier, deadline_ms in columns:
+            state = self._directory.by_ref(ref)
+            blocks[block].locations.add(
+                node_id=state.address.node_id if state is not None else "",
+                alive=self._directory.answerable(ref, now_ms),
+                tier=tier,
+                shard=types_pb2.Shard(rank=rank, count=count),
+                remaining_ms=min(max(0, deadline_ms - now_ms), 2**32 - 1),
+            )
+        return admin_pb2.PrefixBlocksReply(blocks=blocks)
+
+    async def _usage(self, state: NodeState, check: bool) -> admin_pb2.NodeUsage:
+        node_id = state.address.node_id
+        async with self._asking, open_channel(state.address.grpc) as channel:
+            try:
+                usage = await node_pb2_grpc.NodeStub(channel).Usage(
+                    node_pb2.UsageRequest(caller=caller("control plane"), check=check),
+                    timeout=CHECK_DEADLINE_S if check else NODE_DEADLINE_S,
+                )
+            except grpc.aio.AioRpcError as error:
+                why = from_rpc(error, NodeUnavailable, node_id)
+                return admin_pb2.NodeUsage(node_id=node_id, reachable=False, error=str(why))
+        return admin_pb2.NodeUsage(node_id=node_id, reachable=True, usage=usage)

@@ -1,0 +1,121 @@
+"""The control plane as a whole: index, directory, gRPC server and tick, started and stopped together."""
+
+import asyncio
+import logging
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvstore.config import ControlConfig
+from kvstore.control.admin import AdminService
+from kvstore.control.clock import Clock
+from kvstore.control.directory import Directory
+from kvstore.control.index.base import Index
+from kvstore.control.index.lmdb import LmdbIndex
+from kvstore.control.service import ControlService
+from kvstore.control.sweeper import Sweeper
+from kvstore.errors import ConfigError, KVStoreError
+from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc
+from kvstore.rpc.address_file import write_address
+from kvstore.rpc.channel import make_server
+
+_GRACE_S = 1.0
+_SERVICES = (
+    control_pb2.DESCRIPTOR.services_by_name["Control"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
+)
+log = logging.getLogger(__name__)
+
+
+async def serve(config: ControlConfig) -> "ControlServer":
+    """Starts a control plane on the running event loop and returns once it answers.
+
+    Raises ConfigError when it cannot listen there or the index cannot be used.
+    """
+    index = LmdbIndex(config.index_path, config.index_bytes_max)
+    try:
+        server = await ControlServer.start(config, index)
+    except BaseException:
+        await index.close()
+        raise
+    write_address(config.address_file, server.address)
+    return server
+
+
+class ControlServer:
+    """A running control plane. `address`: host:port or unix:path, the port as it was chosen."""
+
+    def __init__(
+        self, address: str, server: grpc.aio.Server, health_: health.aio.HealthServicer, index: Index, tick: "Tick"
+    ) -> None:
+        self.address = address
+        self._server = server
+        self._health = health_
+        self._index = index
+        self._tick = asyncio.create_task(tick.run(), name="control tick")
+
+    @classmethod
+    async def start(cls, config: ControlConfig, index: Index) -> "ControlServer":
+        """Serves `index`, which the server closes when it stops."""
+        clock = Clock()
+        directory = Directory(config.node_lost_ms, await index.nodes(), clock())
+        server = make_server()
+        control = ControlService(config, index, directory, clock)
+        control_pb2_grpc.add_ControlServicer_to_server(control, server)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(index, directory, control.counters, clock), server)
+        health_ = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_, server)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = _bind(server, config.listen)
+        await server.start()
+        for service in ("", *_SERVICES):
+            await health_.set(service, health_pb2.HealthCheckResponse.SERVING)
+        log.info("control plane on %s", address)
+        tick = Tick(config, directory, Sweeper(index, directory), clock)
+        return cls(address, server, health_, index, tick)
+
+    async def stop(self) -> None:
+        """Ends: health says so, calls in progress get a second, the index is closed. Idempotent."""
+        self._tick.cancel()
+        await asyncio.gather(self._tick, return_exceptions=True)
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(_GRACE_S)
+        await self._index.close()
+
+    def __repr__(self) -> str:
+        return f"ControlServer({self.address})"
+
+
+class Tick:
+    """What happens by itself, once per heartbeat interval: silent nodes are forgotten, the sweep makes a step."""
+
+    def __init__(self, config: ControlConfig, directory: Directory, sweeper: Sweeper, clock: Clock) -> None:
+        self._interval_s = max(config.heartbeat_ms, 1) / 1000
+        self._directory = directory
+        self._sweeper = sweeper
+        self._clock = clock
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self.once()
+            except KVStoreError as error:  # a full index or disk; the next step may succeed
+                log.warning("control tick: %s", error)
+
+    async def once(self) -> None:
+        now_ms = self._clock()
+        for name in self._directory.expire(now_ms):
+            log.warning("node %s has been silent for too long and is forgotten", name)
+        await self._sweeper.step(now_ms)
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise ConfigError(f"control.listen {listen}: {error}") from error
+    if listen.startswith("unix:"):
+        return listen
+    return f"{listen.rpartition(':')[0]}:{port}"

@@ -1,0 +1,103 @@
+"""The gRPC border of `Control`: checks, asks the index and the directory, answers."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvstore.config import ControlConfig
+from kvstore.control import wire
+from kvstore.control.directory import Directory, NodeState
+from kvstore.control.index.base import Index
+from kvstore.control.prefix import answer
+from kvstore.errors import InvalidInput
+from kvstore.pb import control_pb2, control_pb2_grpc
+from kvstore.rpc.status import unary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class MatchCounters:
+    """Since the start of the control plane."""
+
+    matches: int = 0
+    asked_blocks: int = 0
+    matched_blocks: int = 0
+
+
+class ControlService(control_pb2_grpc.ControlServicer):
+    """Serves one index and one directory. `clock` gives milliseconds since 1970."""
+
+    def __init__(self, config: ControlConfig, index: Index, directory: Directory, clock: Callable[[], int]) -> None:
+        self._config = config
+        self._index = index
+        self._directory = directory
+        self._clock = clock
+        self.counters = MatchCounters()
+
+    @unary
+    async def Register(self, request: control_pb2.RegisterRequest, context: Any) -> control_pb2.RegisterReply:
+        address = request.address
+        wire.check_address(address)
+        self._directory.check_room(address.node_id)
+        record = await self._index.admit(address.node_id, address.incarnation)
+        known_before = self._directory.registered(address.node_id, address.incarnation) is not None
+        self._directory.register(record.ref, address, request.roles, self._clock())
+        if not known_before:
+            log.info("node %s registered from %s, %d locations known", address.node_id, address.grpc, record.locations)
+        return control_pb2.RegisterReply(
+            node_ref=record.ref, heartbeat_ms=self._config.heartbeat_ms, sequence=record.sequence
+        )
+
+    @unary
+    async def Heartbeat(self, request: control_pb2.HeartbeatRequest, context: Any) -> control_pb2.HeartbeatReply:
+        wire.check_heartbeat(request)
+        load = control_pb2.NodeLoad(lanes=request.lanes)
+        known = self._directory.heartbeat(request.node_id, request.incarnation, load, request.tiers, self._clock())
+        return control_pb2.HeartbeatReply(known=known)
+
+    @unary
+    async def Publish(self, request: control_pb2.PublishRequest, context: Any) -> control_pb2.PublishReply:
+        batch = wire.read_batch(request, self._clock())
+        state = self._directory.registered(request.node_id, request.incarnation)
+        if state is None:
+            return control_pb2.PublishReply(known=False)
+        applied = await self._index.apply(state.ref, batch)
+        return control_pb2.PublishReply(known=applied.known, sequence=applied.sequence)
+
+    @unary
+    async def CompareBuckets(
+        self, request: control_pb2.CompareBucketsRequest, context: Any
+    ) -> control_pb2.CompareBucketsReply:
+        theirs = wire.read_digests(request.digests)
+        state = self._directory.registered(request.node_id, request.incarnation)
+        record = await self._index.node(state.ref) if state is not None else None
+        if record is None:
+            return control_pb2.CompareBucketsReply(known=False)
+        differing = np.flatnonzero(record.digests != theirs).tolist()
+        return control_pb2.CompareBucketsReply(known=True, differing=differing)
+
+    @unary
+    async def Match(self, request: control_pb2.MatchRequest, context: Any) -> control_pb2.MatchReply:
+        wire.check_namespace(request.namespace_id)
+        asked_blocks = wire.check_keys(request.keys)
+        shard_count = wire.check_shard_count(request.shard_count)
+        if asked_blocks == 0:
+            raise InvalidInput("keys: at least one is needed")
+        found = await self._index.lookup(request.keys, prefix=True)
+        now_ms = self._clock()
+        found_answer = answer(
+            found, asked_blocks, shard_count, lambda ref: self._directory.answerable(ref, now_ms), now_ms
+        )
+        self.counters.matches += 1
+        self.counters.asked_blocks += asked_blocks
+        self.counters.matched_blocks += found_answer.blocks
+        return wire.match_reply(found_answer, self._state)
+
+    def _state(self, ref: int) -> NodeState:
+        state = self._directory.by_ref(ref)
+        assert state is not None, "only registered nodes are answerable"
+        return state

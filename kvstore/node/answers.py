@@ -1,0 +1,124 @@
+"""The words in which the catalog answers: places, outcomes, the I/O still to do, and records for the control plane."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kvstore.blocks.state import Outcome, Tier
+from kvstore.policy.slots import Slot
+
+
+class ShardId(NamedTuple):
+    """One rank's part of a block."""
+
+    rank: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a shard
+
+
+class Place(NamedTuple):
+    """Where bytes lie in one slot. `slot` is its index in the slab, `offset` its first byte there."""
+
+    tier: Tier
+    slab_id: int
+    slot: int
+    offset: int
+    slot_bytes: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """outcomes: per block of keys[first:], then per private slot. places: one per GRANTED, in order.
+    retry_after_ns: when another try is worth it; 0 when nothing was REFUSED."""
+
+    lease_id: bytes
+    outcomes: list[Outcome]
+    places: list[Place]
+    retry_after_ns: int
+
+
+class PinnedBlock(NamedTuple):
+    """checksums: as they were committed; empty when none are known."""
+
+    place: Place
+    checksums: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """outcomes, blocks: per wanted key; a block is there where the outcome is READY."""
+
+    pin_id: bytes
+    outcomes: list[Outcome]
+    blocks: list[PinnedBlock | None]
+
+
+class OpenSlab(NamedTuple):
+    """The tier's memory must make this slab."""
+
+    tier: Tier
+    slab_id: int
+    slab_bytes: int
+    slot_bytes: int
+    tenant: str
+
+
+class CloseSlab(NamedTuple):
+    """The tier's memory may drop this slab; nothing refers to it any more."""
+
+    tier: Tier
+    slab_id: int
+
+
+class SetGeneration(NamedTuple):
+    """The generation word of a slot must say this before anybody writes there."""
+
+    tier: Tier
+    slab_id: int
+    slot: int
+    generation: int
+
+
+Action = OpenSlab | CloseSlab | SetGeneration
+
+
+class Record(NamedTuple):
+    """An addition or a withdrawal. An addition of a block that was added before tells its new remaining time."""
+
+    withdraw: bool
+    tier: Tier
+    shard: ShardId
+    namespace_id: bytes
+    key: bytes
+    remaining_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """Numbers of one tier. reserved counts quarantined slots, live those that are only held by pins."""
+
+    tier: Tier
+    capacity_bytes: int
+    slab_bytes: int
+    free_slots: int
+    reserved_slots: int
+    live_slots: int
+    reserved_bytes: int
+    live_bytes: int
+    pins: int
+    leases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the node holds now, and what has happened since it started."""
+
+    tiers: list[TierUsage]
+    counters: Mapping[str, int]
+
+
+def place_of(tier: Tier, slot: Slot) -> Place:
+    """Where a slot is, at its present generation."""
+    slab = slot.slab
+    slot_bytes = slab.size_class.slot_bytes
+    return Place(tier, slab.slab_id, slot.index, slot.index * slot_bytes, slot_bytes, slot.generation)

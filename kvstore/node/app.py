@@ -1,0 +1,236 @@
+"""A node as a whole: put together, started and stopped."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvstore.blocks.state import Tier
+from kvstore.config import NodeConfig
+from kvstore.errors import ConfigError
+from kvstore.node.background import Background
+from kvstore.node.catalog import Catalog
+from kvstore.node.custody import Custody
+from kvstore.node.handoff import Handoffs
+from kvstore.node.holds import Holds
+from kvstore.node.landing import Landing
+from kvstore.node.loads import Loads
+from kvstore.node.neighbours import Neighbours
+from kvstore.node.networks import Networks
+from kvstore.node.placement import Placement
+from kvstore.node.publisher import Publisher
+from kvstore.node.service import NodeService
+from kvstore.node.sessions import Session, Sessions
+from kvstore.node.tiers.base import TierMemory
+from kvstore.node.tiers.dram import DramMemory
+from kvstore.node.tiers.hbm import HbmMemory
+from kvstore.node.transfers import Transfers
+from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.policy.slots import SlotSpace
+from kvstore.rpc.address_file import write_address
+from kvstore.rpc.channel import make_server
+
+log = logging.getLogger(__name__)
+_STOP_GRACE_S = 0.5
+_BIND_ATTEMPTS = 5  # of connect_ms each
+
+
+async def serve(config: NodeConfig, memories: Mapping[Tier, TierMemory] | None = None) -> "NodeServer":
+    """Starts a node. Raises ConfigError for an address that cannot be bound, FabricUnavailable without a data plane.
+
+    memories: of tiers other than DRAM, for tests and for hardware that is absent; HBM is made from the config else.
+    """
+    server = NodeServer(config, dict(memories or {}))
+    try:
+        await server.start()
+    except BaseException:
+        await server.stop()
+        raise
+    return server
+
+
+class NodeServer:
+    """A running node. `address` is for other nodes (host:port), `socket` for engines on this host (unix:path)."""
+
+    def __init__(self, config: NodeConfig, memories: dict[Tier, TierMemory]) -> None:
+        self._config = config
+        self._stopped = False
+        self._scratch: Path | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._server: grpc.aio.Server | None = None
+        self._publisher: Publisher | None = None
+        self.address = ""
+        self.socket = ""
+        self.node_id = config.node_id or f"{socket.gethostname()}-{os.getpid()}"
+        self.incarnation = secrets.randbits(63)
+        self.background = Background()
+        self.neighbours = Neighbours()
+
+        slab_ids = count(1)
+        spaces = {Tier.DRAM: SlotSpace(config.dram_bytes, config.slab_bytes, slab_ids)}
+        dram = DramMemory(hugepages=config.hugepages)
+        memories[Tier.DRAM] = dram
+        if config.hbm_bytes:
+            spaces[Tier.HBM] = SlotSpace(config.hbm_bytes, config.slab_bytes, slab_ids)
+            if Tier.HBM not in memories:
+                memories[Tier.HBM] = HbmMemory.on_device()
+        self.catalog = Catalog(
+            spaces,
+            ttl_ns=config.ttl_ms * 1_000_000,
+            lease_ns=config.lease_ms * 1_000_000,
+            hold_ns_max=config.hold_ms_max * 1_000_000,
+            pinned_bytes_max=config.pinned_bytes_max or config.dram_bytes // 2,
+            new_id=lambda: secrets.token_bytes(16),
+        )
+        self.custody = Custody(self.catalog, memories)
+        self.sessions = Sessions(
+            dram, self.custody.slab_tenant, self._session_ended, bind_ns=_BIND_ATTEMPTS * config.connect_ms * 1_000_000
+        )
+        self.handoffs = Handoffs(self.custody, config.parking_bytes_max)
+        self.holds = Holds(config, self.custody, self.neighbours, self.node_id)
+        self.landing = Landing(self.custody, config.landing_bytes_max)
+        self.placement = Placement(self.custody) if config.hbm_bytes else None
+        self.networks = Networks.open(config)  # last: it is what may fail, and owns threads
+
+    async def start(self) -> None:
+        config = self._config
+        socket_path = self._socket_path()
+        _expect_unserved(socket_path)
+        self._server = make_server()
+        try:
+            port = self._server.add_insecure_port(config.listen)
+            if self._server.add_insecure_port(f"unix:{socket_path}") == 0:
+                raise ConfigError(f"node: cannot listen on unix:{socket_path}")
+        except RuntimeError as error:
+            raise ConfigError(f"node: cannot listen on {config.listen}: {error}") from error
+        if port == 0:
+            raise ConfigError(f"node: cannot listen on {config.listen}")
+        host = config.listen.rpartition(":")[0]
+        self.address = config.listen if config.listen.startswith("unix:") else f"{host}:{port}"
+        self.socket = f"unix:{socket_path}"
+        slab_path = Path(f"{socket_path}.slabs")
+        address = types_pb2.NodeAddress(
+            node_id=self.node_id, incarnation=self.incarnation, grpc=self.address, host=_host_identity()
+        )
+        self._add_services(address, str(slab_path))
+        self.sessions.listen(slab_path)
+        await self._server.start()
+        os.chmod(socket_path, 0o600)
+        if config.control:
+            self._publisher = Publisher(config, address, self.catalog, self.custody.clock, self.networks.loads)
+            self.custody.on_records = self._publisher.add
+            self._publisher.start()
+        self._loops.append(asyncio.create_task(self._sweep()))
+        if self.placement is not None:
+            self._loops.append(asyncio.create_task(self.placement.run()))
+        said = {"address": self.address, "socket": self.socket, "node_id": self.node_id}
+        write_address(config.address_file, json.dumps(said))
+        log.info("node %s serves %s and %s", self.node_id, self.address, self.socket)
+
+    def _add_services(self, address: types_pb2.NodeAddress, slab_socket: str) -> None:
+        assert self._server is not None
+        transfers = Transfers(self._config, self.custody, self.handoffs, self.networks, self.background)
+        loads = Loads(
+            self._config,
+            self.custody,
+            self.landing,
+            self.networks,
+            self.neighbours,
+            self.background,
+            address,
+        )
+        service = NodeService(
+            self._config,
+            self.custody,
+            self.sessions,
+            self.handoffs,
+            self.holds,
+            loads,
+            transfers,
+            self.placement,
+            address,
+            slab_socket,
+        )
+        node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
+        health_service = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, self._server)
+        node_name = node_pb2.DESCRIPTOR.services_by_name["Node"].full_name
+        self.background.spawn(health_service.set(node_name, health_pb2.HealthCheckResponse.SERVING))
+        reflection.enable_server_reflection((node_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def stop(self) -> None:
+        """Ends calls after a short grace, settles transfers, then gives memory back. May be called twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._publisher is not None:
+            await self._publisher.stop()
+        if self._server is not None:
+            await self._server.stop(_STOP_GRACE_S)
+        await self.background.close()
+        self.sessions.close()
+        await self.neighbours.close()
+        await self.networks.close()
+        self.custody.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        elif self.socket:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.socket.removeprefix("unix:"))
+
+    def _socket_path(self) -> Path:
+        if self._config.socket:
+            return Path(self._config.socket.removeprefix("unix:"))
+        self._scratch = Path(tempfile.mkdtemp(prefix="kvstore-"))
+        return self._scratch / "node.sock"
+
+    def _session_ended(self, session: Session) -> None:
+        self.catalog.release_holder(session.holder, self.custody.clock())
+        self.custody.settle()
+        self.handoffs.session_ended(session.holder)
+        self.holds.session_ended(session.holder)
+
+    async def _sweep(self) -> None:
+        """The tick: expiry, leases, tickets. Works at its own pace; one failure does not end it."""
+        while True:
+            await asyncio.sleep(self._config.tick_ms / 1000)
+            try:
+                self.custody.tick()
+                self.sessions.tick(self.custody.clock())
+                self.handoffs.tick()
+            except Exception:
+                log.exception("tick failed")
+
+
+def _expect_unserved(path: Path) -> None:
+    """Binding would take the path from a node that serves there, unseen by it; what a dead one left is nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            pass  # somebody is there, and busy
+        except OSError:
+            return
+    raise ConfigError(f"node: another process serves unix:{path}")
+
+
+def _host_identity() -> str:
+    """Equal for processes that share memory: the kernel's boot id."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()

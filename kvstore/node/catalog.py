@@ -1,0 +1,305 @@
+"""The catalog: sole authority over a node's slots. It decides and never awaits.
+
+Every method is synchronous, does no I/O and knows no clock: what must still be done to memories is queued as actions
+(`take_actions`), what the control plane must be told as records (`take_records`). The caller does the actions of a call
+before it awaits anything; so each decision is atomic and needs no lock. All methods belong to one thread; `now_ns` is
+monotonic. Errors are raised before anything is changed, LeaseLost from `commit` apart.
+
+    policy.slots   slots, slabs, size classes      node.stock   how live blocks come, are touched, and go
+    node.tree      who descends from whom          node.room    takes room from others
+    node.leases    unfinished puts                 node.pins    readers' holds
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.state import Outcome, Tier
+from kvstore.errors import InvalidInput, UnknownNamespace
+from kvstore.node.answers import (
+    Action,
+    CloseSlab,
+    OpenSlab,
+    PinnedBlock,
+    Pins,
+    Place,
+    Record,
+    Reservation,
+    SetGeneration,
+    ShardId,
+    TierUsage,
+    Usage,
+    place_of,
+)
+from kvstore.node.audit import Audit
+from kvstore.node.journal import Journal
+from kvstore.node.leases import LeaseTable
+from kvstore.node.pins import PinTable
+from kvstore.node.reading import Reading
+from kvstore.node.reserve import Reserving, check_shard
+from kvstore.node.room import Room
+from kvstore.node.stock import Stock
+from kvstore.node.tree import OpenNamespace
+from kvstore.policy.slots import Slot, SlotSpace
+from kvstore.policy.ttl import TtlKind, TtlRule
+
+__all__ = [
+    "Action",
+    "Catalog",
+    "CloseSlab",
+    "OpenSlab",
+    "PinnedBlock",
+    "Pins",
+    "Place",
+    "Record",
+    "Reservation",
+    "SetGeneration",
+    "ShardId",
+    "TierUsage",
+    "Usage",
+]
+
+_EXPIRED_PER_TICK_MAX = 4096
+
+
+class Catalog:
+    """Blocks, slots, leases and pins of one node.
+
+    spaces: the slots of each tier. ttl_ns: sliding time of blocks whose namespace has no rule. lease_ns: how long an
+    unfinished put may be silent. hold_ns_max: longest time of a pin. pinned_bytes_max: bytes that same-host readers may
+    keep pinned past their deadline. new_id: 16 bytes that were never given before.
+    """
+
+    def __init__(
+        self,
+        spaces: Mapping[Tier, SlotSpace],
+        *,
+        ttl_ns: int,
+        lease_ns: int,
+        hold_ns_max: int,
+        pinned_bytes_max: int,
+        new_id: Callable[[], bytes],
+    ) -> None:
+        self._rule = TtlRule(TtlKind.SLIDING, ttl_ns)
+        self._counters: Counter[str] = Counter()
+        self._journal = Journal()
+        self._stock = Stock(spaces, self._journal, self._counters)
+        self._pins = PinTable(
+            self._stock, self._counters, hold_ns_max=hold_ns_max, pinned_bytes_max=pinned_bytes_max, new_id=new_id
+        )
+        self._leases = LeaseTable(self._stock, self._counters, lease_ns=lease_ns, new_id=new_id)
+        self._room = Room(self._stock, self._pins)
+        self._reserving = Reserving(self._stock, self._leases, self._pins, self._room, self._counters)
+        self._reading = Reading(self._stock, self._pins)
+        self._landed: dict[tuple[int, int], Slot] = {}
+        self._audit = Audit(self._stock, self._leases, self._pins, self._landed.values())
+
+    # ---- namespaces --------------------------------------------------------------------------------------------------
+
+    def open_namespace(self, namespace_id: bytes, tenant: str, layout: Layout, ttl: TtlRule | None = None) -> None:
+        """Makes a namespace known. Again is allowed, and may bring another `ttl` for later stores.
+
+        Raises InvalidInput when it was opened with another layout or tenant.
+        """
+        known = self._stock.namespaces.get(namespace_id)
+        if known is None:
+            rule = ttl or self._rule
+            self._stock.namespaces[namespace_id] = OpenNamespace(namespace_id, tenant, layout, rule, self._stock.offer)
+            return
+        if known.layout != layout or known.tenant != tenant:
+            raise InvalidInput(f"namespace {namespace_id.hex()} was opened before, with another layout or tenant")
+        if ttl is not None:
+            known.rule = ttl
+
+    def layout(self, namespace_id: bytes) -> Layout:
+        """Raises UnknownNamespace."""
+        return self._namespace(namespace_id).layout
+
+    # ---- puts --------------------------------------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        namespace_id: bytes,
+        shard: ShardId,
+        keys: Sequence[bytes],
+        first: int,
+        holder: str,
+        now_ns: int,
+        *,
+        ttl_ns: int = 0,
+        private_slots: int = 0,
+        tier: Tier = Tier.DRAM,
+    ) -> Reservation:
+        """Slots for the blocks of keys[first:]; keys[:first] are their ancestors. Touches the whole chain.
+
+        Per block: PRESENT (a copy is in the tier; pinned until the lease settles), IN_PROGRESS (another lease writes
+        it), GRANTED or REFUSED. What is granted is the longest prefix that there is room for. Room comes from capacity,
+        expired blocks, eviction and overdue pins (see `room`). Private slots come last; nobody can find them.
+
+        ttl_ns: how long the blocks and at least their ancestors live; 0: the namespace's rule.
+
+        Raises UnknownNamespace; InvalidInput for keys that are not 16 bytes or come twice, `first` beyond the keys, a
+        rank outside its count, a tier that is not here; TooLarge when one slot can never fit.
+        """
+        return self._reserving.reserve(
+            self._namespace(namespace_id), shard, keys, first, holder, now_ns, ttl_ns, private_slots, tier
+        )
+
+    def renew(self, lease_id: bytes, holder: str, now_ns: int) -> None:
+        """The writer gave a sign of life. Raises LeaseLost, PermissionRefused."""
+        self._leases.renew(lease_id, holder, now_ns)
+
+    def commit(
+        self, lease_id: bytes, holder: str, written: Sequence[bool], checksums: Sequence[bytes], now_ns: int
+    ) -> list[Outcome]:
+        """The writer writes no more: what it has written becomes readable, the rest is given back.
+
+        written, checksums: one per GRANTED, private slots included; b"": none known. Outcomes: STORED or CANCELLED. A
+        private slot is given up either way; those who pin it may finish.
+
+        Raises LeaseLost when the lease is unknown or has expired (its slots are FREE then, quarantined ones too);
+        PermissionRefused and InvalidInput change nothing.
+        """
+        return self._leases.commit(lease_id, holder, written, checksums, now_ns)
+
+    def abort(self, lease_id: bytes, holder: str, now_ns: int) -> None:
+        """The writer writes no more, and nothing becomes readable. May come twice. Raises PermissionRefused."""
+        self._leases.abort(lease_id, holder)
+
+    # ---- readers -----------------------------------------------------------------------------------------------------
+
+    def pin(
+        self,
+        namespace_id: bytes,
+        shard: ShardId,
+        keys: Sequence[bytes],
+        wanted: Sequence[bool],
+        holder: str,
+        now_ns: int,
+        deadline_ns: int,
+        prefer: Tier | None = None,
+    ) -> Pins:
+        """Pins one copy of each wanted key that is here: READY, EXPIRED or MISSING. Touches the whole chain.
+
+        prefer: the tier whose copy to take where there is one; the fastest otherwise. The deadline is cut to the
+        longest hold. What it means depends on the holder: see `kvstore.node.pins`. Raises InvalidInput for flags that
+        do not fit the keys and a rank outside its count. An unknown namespace has no blocks.
+        """
+        check_shard(shard)
+        if len(wanted) != len(keys):
+            raise InvalidInput(f"pin: {len(wanted)} flags for {len(keys)} keys")
+        tree = self._stock.tree(namespace_id, shard)
+        return self._reading.pin_chain(tree, keys, wanted, holder, now_ns, deadline_ns, prefer)
+
+    def pin_lease(self, lease_id: bytes, holder: str, now_ns: int, deadline_ns: int) -> Pins:
+        """Pins what an open lease has of its blocks, for a handoff: per outcome of its reservation READY for GRANTED
+        (the private ones too) and PRESENT, the outcome itself for what it does not have. Raises LeaseLost."""
+        return self._reading.pin_lease(self._leases.opened(lease_id, now_ns), holder, now_ns, deadline_ns)
+
+    def unpin(self, pin_id: bytes) -> None:
+        """Ends a pin. May come twice, and after the pin was revoked."""
+        pin = self._pins.table.find(pin_id)
+        if pin is not None:
+            self._pins.end(pin)
+
+    def pin_valid(self, pin_id: bytes) -> bool:
+        """Whether the pin still holds its slots: it was neither ended nor revoked."""
+        return self._pins.table.find(pin_id) is not None
+
+    def release_holder(self, holder: str, now_ns: int) -> None:
+        """The holder's process is dead, or its connection closed: its pins and leases end, quarantine too."""
+        self._leases.release_holder(holder)
+        self._pins.release_holder(holder)
+
+    # ---- loads' landing places ---------------------------------------------------------------------------------------
+
+    def land(self, tenant: str, length: int, now_ns: int) -> Place | None:
+        """A RESERVED slot in DRAM that nobody can find, with room found as `reserve` does; None: no room now.
+
+        It stays until `unland`. Raises InvalidInput for no bytes, TooLarge for more than ever fit.
+        """
+        if length <= 0:
+            raise InvalidInput(f"land: {length} bytes")
+        size_class = self._stock.spaces[Tier.DRAM].size_class(tenant, length)
+        slots = self._room.take(Tier.DRAM, size_class, 1, now_ns)
+        if not slots:
+            self._counters["refused_landings"] += 1
+            return None
+        slot = slots[0]
+        self._landed[slot.slab.slab_id, slot.index] = slot
+        return place_of(Tier.DRAM, slot)
+
+    def unland(self, place: Place) -> None:
+        """Gives a landing place back. No request may be posted on it any more."""
+        slot = self._landed.pop((place.slab_id, place.slot), None)
+        assert slot is not None, f"{place} is no landing place"
+        self._stock.give_up(Tier.DRAM, slot)
+
+    # ---- blocks ------------------------------------------------------------------------------------------------------
+
+    def drop(self, namespace_id: bytes, shard: ShardId, key: bytes, reason: str) -> bool:
+        """Removes a block at once, in all tiers ("corrupt", "purge"); counted as dropped_<reason>. False: not here."""
+        tree = self._stock.tree(namespace_id, shard)
+        block = None if tree is None else tree.blocks.get(key)
+        if block is None or not block.slots:
+            return False
+        self._stock.remove(block, f"dropped_{reason}")
+        return True
+
+    def match(self, namespace_id: bytes, shard_count: int, keys: Sequence[bytes], now_ns: int) -> int:
+        """How many leading keys are live in all shards here. Touches nothing."""
+        if shard_count < 1:
+            raise InvalidInput(f"match: {shard_count} shards")
+        trees = (self._stock.tree(namespace_id, ShardId(rank, shard_count)) for rank in range(shard_count))
+        return self._reading.match(trees, keys, now_ns)
+
+    def tick(self, now_ns: int) -> None:
+        """What time has brought: blocks and remote pins end, leases lapse, same-host pins become revocable, slabs that
+        stood empty are given back. Does a bounded number of blocks at once."""
+        self._leases.lapse_due(now_ns)
+        self._pins.end_due(now_ns)
+        self._stock.expire(now_ns, _EXPIRED_PER_TICK_MAX)
+        self._journal.hash_records()
+        for space in self._stock.spaces.values():
+            space.sweep(now_ns)
+
+    # ---- what is still to do, what others are told -------------------------------------------------------------------
+
+    def take_actions(self) -> list[Action]:
+        """The I/O still to do, in order; to be done before anything is awaited."""
+        return self._journal.take_actions()
+
+    def take_records(self) -> list[Record]:
+        """Additions and withdrawals since the last call, in order."""
+        return self._journal.take_records()
+
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """The digests of all records, per bucket (uint64[256]); see `kvstore.blocks.digest`."""
+        return self._journal.digests()
+
+    def records(self, buckets: Collection[int], now_ns: int) -> list[Record]:
+        """All that is live in some buckets, as additions. Walks the blocks of these buckets."""
+        self._stock.expire(now_ns, self._stock.block_count)
+        return self._journal.recounted(buckets, now_ns)
+
+    @property
+    def block_count(self) -> int:
+        """Live blocks."""
+        return self._stock.block_count
+
+    def usage(self) -> Usage:
+        """Numbers per tier, and counters since the start. Walks the pins and leases."""
+        return self._audit.usage(self._counters)
+
+    def violations(self) -> list[str]:
+        """Everything that should never be, found by a full recount; empty is good. For checks: walks everything."""
+        return self._audit.violations()
+
+    def _namespace(self, namespace_id: bytes) -> OpenNamespace:
+        namespace = self._stock.namespaces.get(namespace_id)
+        if namespace is None:
+            raise UnknownNamespace(f"namespace {namespace_id.hex()} was not opened here")
+        return namespace

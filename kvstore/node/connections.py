@@ -1,0 +1,44 @@
+"""Both ends of a connection between two nodes' fabrics, kept together.
+
+A closed endpoint tells the other side nothing (see `kvstore.fabric.ucx`): an owner would go on pushing into a
+connection that its reader gave up. So a reader counts how often it gave up its connection to an owner, and says the
+count when it opens a transfer; the owner answers a higher count with a fresh connection.
+"""
+
+import weakref
+from collections import Counter, OrderedDict
+
+from kvstore.fabric.base import Fabric, Peer
+
+_READERS_MAX = 1024
+
+
+class Connections:
+    """Belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._given_up: Counter[str] = Counter()
+        self._counted: weakref.WeakSet[Peer] = weakref.WeakSet()
+        self._readers: OrderedDict[bytes, int] = OrderedDict()
+
+    def number(self, owner: str) -> int:
+        """The reader's count for an owner's address."""
+        return self._given_up[owner]
+
+    def give_up(self, owner: str, peer: Peer) -> None:
+        """This side, the reader, has closed or lost its connection to an owner. Loads may share it: counted once."""
+        if peer not in self._counted:
+            self._counted.add(peer)
+            self._given_up[owner] += 1
+
+    async def to_reader(self, fabric: Fabric, address: bytes, number: int) -> Peer:
+        """The owner's connection to a reader, made anew when the reader gave the last one up. Raises InvalidInput."""
+        peer = fabric.connect(address)
+        last = self._readers.pop(address, number)
+        self._readers[address] = max(last, number)
+        if len(self._readers) > _READERS_MAX:
+            self._readers.popitem(last=False)
+        if number > last:
+            await peer.close()
+            peer = fabric.connect(address)
+        return peer

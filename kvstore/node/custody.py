@@ -1,0 +1,71 @@
+"""Custody: the catalog's decisions, carried out.
+
+The catalog decides and returns the memory work still to do; `settle` does it before anything else runs, so no await
+ever lies between a decision and its effect on shared memory. Everything here belongs to the event loop's thread.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.blocks.state import Tier
+from kvstore.fabric.base import Buffer
+from kvstore.node.catalog import Catalog, OpenSlab, Place, Record, SetGeneration
+from kvstore.node.tiers.base import TierMemory
+
+
+class Custody:
+    """One node's catalog and the memory of its tiers."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        memories: Mapping[Tier, TierMemory],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.catalog = catalog
+        self.memories = memories
+        self.clock = clock
+        self.on_records: Callable[[list[Record]], None] = lambda records: None
+        self._tenants: dict[int, str] = {}
+
+    def settle(self) -> None:
+        """Carries out what the catalog decided since the last call."""
+        for action in self.catalog.take_actions():
+            memory = self.memories[action.tier]
+            if isinstance(action, OpenSlab):
+                self._tenants[action.slab_id] = action.tenant
+                memory.open_slab(action.slab_id, action.slab_bytes, action.slot_bytes, action.tenant)
+            elif isinstance(action, SetGeneration):
+                memory.set_generation(action.slab_id, action.slot, action.generation)
+            else:
+                del self._tenants[action.slab_id]
+                memory.close_slab(action.slab_id)
+        records = self.catalog.take_records()
+        if records:
+            self.on_records(records)
+
+    def slab_tenant(self, slab_id: int) -> str:
+        """Raises KeyError for a slab that is not open."""
+        return self._tenants[slab_id]
+
+    def view(self, place: Place, offset: int, length: int) -> Buffer:
+        """The bytes of a place, for the fabric."""
+        return self.memories[place.tier].view(place.slab_id, place.offset + offset, length)
+
+    def read(self, place: Place, offset: int, length: int) -> npt.NDArray[np.uint8]:
+        """A copy in host memory; blocks, so call it from a thread, under a pin."""
+        out = np.empty(length, np.uint8)
+        self.memories[place.tier].read(place.slab_id, place.offset + offset, out)
+        return out
+
+    def tick(self) -> None:
+        """Expiry and leases; called by the sweeper."""
+        self.catalog.tick(self.clock())
+        self.settle()
+
+    def close(self) -> None:
+        for memory in self.memories.values():
+            memory.close()

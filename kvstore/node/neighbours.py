@@ -1,0 +1,33 @@
+"""Channels to the other nodes, one each, opened when first needed."""
+
+import grpc.aio
+
+from kvstore.pb import node_pb2_grpc
+from kvstore.rpc.channel import open_channel
+
+_CHANNELS_MAX = 1024
+
+
+class Neighbours:
+    """Belongs to the event loop. The least recently used channel is closed beyond a bound."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, tuple[grpc.aio.Channel, node_pb2_grpc.NodeAsyncStub]] = {}
+        self._retired: list[grpc.aio.Channel] = []
+
+    def stub(self, address: str) -> "node_pb2_grpc.NodeAsyncStub":
+        entry = self._channels.pop(address, None)
+        if entry is None:
+            channel = open_channel(address, watched=True)
+            entry = (channel, node_pb2_grpc.NodeStub(channel))
+        self._channels[address] = entry
+        if len(self._channels) > _CHANNELS_MAX:
+            oldest = next(iter(self._channels))
+            self._retired.append(self._channels.pop(oldest)[0])
+        return entry[1]
+
+    async def close(self) -> None:
+        for channel in [*self._retired, *(channel for channel, _ in self._channels.values())]:
+            await channel.close()
+        self._channels.clear()
+        self._retired.clear()

@@ -1,0 +1,39 @@
+"""Pieces: how a load is cut. Pure.
+
+A piece is one block × a range of layers, whole granules, at most about `piece_bytes`. Pieces go layer group first, so
+that the first layers of all blocks arrive before the last layers of any.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kvstore.blocks.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """block: index in the load. Offset and length in bytes of the block."""
+
+    block: int
+    first_layer: int
+    layers: int
+    offset: int
+    length: int
+
+
+def layer_ranges(layout: Layout, groups: Sequence[tuple[int, int]], piece_bytes: int) -> list[list[tuple[int, int]]]:
+    """For each layer group, the (first layer, layer count) ranges of its pieces."""
+    step = max(1, piece_bytes // layout.granule_bytes) * layout.granule_layers
+    return [
+        [(layer, min(step, first + count - layer)) for layer in range(first, first + count, step)]
+        for first, count in groups
+    ]
+
+
+def cut(layout: Layout, groups: Sequence[tuple[int, int]], blocks: Sequence[int], piece_bytes: int) -> Iterator[Piece]:
+    """The pieces of some blocks of a load, in the order in which they are wanted."""
+    for ranges in layer_ranges(layout, groups, piece_bytes):
+        for block in blocks:
+            for first_layer, layers in ranges:
+                offset, length = layout.layer_range(first_layer, layers)
+                yield Piece(block, first_layer, layers, offset, length)

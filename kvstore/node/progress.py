@@ -1,0 +1,45 @@
+"""The progress deadline: an end of a transfer that moves nothing for too long is given up.
+
+UCX tells of a peer whose process ended, not of one that is stopped or cut off. Both ends watch: the reader gives up an
+owner that pushes nothing, the owner a reader that takes nothing and would hold up everybody else's lane.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from kvstore.node.lanes import Lane
+
+_CHECKS = 6  # within the deadline
+_SLOW_FACTOR = 3
+
+
+class Progress:
+    """Of one transfer. busy: whether an operation is under way. Belongs to the event loop."""
+
+    def __init__(self, deadline_ms: int, lane: Lane, busy: Callable[[], bool], clock: Callable[[], int]) -> None:
+        self._deadline_ns = deadline_ms * 1_000_000
+        self._lane = lane
+        self._busy = busy
+        self._clock = clock
+        self._moves = 0
+
+    def note(self) -> None:
+        """Bytes have moved, or the first operation after a rest has begun."""
+        self._moves += 1
+
+    async def stalled(self) -> int:
+        """Returns, with the milliseconds that were allowed, once nothing has moved for so long."""
+        interval_ns = self._deadline_ns // _CHECKS
+        quiet_ns = seen = 0
+        while True:
+            began_ns = self._clock()
+            await asyncio.sleep(interval_ns / 1e9)
+            if not self._busy() or self._moves != seen:
+                quiet_ns, seen = 0, self._moves
+                continue
+            # A process that was stopped itself, or busy, has not listened meanwhile: that time counts once.
+            quiet_ns += min(self._clock() - began_ns, 2 * interval_ns)
+            # A slow lane is not a dead one: what is in flight may take its time at the rate seen so far.
+            expected_ns = int(_SLOW_FACTOR * self._lane.in_flight_bytes / self._lane.bytes_per_s * 1e9)
+            if quiet_ns > self._deadline_ns + expected_ns:
+                return (self._deadline_ns + expected_ns) // 1_000_000

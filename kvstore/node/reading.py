@@ -1,0 +1,94 @@
+"""What readers find, and what their pins get."""
+
+from collections.abc import Iterable, Sequence
+
+from kvstore.blocks.state import Outcome, Tier
+from kvstore.node.answers import PinnedBlock, Pins, place_of
+from kvstore.node.leases import Lease
+from kvstore.node.pins import PinTable
+from kvstore.node.stock import Stock
+from kvstore.node.tree import Block, Tree
+from kvstore.policy.slots import Slot
+
+Copy = tuple[Tier, Slot]
+
+
+class Reading:
+    """Looks blocks up, and pins what is there in the same decision."""
+
+    def __init__(self, stock: Stock, pins: PinTable) -> None:
+        self._stock = stock
+        self._pins = pins
+
+    def pin_chain(
+        self,
+        tree: Tree | None,
+        keys: Sequence[bytes],
+        wanted: Sequence[bool],
+        holder: str,
+        now_ns: int,
+        deadline_ns: int,
+        prefer: Tier | None,
+    ) -> Pins:
+        """Pins the preferred or else the fastest copy of each wanted block, and touches the whole chain.
+
+        No tree, no blocks.
+        """
+        blocks: dict[bytes, Block] = {} if tree is None else tree.blocks
+        found = [_readable(blocks.get(key), now_ns) for key, want in zip(keys, wanted, strict=True) if want]
+        if tree is not None:
+            self._stock.touch(tree, keys, now_ns)
+        return self._pinned(
+            [outcome for outcome, _ in found],
+            [None if block is None else _copy(block, prefer) for _, block in found],
+            holder,
+            now_ns,
+            deadline_ns,
+        )
+
+    def pin_lease(self, lease: Lease, holder: str, now_ns: int, deadline_ns: int) -> Pins:
+        """Pins what a lease has of its blocks: GRANTED ones, also private, and PRESENT ones."""
+        granted = ((lease.tier, slot) for slot in lease.slots)
+        present = iter(lease.presents)
+        copies: list[Copy | None] = []
+        for outcome in lease.outcomes:
+            if outcome is Outcome.GRANTED:
+                copies.append(next(granted))
+            else:
+                copies.append(next(present) if outcome is Outcome.PRESENT else None)
+        outcomes = [
+            outcome if copy is None else Outcome.READY for outcome, copy in zip(lease.outcomes, copies, strict=True)
+        ]
+        return self._pinned(outcomes, copies, holder, now_ns, deadline_ns)
+
+    def match(self, trees: Iterable[Tree | None], keys: Sequence[bytes], now_ns: int) -> int:
+        """How many leading keys are live in all trees. Touches nothing."""
+        length = len(keys)
+        for tree in trees:
+            blocks: dict[bytes, Block] = {} if tree is None else tree.blocks
+            missing = (i for i in range(length) if _readable(blocks.get(keys[i]), now_ns)[1] is None)
+            length = next(missing, length)
+        return length
+
+    def _pinned(
+        self, outcomes: list[Outcome], copies: Sequence[Copy | None], holder: str, now_ns: int, deadline_ns: int
+    ) -> Pins:
+        pin_id = self._pins.add([copy for copy in copies if copy is not None], holder, now_ns, deadline_ns)
+        return Pins(pin_id, outcomes, [None if copy is None else _pinned_block(*copy) for copy in copies])
+
+
+def _readable(block: Block | None, now_ns: int) -> tuple[Outcome, Block | None]:
+    if block is None or not block.slots:
+        return Outcome.MISSING, None
+    if block.deadline_ns <= now_ns:
+        return Outcome.EXPIRED, None
+    return Outcome.READY, block
+
+
+def _copy(block: Block, prefer: Tier | None) -> Copy:
+    return next((copy for copy in block.slots if copy[0] is prefer), block.slots[0])
+
+
+def _pinned_block(tier: Tier, slot: Slot) -> PinnedBlock:
+    # A granted slot has no block yet, so no checksums that anybody knows.
+    return PinnedBlock(place_of(tier, slot), b"" if slot.owner is None else slot.owner.checksums)

@@ -1,0 +1,324 @@
+"""The node's gRPC border: messages in, decisions and movement behind, messages out."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc.aio
+
+from kvstore.blocks.layout import Layout, layout_from_fields
+from kvstore.blocks.namespace import HASH_SCHEME, Namespace
+from kvstore.blocks.state import Outcome
+from kvstore.config import NodeConfig
+from kvstore.errors import InvalidInput, PermissionRefused
+from kvstore.node.catalog import Place, ShardId
+from kvstore.node.custody import Custody
+from kvstore.node.handoff import CHECKSUM_BYTES, Handoffs
+from kvstore.node.holds import Holds
+from kvstore.node.loads import Loads
+from kvstore.node.placement import Placement
+from kvstore.node.sessions import Session, Sessions
+from kvstore.node.transfers import Transfers
+from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.policy.ttl import TtlKind, TtlRule
+from kvstore.rpc.enums import pb_tier
+from kvstore.rpc.keys import keys_of
+from kvstore.rpc.status import streaming, unary
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """Belongs to the event loop."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        custody: Custody,
+        sessions: Sessions,
+        handoffs: Handoffs,
+        holds: Holds,
+        loads: Loads,
+        transfers: Transfers,
+        placement: Placement | None,
+        address: types_pb2.NodeAddress,
+        slab_socket: str,
+    ) -> None:
+        self._config = config
+        self._custody = custody
+        self._sessions = sessions
+        self._handoffs = handoffs
+        self._holds = holds
+        self._loads = loads
+        self._transfers = transfers
+        self._placement = placement
+        self._address = address
+        self._slab_socket = slab_socket
+        self._tenants: dict[bytes, str] = {}
+
+    # ---- sessions and namespaces -----------------------------------------------------------------------------------
+
+    @unary
+    async def Attach(self, request: node_pb2.AttachRequest, context: Context) -> node_pb2.AttachReply:
+        if not request.tenant:
+            raise InvalidInput("attach: a tenant is needed")
+        session = self._sessions.attach(request.pid, request.tenant, request.read_only)
+        return node_pb2.AttachReply(
+            session_id=session.id,
+            slab_socket=self._slab_socket,
+            node=self._address,
+            control=self._config.control,
+            lease_ms=self._config.lease_ms,
+        )
+
+    @unary
+    async def OpenNamespace(
+        self, request: node_pb2.OpenNamespaceRequest, context: Context
+    ) -> node_pb2.OpenNamespaceReply:
+        session = self._sessions.get(request.session_id)
+        layout, namespace = _layout(request.layout), _namespace(request.namespace)
+        if namespace.layout_fingerprint != layout.fingerprint:
+            raise InvalidInput("namespace: the layout's fingerprint is not the namespace's")
+        if namespace.tenant != session.tenant:
+            raise PermissionRefused(f"the session is of tenant {session.tenant!r}, not {namespace.tenant!r}")
+        kind = TtlKind.FIXED if request.ttl_kind == types_pb2.TTL_FIXED else TtlKind.SLIDING
+        rule = TtlRule(kind, request.ttl_ms * 1_000_000) if request.ttl_ms else None
+        self._custody.catalog.open_namespace(namespace.id, namespace.tenant, layout, rule)
+        self._tenants[namespace.id] = namespace.tenant
+        return node_pb2.OpenNamespaceReply(namespace_id=namespace.id, granule_bytes=layout.granule_bytes)
+
+    def _caller(self, session_id: bytes, namespace_id: bytes) -> Session:
+        """The session of a call on a namespace; refused on another tenant's."""
+        session = self._sessions.get(session_id)
+        tenant = self._tenants.get(namespace_id)
+        if tenant is not None and tenant != session.tenant:
+            raise PermissionRefused("the namespace is of another tenant")
+        return session
+
+    # ---- put -------------------------------------------------------------------------------------------------------
+
+    @unary
+    async def Reserve(self, request: node_pb2.ReserveRequest, context: Context) -> node_pb2.ReserveReply:
+        session = self._caller(request.session_id, request.namespace_id)
+        if session.read_only:
+            raise PermissionRefused("the session is read-only")
+        keys = keys_of(request.keys)
+        if request.ticket:
+            return self._feed(request, keys, session)
+        if request.tail:
+            raise InvalidInput("reserve: a tail needs a ticket")
+        catalog = self._custody.catalog
+        reservation = catalog.reserve(
+            request.namespace_id,
+            ShardId(request.shard_rank, request.shard_count),
+            keys,
+            request.first,
+            session.holder,
+            self._custody.clock(),
+            ttl_ns=request.ttl_ms * 1_000_000,
+        )
+        self._custody.settle()
+        self._watch(reservation.lease_id, request, keys)
+        return self._reserved(
+            reservation.lease_id, reservation.outcomes, reservation.places, reservation.retry_after_ns
+        )
+
+    def _feed(self, request: node_pb2.ReserveRequest, keys: list[bytes], session: Session) -> node_pb2.ReserveReply:
+        handoff, outcomes = self._handoffs.feed(
+            request.ticket,
+            request.namespace_id,
+            ShardId(request.shard_rank, request.shard_count),
+            keys,
+            request.tail,
+            session.holder,
+        )
+        places = [handoff.blocks[block].place for block in handoff.granted]
+        self._watch(handoff.lease_id, request, keys)
+        return self._reserved(handoff.lease_id, outcomes, places, 0)
+
+    def _watch(self, lease_id: bytes, request: node_pb2.ReserveRequest, keys: list[bytes]) -> None:
+        if self._placement is not None:
+            shard = ShardId(request.shard_rank, request.shard_count)
+            self._placement.reserved(lease_id, request.namespace_id, shard, keys)
+
+    def _reserved(
+        self, lease_id: bytes, outcomes: Sequence[Outcome], places: Sequence[Place], retry_after_ns: int
+    ) -> node_pb2.ReserveReply:
+        return node_pb2.ReserveReply(
+            lease_id=lease_id,
+            outcomes=bytes(outcomes),
+            slab_ids=[place.slab_id for place in places],
+            offsets=[place.offset for place in places],
+            generations=[place.generation for place in places],
+            retry_after_ms=-(-retry_after_ns // 1_000_000),
+            lease_ms=self._config.lease_ms,
+        )
+
+    @unary
+    async def MarkLayers(self, request: node_pb2.MarkLayersRequest, context: Context) -> node_pb2.MarkLayersReply:
+        session = self._sessions.get(request.session_id)
+        self._custody.catalog.renew(request.lease_id, session.holder, self._custody.clock())
+        handoff = self._handoffs.of_lease(request.lease_id)
+        if handoff is not None:
+            self._handoffs.mark(handoff, request.layers, request.checksums)
+        return node_pb2.MarkLayersReply()
+
+    @unary
+    async def Commit(self, request: node_pb2.CommitRequest, context: Context) -> node_pb2.CommitReply:
+        session = self._sessions.get(request.session_id)
+        handoff = self._handoffs.of_lease(request.lease_id)
+        written = [bool(flag) for flag in request.written]
+        if handoff is not None:
+            outcomes = self._handoffs.commit(handoff, session.holder, written)
+        else:
+            outcomes = self._commit(request.lease_id, session.holder, written, _split(request.checksums, written))
+        if self._placement is not None:
+            self._placement.committed(request.lease_id)
+        return node_pb2.CommitReply(outcomes=bytes(outcomes))
+
+    def _commit(
+        self, lease_id: bytes, holder: str, written: Sequence[bool], checksums: Sequence[bytes]
+    ) -> list[Outcome]:
+        try:
+            return self._custody.catalog.commit(lease_id, holder, written, checksums, self._custody.clock())
+        finally:
+            self._custody.settle()
+
+    @unary
+    async def Abort(self, request: node_pb2.AbortRequest, context: Context) -> node_pb2.AbortReply:
+        session = self._sessions.get(request.session_id)
+        handoff = self._handoffs.of_lease(request.lease_id)
+        self._custody.catalog.abort(request.lease_id, session.holder, self._custody.clock())
+        self._custody.settle()
+        if handoff is not None:
+            self._handoffs.fail(handoff)
+        return node_pb2.AbortReply()
+
+    # ---- match, hold, offer, load ------------------------------------------------------------------------------------
+
+    @unary
+    async def LocalMatch(self, request: node_pb2.LocalMatchRequest, context: Context) -> node_pb2.LocalMatchReply:
+        blocks = self._custody.catalog.match(
+            request.namespace_id, max(1, request.shard_count), keys_of(request.keys), self._custody.clock()
+        )
+        return node_pb2.LocalMatchReply(blocks=blocks)
+
+    @unary
+    async def Hold(self, request: node_pb2.HoldRequest, context: Context) -> node_pb2.HoldReply:
+        session = self._caller(request.session_id, request.namespace_id)
+        return await self._holds.hold(request, keys_of(request.keys), session)
+
+    @unary
+    async def Offer(self, request: node_pb2.OfferRequest, context: Context) -> node_pb2.OfferReply:
+        session = self._caller(request.session_id, request.namespace_id)
+        handoff = self._handoffs.offer(
+            request.namespace_id,
+            ShardId(request.shard_rank, request.shard_count),
+            keys_of(request.keys),
+            request.tail_tokens > 0,
+            self._custody.clock() + request.deadline_ms * 1_000_000,
+            session.holder,
+        )
+        return node_pb2.OfferReply(ticket=handoff.ticket)
+
+    @streaming
+    def Load(self, requests: AsyncIterator[node_pb2.LoadUp], context: Context) -> AsyncIterator[node_pb2.LoadDown]:
+        return self._loads.serve(requests, self._caller)
+
+    # ---- other nodes -----------------------------------------------------------------------------------------------
+
+    @unary
+    async def Pin(self, request: node_pb2.PinRequest, context: Context) -> node_pb2.PinReply:
+        now_ns = self._custody.clock()
+        hold_ms = min(request.hold_ms, self._config.hold_ms_max)
+        pins = self._custody.catalog.pin(
+            request.namespace_id,
+            ShardId(request.shard_rank, request.shard_count),
+            keys_of(request.keys),
+            [bool(flag) for flag in request.wanted],
+            f"remote:{secrets.token_hex(4)}",
+            now_ns,
+            now_ns + hold_ms * 1_000_000,
+        )
+        self._custody.settle()
+        return node_pb2.PinReply(pin_id=pins.pin_id, outcomes=bytes(pins.outcomes))
+
+    @unary
+    async def Unpin(self, request: node_pb2.UnpinRequest, context: Context) -> node_pb2.UnpinReply:
+        if not await self._holds.release(request.pin_id):
+            self._custody.catalog.unpin(request.pin_id)
+            self._custody.settle()
+        return node_pb2.UnpinReply()
+
+    @streaming
+    def Transfer(
+        self, requests: AsyncIterator[node_pb2.TransferUp], context: Context
+    ) -> AsyncIterator[node_pb2.TransferDown]:
+        return self._transfers.serve(requests)
+
+    @unary
+    async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:
+        usage = self._custody.catalog.usage()
+        counters = {**usage.counters, **self._loads.counters, **self._transfers.counters}
+        counters |= self._placement.counters if self._placement is not None else {}
+        counters |= {
+            "sessions": len(self._sessions),
+            "handoffs": len(self._handoffs),
+            "parked_bytes": self._handoffs.parked_bytes,
+            "landing_bytes": self._loads.landing.used_bytes,
+            "landing_blocked_ns": self._loads.landing.blocked_ns,
+            "tasks": len(asyncio.all_tasks()),
+        }
+        tiers = [
+            node_pb2.TierUsage(
+                tier=pb_tier(tier.tier),
+                capacity_bytes=tier.capacity_bytes,
+                slab_bytes=tier.slab_bytes,
+                free_slots=tier.free_slots,
+                reserved_slots=tier.reserved_slots,
+                live_slots=tier.live_slots,
+                live_bytes=tier.live_bytes,
+                pins=tier.pins,
+                leases=tier.leases,
+            )
+            for tier in usage.tiers
+        ]
+        return node_pb2.UsageReply(
+            node=self._address,
+            tiers=tiers,
+            counters=counters,
+            violations=self._custody.catalog.violations() if request.check else [],
+        )
+
+
+def _layout(message: types_pb2.Layout) -> Layout:
+    fields = ("kind", "layers", "tensors", "page_tokens", "page_bytes", "order", "packing", "dtype")
+    return layout_from_fields(
+        message.block_tokens, [{name: getattr(group, name) for name in fields} for group in message.groups]
+    )
+
+
+def _namespace(message: types_pb2.Namespace) -> Namespace:
+    return Namespace(
+        model=message.model,
+        layout_fingerprint=message.layout_fingerprint,
+        tenant=message.tenant,
+        weights_revision=message.weights_revision,
+        adapter=message.adapter,
+        rope=message.rope,
+        kv_quantisation=message.kv_quantisation,
+        hash_scheme=message.hash_scheme or HASH_SCHEME,
+    )
+
+
+def _split(checksums: bytes, written: Sequence[bool]) -> list[bytes]:
+    """The checksums of each granted block; none for those that were not written."""
+    count = sum(written)
+    if not checksums or not count:
+        return [b""] * len(written)
+    if len(checksums) % (count * CHECKSUM_BYTES):
+        raise InvalidInput(f"commit: {len(checksums)} bytes of checksums do not divide among {count} blocks")
+    step = len(checksums) // count
+    parts = iter(range(0, len(checksums), step))
+    return [checksums[at : at + step] if flag and (at := next(parts)) is not None else b"" for flag in written]

@@ -1,0 +1,228 @@
+"""The live blocks: how they come, are touched, and go.
+
+Every way in which a block can leave ends in `_remove`: its slot becomes FREE, or RETIRED while somebody pins it; the
+control plane is told; and the entry is pruned from its tree, which may make its parent the next candidate for eviction.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
+
+from kvstore.blocks.state import SlotState, Tier
+from kvstore.node.answers import CloseSlab, OpenSlab, SetGeneration, ShardId
+from kvstore.node.journal import Journal
+from kvstore.node.tree import Block, OpenNamespace, Tree
+from kvstore.policy.evict import EvictionOrder, LeastRecent
+from kvstore.policy.queue import RisingQueue
+from kvstore.policy.slots import SizeClass, Slab, Slot, SlotSpace
+
+# A sliding deadline is told to the control plane again when it has moved by this part of the block's time: the index
+# forgets a block that much too early at worst, and a touch costs no record most of the time.
+_PUBLISHED_PART = 8
+
+
+class Stock:
+    """Blocks and slots of all tiers. Every method that takes `now_ns` wants it not to fall from call to call."""
+
+    def __init__(
+        self,
+        spaces: Mapping[Tier, SlotSpace],
+        journal: Journal,
+        counters: Counter[str],
+        new_order: Callable[[], EvictionOrder[Block]] = LeastRecent,
+    ) -> None:
+        self.spaces = dict(spaces)
+        self.journal = journal
+        self.counters = counters
+        self.namespaces: dict[bytes, OpenNamespace] = {}
+        self._new_order = new_order
+        self._orders: dict[tuple[Tier, SizeClass], EvictionOrder[Block]] = {}
+        self._expiry: RisingQueue[Block] = RisingQueue(attrgetter("deadline_ns"))
+        self._touches = 0
+        for tier, space in self.spaces.items():
+            self._watch(tier, space)
+
+    def _watch(self, tier: Tier, space: SlotSpace) -> None:
+        def opened(slab: Slab) -> None:
+            tenant, slot_bytes = slab.size_class
+            self.journal.do([OpenSlab(tier, slab.slab_id, slab.slab_bytes, slot_bytes, tenant)])
+
+        space.on_open = opened
+        space.on_close = lambda slab: self.journal.do([CloseSlab(tier, slab.slab_id)])
+
+    # ---- slots -------------------------------------------------------------------------------------------------------
+
+    def take_slots(self, tier: Tier, size_class: SizeClass, count: int) -> list[Slot]:
+        """Up to `count` RESERVED slots: as many as there is room for without taking any from a block."""
+        slots = self.spaces[tier].take(size_class, count)
+        self.journal.do(SetGeneration(tier, slot.slab.slab_id, slot.index, slot.generation) for slot in slots)
+        return slots
+
+    def give_up(self, tier: Tier, slot: Slot) -> None:
+        """A slot that holds no block (any more) becomes FREE, or RETIRED until its last pin ends."""
+        self.spaces[tier].move((slot,), SlotState.RETIRED if slot.pins else SlotState.FREE)
+
+    def pin(self, slot: Slot) -> None:
+        slot.pins += 1
+
+    def unpin(self, tier: Tier, slot: Slot) -> None:
+        """One pin less; the last one frees a RETIRED slot and makes a live block a candidate again."""
+        assert slot.pins > 0, slot
+        slot.pins -= 1
+        if slot.pins:
+            return
+        if slot.state is SlotState.RETIRED:
+            self.spaces[tier].move((slot,), SlotState.FREE)
+        elif slot.state is SlotState.LIVE:
+            self.offer(slot.owner)
+
+    # ---- blocks in ---------------------------------------------------------------------------------------------------
+
+    def add(self, tier: Tier, copies: Sequence[tuple[Block, Slot, bytes]], ttl_ns: int, now_ns: int) -> None:
+        """Written slots become copies of blocks of one chain, given root first, with their checksums. The chain is to
+        be touched then."""
+        self.spaces[tier].move([slot for _, slot, _ in copies], SlotState.LIVE)
+        deadline_ns = now_ns + ttl_ns
+        for block, slot, checksums in copies:
+            slot.owner = block
+            block.slots.append((tier, slot))
+            if len(block.slots) > 1:
+                block.slots.sort(key=lambda copy: copy[0])
+            if checksums:
+                block.checksums = checksums
+            if deadline_ns > block.deadline_ns:
+                block.deadline_ns = block.published_ns = deadline_ns
+        # Of those that end together the deepest go first, so that there is no hole even between two of them.
+        self._expiry.add_all(block for block, _, _ in reversed(copies) if block not in self._expiry)
+        self.journal.added([block for block, _, _ in copies], tier, now_ns)
+
+    def touch(self, tree: Tree, keys: Sequence[bytes], now_ns: int, least_ttl_ns: int = 0) -> None:
+        """The chain is in use: what is live of it becomes the most recent, and lives on by the namespace's rule.
+
+        least_ttl_ns: the blocks live at least this long from now.
+        """
+        self._touches += 1
+        touch = self._touches
+        sliding = tree.namespace.rule.sliding
+        find = tree.blocks.get
+        for key in keys:
+            block = find(key)
+            if block is None or not block.slots or block.deadline_ns <= now_ns:
+                continue
+            block.touched = touch
+            for _, slot in block.slots:
+                slot.slab.touched = touch
+            if least_ttl_ns > block.ttl_ns:
+                block.ttl_ns = least_ttl_ns
+            deadline_ns = now_ns + (block.ttl_ns if sliding else least_ttl_ns)
+            if deadline_ns > block.deadline_ns:
+                block.deadline_ns = deadline_ns
+                if deadline_ns - block.published_ns > block.ttl_ns // _PUBLISHED_PART:
+                    self.journal.prolonged(block, now_ns)
+
+    def offer(self, block: Block) -> None:
+        """The block may have turned a candidate for eviction."""
+        for tier, slot in block.slots:
+            if evictable(block, slot):
+                self._order(tier, slot.slab.size_class).offer(block)
+
+    # ---- blocks out --------------------------------------------------------------------------------------------------
+
+    def expire(self, now_ns: int, blocks_max: int) -> bool:
+        """Removes up to `blocks_max` blocks that are past their deadline. True when there were any."""
+        removed = 0
+        while removed < blocks_max:
+            block = self._expiry.first()
+            if block is None or block.deadline_ns > now_ns:
+                break
+            self.remove(block, "expired")
+            removed += 1
+        return removed > 0
+
+    def remove(self, block: Block, counter: str) -> None:
+        """Removes all copies of a block, whoever descends from it: those become orphans and go before all others."""
+        self.counters[counter] += 1
+        for tier, slot in list(block.slots):
+            self._remove(block, tier, slot)
+        for descendant in _not_orphaned(block):
+            descendant.touched = 0
+            for tier, slot in descendant.slots:
+                self._order(tier, slot.slab.size_class).orphaned(descendant)
+
+    def evict_next(self, tier: Tier, size_class: SizeClass, count: int) -> bool:
+        """Evicts up to `count` of the class's candidates from the tier. False when there was none."""
+
+        def is_candidate(block: Block) -> bool:
+            slot = block.slot_in(tier)
+            return slot is not None and evictable(block, slot)
+
+        order = self._order(tier, size_class)
+        evicted = 0
+        while evicted < count and (block := order.take(is_candidate)) is not None:
+            slot = block.slot_in(tier)
+            assert slot is not None
+            self.evict(block, tier, slot)
+            evicted += 1
+        return evicted > 0
+
+    def evict(self, block: Block, tier: Tier, slot: Slot) -> None:
+        """Removes one copy for its room."""
+        assert evictable(block, slot), block
+        self.counters["evicted_pressure"] += 1
+        self._remove(block, tier, slot)
+
+    def _remove(self, block: Block, tier: Tier, slot: Slot) -> None:
+        block.slots.remove((tier, slot))
+        order = self._orders.get((tier, slot.slab.size_class))
+        if order is not None:
+            order.forget(block)
+        slot.owner = None
+        self.give_up(tier, slot)
+        self.journal.withdrawn(block, tier)
+        if not block.slots:
+            self._expiry.discard(block)
+            block.checksums = b""
+            block.deadline_ns = block.ttl_ns = 0
+            block.tree.prune(block)
+
+    def _order(self, tier: Tier, size_class: SizeClass) -> EvictionOrder[Block]:
+        order = self._orders.get((tier, size_class))
+        if order is None:
+            order = self._orders[tier, size_class] = self._new_order()
+        return order
+
+    # ---- looking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def block_count(self) -> int:
+        return len(self._expiry)
+
+    def tree(self, namespace_id: bytes, shard: ShardId) -> Tree | None:
+        """The tree of a shard; None when nothing was ever reserved in it."""
+        namespace = self.namespaces.get(namespace_id)
+        return None if namespace is None else namespace.trees.get(shard)
+
+    def trees(self) -> Iterator[Tree]:
+        for namespace in self.namespaces.values():
+            yield from namespace.trees.values()
+
+    def waits_for_eviction(self, block: Block, tier: Tier, slot: Slot) -> bool:
+        """Whether the block is in its class's order (for checks)."""
+        order = self._orders.get((tier, slot.slab.size_class))
+        return order is not None and block in order
+
+
+def evictable(block: Block, slot: Slot) -> bool:
+    """Whether pressure may take this copy: nobody holds it, and no descendant here is left without its ancestor."""
+    return slot.pins == 0 and slot.state is SlotState.LIVE and (block.first_child is None or len(block.slots) > 1)
+
+
+def _not_orphaned(block: Block) -> Iterator[Block]:
+    """The descendants that are no orphans yet. Below an orphan all are, unless they were touched since."""
+    waiting = list(block.children())
+    while waiting:
+        child = waiting.pop()
+        if child.slots and child.touched == 0:
+            continue
+        yield child
+        waiting.extend(child.children())

@@ -1,0 +1,188 @@
+"""The slots of one tier: its capacity, cut into slabs on demand, each slab cut into equal slots of one size class.
+
+A size class is a tenant and a slot size, so tenants never share a slab. A slab is given to a class that has no
+free slot, and given back when it is empty: at once when another class needs the room, else after it stood empty for a
+while (opening one costs the page faults of all its memory).
+
+Conservation: free + reserved + live == total slots, where *reserved* counts RESERVED and QUARANTINED slots and *live*
+counts LIVE and RETIRED ones; and the slabs' bytes never exceed the capacity.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kvstore.blocks.state import SlotState, check_move
+from kvstore.errors import InvalidInput, TooLarge
+
+SLOT_ALIGN_BYTES = 4096
+IDLE_SLAB_NS = 1_000_000_000
+HELD_BY_READERS = (SlotState.LIVE, SlotState.RETIRED)
+
+
+def slot_bytes(length: int) -> int:
+    """The size of the slot that `length` bytes take."""
+    return -(-length // SLOT_ALIGN_BYTES) * SLOT_ALIGN_BYTES
+
+
+class SizeClass(NamedTuple):
+    tenant: str
+    slot_bytes: int
+
+
+class Slot:
+    """One slot. `owner` is the block whose bytes it holds or will hold; this module never looks at it."""
+
+    __slots__ = ("generation", "index", "owner", "pins", "slab", "state")
+
+    def __init__(self, slab: "Slab", index: int) -> None:
+        self.slab = slab
+        self.index = index
+        self.generation = 0
+        self.state = SlotState.FREE
+        self.pins = 0
+        self.owner: Any = None
+
+    def __repr__(self) -> str:
+        return f"Slot({self.slab.slab_id}:{self.index} {self.state.value}, generation {self.generation})"
+
+
+class Slab:
+    """Slots of one size class. live: how many are LIVE or RETIRED. touched: the last touch of any block in it."""
+
+    __slots__ = ("free", "idle_since_ns", "live", "size_class", "slab_id", "slots", "touched")
+
+    def __init__(self, slab_id: int, size_class: SizeClass, slot_count: int) -> None:
+        self.slab_id = slab_id
+        self.size_class = size_class
+        self.slots = [Slot(self, index) for index in range(slot_count)]
+        self.free = self.slots[::-1]  # the lowest index is given first
+        self.live = 0
+        self.touched = 0
+        self.idle_since_ns: int | None = None
+
+    @property
+    def slab_bytes(self) -> int:
+        return len(self.slots) * self.size_class.slot_bytes
+
+    @property
+    def empty(self) -> bool:
+        return len(self.free) == len(self.slots)
+
+
+class SlotSpace:
+    """The slots of one tier.
+
+    capacity_bytes: of the tier. slab_bytes: unit in which it is given to size classes; a class whose slots are larger
+    gets slabs of one slot, and what is left of the capacity may make a smaller slab. slab_ids: unique in the
+    node, so shared by its tiers.
+    """
+
+    def __init__(self, capacity_bytes: int, slab_bytes: int, slab_ids: Iterator[int]) -> None:
+        if capacity_bytes < 0 or slab_bytes <= 0:
+            raise InvalidInput(f"capacity {capacity_bytes} B, slab {slab_bytes} B: must be positive")
+        self.capacity_bytes = capacity_bytes
+        self.slab_bytes = slab_bytes
+        self.used_bytes = 0
+        self.on_open: Callable[[Slab], None] = lambda slab: None
+        self.on_close: Callable[[Slab], None] = lambda slab: None
+        self._slab_ids = slab_ids
+        self._slabs: dict[int, Slab] = {}
+        self._empty: dict[int, Slab] = {}
+        self._open: dict[SizeClass, dict[int, Slab]] = {}  # those with a free slot
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes given to no slab."""
+        return self.capacity_bytes - self.used_bytes
+
+    def slabs(self) -> Iterator[Slab]:
+        return iter(self._slabs.values())
+
+    def size_class(self, tenant: str, length: int) -> SizeClass:
+        """The class of a tenant's blocks of `length` bytes. Raises TooLarge when not even one slot can ever fit."""
+        needed = slot_bytes(length)
+        if needed > self.capacity_bytes:
+            raise TooLarge(f"a slot of {needed} B never fits in a tier of {self.capacity_bytes} B")
+        return SizeClass(tenant, needed)
+
+    def take(self, size_class: SizeClass, count: int) -> list[Slot]:
+        """Up to `count` slots of the class, FREE → RESERVED, their generations raised: as many as the class has or the
+        capacity gives."""
+        slots: list[Slot] = []
+        while len(slots) < count and (size_class in self._open or self._make_slab(size_class)):
+            slab = next(iter(self._open[size_class].values()))
+            slots += self._take_from(slab, count - len(slots))
+        return slots
+
+    def move(self, slots: Sequence[Slot], new: SlotState) -> None:
+        """The only way by which slots change their states, apart from `take`. Raises IllegalMove when one of them may
+        not go there, and changes nothing."""
+        assert new is not SlotState.RESERVED, "slots are given by `take` only"
+        for state in {slot.state for slot in slots}:
+            check_move(state, new)
+        for slot in slots:
+            assert new is not SlotState.FREE or not slot.pins, f"{slot} is pinned"
+        for slot in slots:
+            slab = slot.slab
+            slab.live += (new in HELD_BY_READERS) - (slot.state in HELD_BY_READERS)
+            slot.state = new
+            if new is SlotState.FREE:
+                self._freed(slot)
+
+    def sweep(self, now_ns: int) -> None:
+        """Gives back slabs that have been empty for a while."""
+        for slab in list(self._empty.values()):
+            if slab.idle_since_ns is None:
+                slab.idle_since_ns = now_ns
+            elif now_ns - slab.idle_since_ns >= IDLE_SLAB_NS:
+                self._close(slab)
+
+    def _take_from(self, slab: Slab, count: int) -> list[Slot]:
+        slots = slab.free[: -count - 1 : -1]
+        for state in {slot.state for slot in slots}:
+            check_move(state, SlotState.RESERVED)
+        for slot in slots:
+            slot.state = SlotState.RESERVED
+            slot.generation += 1
+        del slab.free[-len(slots) :]
+        self._empty.pop(slab.slab_id, None)
+        slab.idle_since_ns = None
+        if not slab.free:
+            self._shut(slab)
+        return slots
+
+    def _freed(self, slot: Slot) -> None:
+        slab = slot.slab
+        slab.free.append(slot)
+        self._open.setdefault(slab.size_class, {})[slab.slab_id] = slab
+        if slab.empty:
+            self._empty[slab.slab_id] = slab
+
+    def _make_slab(self, size_class: SizeClass) -> bool:
+        """Opens a slab for the class, with the room of empty slabs of others where needed."""
+        wanted = max(self.slab_bytes, size_class.slot_bytes)
+        reclaimable = sum(slab.slab_bytes for slab in self._empty.values())
+        if self.free_bytes + reclaimable < size_class.slot_bytes:
+            return False
+        while self.free_bytes < wanted and self._empty:
+            self._close(next(iter(self._empty.values())))
+        slot_count = min(wanted, self.free_bytes) // size_class.slot_bytes
+        slab = Slab(next(self._slab_ids), size_class, slot_count)
+        self.used_bytes += slab.slab_bytes
+        self._open.setdefault(size_class, {})[slab.slab_id] = slab
+        self._slabs[slab.slab_id] = self._empty[slab.slab_id] = slab
+        self.on_open(slab)
+        return True
+
+    def _close(self, slab: Slab) -> None:
+        assert slab.empty
+        self.used_bytes -= slab.slab_bytes
+        self._shut(slab)
+        del self._slabs[slab.slab_id], self._empty[slab.slab_id]
+        self.on_close(slab)
+
+    def _shut(self, slab: Slab) -> None:
+        slabs = self._open[slab.size_class]
+        del slabs[slab.slab_id]
+        if not slabs:
+            del self._open[slab.size_class]

@@ -1,0 +1,48 @@
+"""Channels and servers with the same limits everywhere."""
+
+import grpc
+import grpc.aio
+
+from kvstore.pb import types_pb2
+from kvstore.rpc import PROTOCOL_VERSION
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+KEYS_PER_MESSAGE_MAX = 16_384
+"""Bound of a batch; the client splits what is larger."""
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # bounds one attempt too, and a busy host needs more than 100
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+_WATCHED = [
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1500),
+    ("grpc.keepalive_timeout_ms", 1500),  # of TCP, for what is not acknowledged
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_WATCHABLE = [("grpc.http2.min_ping_interval_without_data_ms", 500), ("grpc.http2.max_ping_strikes", 0)]
+
+
+def open_channel(address: str, watched: bool = False) -> grpc.aio.Channel:
+    """A lazy channel to host:port or unix:path. Connects at the first call and again after a loss.
+
+    watched: calls in progress end with UNAVAILABLE within three seconds when the other side, or the way there, stops
+    without a word; and when it is back, the next call need not wait until TCP tries again.
+    """
+    # A local subchannel pool: a channel that is opened anew never waits out another one's back-off.
+    options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *(_WATCHED if watched else ())]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def make_server() -> grpc.aio.Server:
+    """A server that refuses to share its port."""
+    return grpc.aio.server(options=[*_OPTIONS, *_WATCHABLE, ("grpc.so_reuseport", 0)])
+
+
+def caller(name: str, credential: bytes = b"") -> types_pb2.Caller:
+    """What every request of this process says of itself."""
+    return types_pb2.Caller(protocol_version=PROTOCOL_VERSION, name=name, credential=credential)

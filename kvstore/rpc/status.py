@@ -1,0 +1,121 @@
+"""The one table between our errors and gRPC status codes.
+
+An error travels as its status code plus its class name in trailing metadata, so that the caller gets the same class
+back.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+
+from kvstore import errors as e
+from kvstore.pb import types_pb2
+from kvstore.rpc import PROTOCOL_VERSION
+
+STATUS: dict[type[e.KVStoreError], grpc.StatusCode] = {
+    e.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    e.BufferMismatch: grpc.StatusCode.INVALID_ARGUMENT,
+    e.UnsupportedLayout: grpc.StatusCode.UNIMPLEMENTED,
+    e.UnknownNamespace: grpc.StatusCode.NOT_FOUND,
+    e.TooLarge: grpc.StatusCode.OUT_OF_RANGE,
+    e.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
+    e.VersionMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    e.PermissionRefused: grpc.StatusCode.PERMISSION_DENIED,
+    e.Refused: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    e.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    e.ControlUnavailable: grpc.StatusCode.UNAVAILABLE,
+    e.NodeUnavailable: grpc.StatusCode.UNAVAILABLE,
+    e.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    e.PeerLost: grpc.StatusCode.ABORTED,
+    e.BlocksMissing: grpc.StatusCode.NOT_FOUND,
+    e.StaleGeneration: grpc.StatusCode.ABORTED,
+    e.ChecksumMismatch: grpc.StatusCode.DATA_LOSS,
+    e.LeaseLost: grpc.StatusCode.ABORTED,
+    e.SessionLost: grpc.StatusCode.UNAUTHENTICATED,
+    e.TicketInvalid: grpc.StatusCode.NOT_FOUND,
+    e.Closed: grpc.StatusCode.CANCELLED,
+    e.FabricUnavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+_NAME_KEY = "kvstore-error"
+_RETRY_KEY = "kvstore-retry-after-ms"
+_TEXT_BYTES_MAX = 2000
+"""gRPC refuses a status of more than 8 KiB, and writes what is not ASCII in three characters per byte."""
+
+_BY_NAME = {cls.__name__: cls for cls in STATUS}
+_BY_CODE: dict[grpc.StatusCode, type[e.KVStoreError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: e.InvalidInput,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: e.TooLarge,  # gRPC's own: a message over the limit
+    grpc.StatusCode.DEADLINE_EXCEEDED: e.DeadlineExceeded,
+    grpc.StatusCode.UNIMPLEMENTED: e.VersionMismatch,
+    grpc.StatusCode.PERMISSION_DENIED: e.PermissionRefused,
+    grpc.StatusCode.UNAUTHENTICATED: e.PermissionRefused,
+}
+
+
+def from_rpc(error: grpc.RpcError, unavailable: type[e.Unavailable] = e.Unavailable, who: str = "") -> e.KVStoreError:
+    """Our error for a failed call. `unavailable` is the class for a process that cannot be reached."""
+    trailing = dict(error.trailing_metadata() or ()) if isinstance(error, grpc.aio.AioRpcError) else {}
+    code = error.code() if hasattr(error, "code") else None
+    details = (error.details() if hasattr(error, "details") else "") or str(code)
+    message = f"{who}: {details}" if who else details
+    named = _BY_NAME.get(str(trailing.get(_NAME_KEY, "")))
+    if named is e.Refused:
+        return e.Refused(message, retry_after_s=int(str(trailing.get(_RETRY_KEY, "100"))) / 1000)
+    if named is not None:
+        return named(message)
+    if code is None or code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        return unavailable(message)
+    return _BY_CODE.get(code, e.KVStoreError)(message)
+
+
+def check_version(caller: types_pb2.Caller) -> None:
+    """Raises VersionMismatch unless the caller speaks this process's protocol."""
+    if caller.protocol_version != PROTOCOL_VERSION:
+        raise e.VersionMismatch(
+            f"the caller speaks protocol {caller.protocol_version}, this process {PROTOCOL_VERSION}: "
+            "install the same kvstore release on both sides"
+        )
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: e.KVStoreError) -> NoReturn:
+    """Ends a call with the error's status."""
+    metadata = [(_NAME_KEY, type(error).__name__)]
+    if isinstance(error, e.Refused):
+        metadata.append((_RETRY_KEY, str(int(error.retry_after_s * 1000))))
+    text = str(error).encode()[:_TEXT_BYTES_MAX].decode(errors="ignore")
+    await context.abort(STATUS.get(type(error), grpc.StatusCode.INTERNAL), text, tuple(metadata))
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def unary(method: Callable[..., Awaitable[Any]]) -> Any:
+    """A unary servicer method whose typed errors become statuses, and whose caller's version is checked."""
+
+    @wraps(method)
+    async def call(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            check_version(request.caller)
+            return await method(self, request, context)
+        except e.KVStoreError as error:
+            await abort(context, error)
+
+    return call
+
+
+def streaming(method: Callable[..., AsyncIterator[Any]]) -> Any:
+    """The same for a method that answers with a stream."""
+
+    @wraps(method)
+    async def call(self: Any, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for reply in method(self, requests, context):
+                yield reply
+        except e.KVStoreError as error:
+            await abort(context, error)
+
+    return call

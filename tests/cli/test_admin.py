@@ -1,0 +1,139 @@
+"""`kvstore admin` against a control plane that answers from memory."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from kvstore.blocks.keys import chain
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.namespace import Namespace
+from kvstore.cli.main import main
+from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, types_pb2
+
+LAYOUT = Layout.dense(layers=2, kv_heads=1, head_dim=8, block_tokens=16)
+NAMESPACE = Namespace.of("tiny", LAYOUT, tenant="t")
+
+
+class Answers(admin_pb2_grpc.AdminServicer):
+    """Remembers the last request for blocks; every second block is known."""
+
+    asked: admin_pb2.PrefixBlocksRequest
+
+    def Stats(self, request, context):
+        tier = node_pb2.TierUsage(tier=types_pb2.TIER_DRAM, capacity_bytes=2**30, live_slots=12, live_bytes=12_500_000)
+        good = admin_pb2.NodeUsage(
+            node_id="n1", reachable=True, usage=node_pb2.UsageReply(tiers=[tier], violations=["one slot too many"])
+        )
+        gone = admin_pb2.NodeUsage(node_id="n2", error="connection refused")
+        return admin_pb2.StatsReply(
+            indexed_blocks=1234, matches=5, asked_blocks=8, matched_blocks=6, nodes=[good, gone]
+        )
+
+    def Nodes(self, request, context):
+        address = types_pb2.NodeAddress(node_id="n1", grpc="127.0.0.1:5", host="h")
+        return admin_pb2.NodesReply(nodes=[admin_pb2.NodeState(address=address, roles=["prefill"], alive=True)])
+
+    def PrefixBlocks(self, request, context):
+        self.asked = request
+        keys = [request.keys[i : i + 16] for i in range(0, len(request.keys), 16)]
+        known = admin_pb2.BlockLocation(
+            node_id="n1",
+            alive=True,
+            tier=types_pb2.TIER_DRAM,
+            shard=types_pb2.Shard(rank=0, count=1),
+            remaining_ms=9000,
+        )
+        blocks = [
+            admin_pb2.BlockLocations(key=key, locations=[known] if i % 2 == 0 else []) for i, key in enumerate(keys)
+        ]
+        return admin_pb2.PrefixBlocksReply(blocks=blocks)
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[tuple[str, Answers]]:
+    answers = Answers()
+    address = f"unix:{tmp_path}/control.sock"
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        admin_pb2_grpc.add_AdminServicer_to_server(answers, server)
+        server.add_insecure_port(address)
+        server.start()
+        yield address, answers
+        stopped: threading.Event = server.stop(0)
+        assert stopped.wait(5)
+
+
+def test_stats_as_tables(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes, hit ratio and a node that cannot be reached are all there to be read."""
+    assert main(["admin", "stats", "--control", control[0]]) == 0
+    text = capsys.readouterr().out
+    for words in ("1,234", "75.0%", "12.5 MB", "1GiB", "connection refused"):
+        assert words in text
+
+
+def test_check_fails_on_a_broken_law(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """What is broken is named, a node that is silent too, and the exit code tells."""
+    assert main(["admin", "check", "--control", control[0]]) == 1
+    text = capsys.readouterr().out
+    for words in ("n1: one slot too many", "n2 cannot be asked: connection refused", "1 of 2 nodes"):
+        assert words in text
+
+
+def test_nodes_as_json(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """--json is one object, with the message's own names."""
+    assert main(["admin", "nodes", "--json", "--control", control[0]]) == 0
+    (node,) = json.loads(capsys.readouterr().out)["nodes"]
+    assert (node["address"]["node_id"], node["alive"], node["silent_ms"]) == ("n1", True, "0")
+
+
+def test_blocks_by_key(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every key has a line, also where nothing is known of it."""
+    keys = [bytes([i] * 16) for i in range(3)]
+    argv = ["--namespace-id", "00" * 16, "--keys", *(key.hex() for key in keys)]
+    assert main(["admin", "blocks", "--control", control[0], *argv]) == 0
+    text = capsys.readouterr().out
+    assert all(key.hex() in text for key in keys)
+    assert text.count("n1") == 2
+
+
+def test_blocks_by_tokens(control: tuple[str, Answers], tmp_path: Path) -> None:
+    """A namespace and tokens from files are asked for with the keys that a client computes."""
+    group = {"layers": 2, "page_tokens": 16, "page_bytes": LAYOUT.group.page_bytes, "dtype": "bfloat16"}
+    namespace = {"model": "tiny", "tenant": "t", "layout": {"block_tokens": 16, "groups": [group]}}
+    (tmp_path / "namespace.json").write_text(json.dumps(namespace))
+    (tmp_path / "tokens").write_text(json.dumps([*range(40)]))
+    argv = ["--namespace-json", str(tmp_path / "namespace.json"), "--tokens", str(tmp_path / "tokens")]
+    assert main(["admin", "blocks", "--control", control[0], *argv]) == 0
+    asked = control[1].asked
+    assert asked.namespace_id == NAMESPACE.id
+    assert asked.keys == chain(NAMESPACE.id, range(40), 16).packed
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["blocks", "--keys", "00" * 16], "--namespace-id and --keys"),
+        (["blocks", "--namespace-json", "{tmp}/none", "--tokens", "{tmp}/none"], "No such file"),
+        (["blocks", "--namespace-json", "{tmp}/list", "--tokens", "{tmp}/list"], "JSON object"),
+        (["blocks", "--namespace-json", "{tmp}/object", "--tokens", "{tmp}/list"], "not a namespace"),
+    ],
+)
+def test_what_cannot_be_asked(argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half a question and broken files are refused before anything is sent."""
+    (tmp_path / "list").write_text("[1]")
+    (tmp_path / "object").write_text("{}")
+    filled = [word.replace("{tmp}", str(tmp_path)) for word in argv]
+    assert main(["admin", *filled, "--control", "127.0.0.1:1"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_control_plane_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says who could not be reached."""
+    address = f"unix:{tmp_path}/nobody.sock"
+    assert main(["admin", "stats", "--control", address, "--deadline-s", "2"]) == 2
+    assert f"control plane {address}" in capsys.readouterr().err

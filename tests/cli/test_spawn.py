@@ -1,0 +1,59 @@
+"""Child processes that never outlive their parent."""
+
+import asyncio
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from kvstore.cli import spawn
+from kvstore.errors import Unavailable
+
+
+async def test_a_server_is_known_by_its_ready_line() -> None:
+    """The control plane's address comes from its ready line, and it has ended when the block is left."""
+    async with spawn.server("control", "--log-level", "error") as said:
+        host, port = said["address"].rsplit(":", 1)
+        _reader, writer = await asyncio.open_connection(host, int(port))
+        writer.close()
+        await writer.wait_closed()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
+
+
+async def test_a_server_that_does_not_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its exit code is named; its own line stands on stderr."""
+    with pytest.raises(Unavailable, match=r"kvstore control did not start \(exit code 2\)"):
+        async with spawn.server("control", "--listen", "nowhere.invalid:1"):
+            pass
+    assert "kvstore: " in capfd.readouterr().err
+
+
+def test_children_of_a_killed_parent_end() -> None:
+    """SIGKILL leaves the parent no time for anything; the end of their input is enough for its children."""
+    parent = (
+        "import asyncio\nfrom kvstore.cli import spawn\n"
+        "async def main():\n"
+        "    async with spawn.server('control', '--log-level', 'error'):\n"
+        "        print('up', flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    gone, alive = psutil.wait_procs(children, timeout=15)
+    assert gone
+    assert not alive
+
+
+async def test_a_child_that_ignores_the_end_of_its_input_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline is enforced, and the caller hears of it."""
+    monkeypatch.setattr(spawn, "STOP_DEADLINE_S", 0.2)
+    with pytest.raises(TimeoutError):
+        async with spawn.child("-c", "import time; time.sleep(60)") as process:
+            pass
+    assert await process.wait() < 0

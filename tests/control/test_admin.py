@@ -1,0 +1,114 @@
+"""What operators see, with a node that answers and one that does not."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from kvstore import errors
+from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+from kvstore.rpc.channel import caller, make_server
+from kvstore.rpc.status import from_rpc
+from tests.contracts.index import key
+from tests.control.conftest import DEADLINE_S, NAMESPACE, FakeNode, match
+
+KEYS = [key(i) for i in range(6)]
+CALLER = caller("test")
+
+
+class Usage(node_pb2_grpc.NodeServicer):
+    """A node that can say how full it is."""
+
+    async def Usage(self, request: node_pb2.UsageRequest, context: Any) -> node_pb2.UsageReply:
+        return node_pb2.UsageReply(counters={"loads": 3})
+
+
+@pytest.fixture
+async def node_address(tmp_path: Path) -> AsyncIterator[str]:
+    server = make_server()
+    node_pb2_grpc.add_NodeServicer_to_server(Usage(), server)
+    address = f"unix:{tmp_path}/node.sock"
+    server.add_insecure_port(address)
+    await server.start()
+    yield address
+    await server.stop(None)
+
+
+async def test_stats_count_and_ask_the_nodes(
+    control: control_pb2_grpc.ControlStub, admin: admin_pb2_grpc.AdminStub, node_address: str
+) -> None:
+    """Counts are those of the index and the matches; a node that cannot be reached is reported, not raised."""
+    near, far = FakeNode(control, node_id="near", grpc=node_address), FakeNode(control, node_id="far")
+    for node in (near, far):
+        await node.register()
+    await near.add(KEYS)
+    await far.add(KEYS[:2])
+    await match(control, KEYS)
+    await match(control, [key("unknown")])
+    stats = await admin.Stats(admin_pb2.StatsRequest(caller=CALLER), timeout=DEADLINE_S)
+    assert (stats.indexed_blocks, stats.indexed_locations) == (6, 8)
+    assert (stats.matches, stats.asked_blocks, stats.matched_blocks) == (2, 7, 6)
+    usages = {usage.node_id: usage for usage in stats.nodes}
+    assert (usages["near"].reachable, usages["near"].usage.counters["loads"]) == (True, 3)
+    assert (usages["far"].reachable, usages["far"].error != "") == (False, True)
+
+
+async def test_nodes_are_listed_with_their_state(
+    control: control_pb2_grpc.ControlStub, admin: admin_pb2_grpc.AdminStub, node: FakeNode
+) -> None:
+    """Address, roles, liveness and how much each holds."""
+    await node.register()
+    await node.add(KEYS)
+    reply = await admin.Nodes(admin_pb2.NodesRequest(caller=CALLER), timeout=DEADLINE_S)
+    (state,) = reply.nodes
+    assert (state.address.node_id, state.address.incarnation, list(state.roles)) == ("a", 1, ["prefill"])
+    assert (state.alive, state.locations) == (True, 6)
+    assert state.silent_ms < 10_000
+
+
+async def test_blocks_of_a_prefix(
+    control: control_pb2_grpc.ControlStub, admin: admin_pb2_grpc.AdminStub, node: FakeNode
+) -> None:
+    """One entry per key, also where nothing is known, and behind a gap; stale incarnations are not alive."""
+    await node.register()
+    await node.add([KEYS[0], KEYS[2]], rank=1, count=2)
+    restarted = FakeNode(control, incarnation=2)
+    await restarted.register()
+    await restarted.add(KEYS[2:3])
+    request = admin_pb2.PrefixBlocksRequest(caller=CALLER, namespace_id=NAMESPACE, keys=b"".join(KEYS[:3]))
+    reply = await admin.PrefixBlocks(request, timeout=DEADLINE_S)
+    assert [block.key for block in reply.blocks] == KEYS[:3]
+    assert [len(block.locations) for block in reply.blocks] == [1, 0, 2]
+    stale = reply.blocks[0].locations[0]
+    assert (stale.node_id, stale.alive, stale.tier, stale.shard.rank, stale.shard.count) == (
+        "",
+        False,
+        types_pb2.TIER_DRAM,
+        1,
+        2,
+    )
+    assert [(place.node_id, place.alive) for place in reply.blocks[2].locations] == [("", False), ("a", True)]
+    assert 0 < reply.blocks[2].locations[1].remaining_ms <= 60_000
+
+
+async def test_long_gaps_end_no_listing(admin: admin_pb2_grpc.AdminStub, node: FakeNode) -> None:
+    """What lies far behind blocks that nobody has is still listed."""
+    await node.register()
+    keys = [key(("far", i)) for i in range(2000)]
+    await node.add(keys[-1:])
+    request = admin_pb2.PrefixBlocksRequest(caller=CALLER, namespace_id=NAMESPACE, keys=b"".join(keys))
+    reply = await admin.PrefixBlocks(request, timeout=DEADLINE_S)
+    assert [len(block.locations) for block in reply.blocks] == [0] * 1999 + [1]
+
+
+async def test_bad_input_is_refused(admin: admin_pb2_grpc.AdminStub) -> None:
+    """Checked as a match is."""
+    bad = admin_pb2.PrefixBlocksRequest(caller=CALLER, namespace_id=NAMESPACE, keys=b"odd")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await admin.PrefixBlocks(bad, timeout=DEADLINE_S)
+    assert type(from_rpc(failed.value)) is errors.InvalidInput
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await admin.Nodes(admin_pb2.NodesRequest(), timeout=DEADLINE_S)
+    assert type(from_rpc(failed.value)) is errors.VersionMismatch

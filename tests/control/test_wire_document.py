@@ -1,0 +1,58 @@
+"""docs/wire.md says what the code does, where a program can compare the two."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from kvstore.blocks.digest import empty_digests, pack_digests, record_hash, record_hashes, toggle
+from kvstore.control.directory import NODES_MAX
+from kvstore.control.prefix import LOCATIONS_MAX
+from kvstore.control.wire import LANES_MAX, SHARD_COUNT_MAX
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
+from kvstore.rpc.status import STATUS
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
+KEY = bytes(range(16))
+
+
+def test_the_hash_of_a_record() -> None:
+    """The vector in the document, the code, and the document's words done by hand agree."""
+    told = re.search(r"hash `0x([0-9a-f]{16})`", DOCUMENT)
+    assert told is not None
+    by_hand = hashlib.blake2b(KEY + b"\x02" + b"\x01\x00" + b"\x04\x00", digest_size=8).digest()
+    assert int(told[1], 16) == int.from_bytes(by_hand, "little") == record_hash(KEY, 2, 1, 4)
+
+
+def test_digests_are_the_xor_of_hashes() -> None:
+    """Bucket by bucket, in any order; toggling again takes records out; the wire form is little-endian."""
+    keys = [bytes([i % 3]) + bytes([i]) * 15 for i in range(30)]
+    digests = empty_digests()
+    toggle(digests, keys, 2, 0, 1)
+    for bucket in range(256):
+        expected = 0
+        for key in keys:
+            if key[0] == bucket:
+                expected ^= record_hash(key, 2, 0, 1)
+        assert int(digests[bucket]) == expected
+    assert record_hashes(keys, 2, 0, 1).tolist() == [record_hash(key, 2, 0, 1) for key in keys]
+    assert pack_digests(digests)[8:16] == int(digests[1]).to_bytes(8, "little")
+    toggle(digests, keys[::-1], 2, 0, 1)
+    assert not digests.any()
+
+
+def test_the_table_of_errors() -> None:
+    """Every class stands beside its status, and no other."""
+    told = {
+        name: status
+        for status, names in re.findall(r"^\| `([A-Z_]+)` \| (.*) \|$", DOCUMENT, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert told == {cls.__name__: code.name for cls, code in STATUS.items()}
+
+
+@pytest.mark.parametrize("bound", [KEYS_PER_MESSAGE_MAX, SHARD_COUNT_MAX, LOCATIONS_MAX, NODES_MAX, LANES_MAX])
+def test_the_limits(bound: int) -> None:
+    """The document's figures are those of the code."""
+    assert re.search(rf"\| {bound:,} \|", DOCUMENT)

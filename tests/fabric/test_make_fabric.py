@@ -1,0 +1,36 @@
+"""Which fabric a configuration gives, and what is said when there is none."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from kvstore.config import FabricConfig
+from kvstore.errors import ConfigError, FabricUnavailable
+from kvstore.fabric import make_fabric
+from kvstore.fabric.loopback import LoopbackFabric
+from kvstore.fabric.ucx_context import library
+
+
+def test_loopback() -> None:
+    """The kind is obeyed."""
+    assert isinstance(make_fabric(FabricConfig(kind="loopback")), LoopbackFabric)
+
+
+def test_unknown_kind() -> None:
+    """An unknown kind is a configuration error that names the known ones."""
+    with pytest.raises(ConfigError, match="ucx, loopback or auto, not 'tcp'"):
+        make_fabric(FabricConfig(kind="tcp"))
+
+
+def test_without_ucxx(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Asked for without its extra, UCX is unavailable and the text names the extras; "auto" falls back and says so."""
+    library.cache_clear()
+    monkeypatch.setitem(sys.modules, "ucxx", None)
+    monkeypatch.setitem(sys.modules, "ucxx._lib.libucxx", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FabricUnavailable, match=r"kvstore\[cpu\]"):
+        make_fabric(FabricConfig(kind="ucx"))
+    assert isinstance(make_fabric(FabricConfig()), LoopbackFabric)
+    assert "not installed" in caplog.text
+    library.cache_clear()

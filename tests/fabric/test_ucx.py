@@ -1,0 +1,197 @@
+"""The UCX fabric: the contract over TCP, and what is UCX's own."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvstore.config import FabricConfig
+from kvstore.errors import FabricUnavailable
+from kvstore.fabric.ucx import UcxFabric
+from kvstore.fabric.ucx_context import context_settings, library
+from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, pattern
+from tests.waiting import eventually
+
+pytestmark = [
+    pytest.mark.ucx,
+    pytest.mark.skipif(find_spec("ucxx") is None, reason="UCXX is in the extras cpu, cu12 and cu13"),
+]
+
+TCP = FabricConfig(kind="ucx", device="lo")
+
+
+class TestUcxContract(FabricContract):
+    transport = "tcp"
+    foreign_address = b"kvloop" + bytes(16)
+
+    @pytest.fixture
+    async def here(self) -> AsyncIterator[UcxFabric]:
+        fabric = UcxFabric(TCP)
+        yield fabric
+        await fabric.close()
+
+    @pytest.fixture
+    async def there(self) -> AsyncIterator[UcxFabric]:
+        fabric = UcxFabric(TCP)
+        yield fabric
+        await fabric.close()
+
+    @pytest.fixture
+    def start_far_side(self, start_far_process: StartFarSide) -> StartFarSide:
+        return start_far_process
+
+
+async def exchange(one: UcxFabric, other: UcxFabric, size: int = MIB) -> None:
+    """A message between two fabrics of this process."""
+    tag, target = other.next_tag(), np.zeros(size, np.uint8)
+    futures = other.connect(one.address).receive(tag, target), one.connect(other.address).send(tag, pattern(size, tag))
+    assert await ended(*futures) == [None, None]
+    assert np.array_equal(target, pattern(size, tag))
+
+
+def held() -> tuple[int, int]:
+    """(threads, open descriptors)"""
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+async def settled() -> tuple[int, int]:
+    """What is held once it no longer falls: a joined thread leaves /proc a moment later."""
+    least = held()
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+        least = min(least, held())
+    return least
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def threads() -> set[int]:
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+
+
+def wakeups(tasks: set[int]) -> int:
+    """How often these threads have gone to sleep so far."""
+    texts = [Path(f"/proc/self/task/{task}/status").read_text() for task in tasks & threads()]
+    return sum(
+        int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("voluntary_ctxt")
+    )
+
+
+async def open_and_close() -> None:
+    one, other = UcxFabric(TCP), UcxFabric(TCP)
+    await exchange(one, other)
+    one.connect(other.address).receive(one.next_tag(), np.zeros(MIB, np.uint8))
+    await one.close()
+    await other.close()
+
+
+async def test_nothing_is_left_after_close() -> None:
+    """Twenty fabrics opened, used and closed leave no thread, descriptor or memory behind."""
+    for _ in range(3):
+        await open_and_close()
+    before, bytes_before = await settled(), resident_bytes()
+    for _ in range(10):
+        await open_and_close()
+    assert await settled() == before
+    assert resident_bytes() - bytes_before < 16 * MIB
+
+
+async def test_close_with_unclaimed_messages(start_far_process: StartFarSide) -> None:
+    """Messages that nobody wanted, of a sender that is stopped, do not hold up the close."""
+    far = await start_far_process()
+    fabric = UcxFabric(TCP)
+    await far.connect(fabric.address)
+    for tag in (1, 2, 3):
+        await far.send(tag, 4 * MIB)
+    api = library().api
+    await eventually(lambda: fabric._worker.tag_probe(api.UCXXTag(3)))
+    far.stop()
+    begun = time.monotonic()
+    await asyncio.wait_for(fabric.close(), 5)
+    assert time.monotonic() - begun < 2
+
+
+async def test_idle_fabric_sleeps() -> None:
+    """An idle fabric has no wake-up at all; with a connection there is its keep-alive."""
+    others = threads()  # what earlier tests left running
+    one, other = UcxFabric(TCP), UcxFabric(TCP)
+    own = threads() - others | {threading.get_native_id()}
+    before = wakeups(own)
+    await asyncio.sleep(0.5)
+    unconnected = wakeups(own) - before
+    await exchange(one, other)
+    before = wakeups(own)
+    await asyncio.sleep(1.5)
+    connected = wakeups(own) - before
+    await one.close()
+    await other.close()
+    assert unconnected <= 3
+    assert connected <= 20
+
+
+async def test_shared_memory_where_errors_are_not_watched() -> None:
+    """Without error handling UCX may choose shared memory, and `transport` says so."""
+    config = FabricConfig(kind="ucx", transports="auto", error_handling=False)
+    one, other = UcxFabric(config), UcxFabric(config)
+    await exchange(one, other, 4 * MIB)
+    assert {*one.transport.split("+")} & {"posix", "sysv", "cma", "xpmem"}
+    await one.close()
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (FabricConfig(device="nosuch0"), r"no device nosuch0.*there are.*lo"),
+        (FabricConfig(device="lo,nosuch0"), "no device nosuch0"),
+        (FabricConfig(transports="rc"), "none of the transports rc"),
+    ],
+)
+def test_what_is_not_there_is_named(config: FabricConfig, text: str) -> None:
+    """A device or transport that this machine does not have is a typed error that names it."""
+    with pytest.raises(FabricUnavailable, match=text):
+        UcxFabric(config)
+
+
+def test_settings() -> None:
+    """TCP gets one rail and large segments; another transport keeps UCX's rails; CUDA adds its transports."""
+    tcp = context_settings(TCP)
+    assert (tcp["TLS"], tcp["NET_DEVICES"], tcp["MAX_RNDV_RAILS"]) == ("tcp,self", "lo", "1")
+    assert tcp["TCP_TX_SEG_SIZE"] == tcp["TCP_RX_SEG_SIZE"] == str(TCP.segment_bytes)
+    rdma = context_settings(FabricConfig(transports="rc,tcp", cuda=True))
+    assert rdma["TLS"] == "rc,tcp,self,cuda_copy,cuda_ipc"
+    assert "MAX_RNDV_RAILS" not in rdma
+    assert "RNDV_FRAG_MEM_TYPES" not in rdma
+    assert context_settings(FabricConfig(transports="rc", rails_max=4))["MAX_RNDV_RAILS"] == "4"
+    assert "TLS" not in context_settings(FabricConfig(transports="auto"))
+
+
+PROGRAM = """
+import asyncio, os, sys
+from kvstore.config import FabricConfig
+from kvstore.fabric.ucx import UcxFabric
+before = dict(os.environ)
+async def main():
+    fabric = UcxFabric(FabricConfig(device="lo"))
+    fabric.connect(fabric.address)
+    await fabric.close()
+asyncio.run(main())
+sys.exit(before != dict(os.environ))
+"""
+
+
+def test_environment_stays_as_it_was() -> None:
+    """Importing UCXX sets no variable for good, and nothing is printed."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("UCX")}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, env=clean)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

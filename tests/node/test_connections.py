@@ -1,0 +1,35 @@
+"""Both ends of a connection agree on when it is a new one."""
+
+from kvstore.fabric.loopback import LoopbackFabric
+from kvstore.node.connections import Connections
+
+
+async def test_loads_that_share_a_connection_give_it_up_once() -> None:
+    """The count rises once per connection, and per owner."""
+    here, there = LoopbackFabric(), LoopbackFabric()
+    connections = Connections()
+    first = here.connect(there.address)
+    connections.give_up("owner:1", first)
+    connections.give_up("owner:1", first)
+    assert (connections.number("owner:1"), connections.number("owner:2")) == (1, 0)
+
+    await first.close()
+    connections.give_up("owner:1", here.connect(there.address))
+    assert connections.number("owner:1") == 2
+    await here.close()
+    await there.close()
+
+
+async def test_owner_makes_a_fresh_connection_for_a_higher_count_alone() -> None:
+    """Transfers with one count share a connection; a higher one closes it, and a late lower one changes nothing."""
+    here, there = LoopbackFabric(), LoopbackFabric()
+    connections = Connections()
+    first = await connections.to_reader(here, there.address, 0)
+    assert await connections.to_reader(here, there.address, 0) is first
+
+    second = await connections.to_reader(here, there.address, 1)
+    assert (first.alive, second.alive) == (False, True)
+    assert await connections.to_reader(here, there.address, 0) is second
+    assert await connections.to_reader(here, there.address, 1) is second
+    await here.close()
+    await there.close()

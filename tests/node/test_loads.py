@@ -1,0 +1,345 @@
+"""Loads, spoken to by hand: plan and order, what is read where it lies and what is staged, and nothing left behind."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kvstore.blocks.keys import Chain
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.namespace import Namespace
+from kvstore.blocks.state import Outcome, Tier
+from kvstore.client import AsyncClient, buffers
+from kvstore.config import MIB
+from kvstore.errors import (
+    InvalidInput,
+    KVStoreError,
+    PermissionRefused,
+    SessionLost,
+    TicketInvalid,
+    UnknownNamespace,
+    VersionMismatch,
+)
+from kvstore.node.answers import ShardId
+from kvstore.node.app import NodeServer
+from kvstore.node.tiers.hbm import HbmMemory
+from kvstore.pb import node_pb2, types_pb2
+from kvstore.rpc.channel import caller
+from kvstore.rpc.status import from_rpc
+from tests.cluster import random_blocks
+from tests.inprocess import Site, at_rest, fabric_of, site
+from tests.waiting import eventually
+
+LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
+"""4 layers of 128 KiB: two granules of two layers."""
+BLOCKS = 3
+DEADLINE_S = 5.0
+GRANULE = 2 * LAYOUT.layer_bytes
+
+
+def chain_of(client: AsyncClient, seed: int = 0, blocks: int = BLOCKS) -> Chain:
+    return client.chain(np.arange(64 * blocks, dtype=np.uint32) + seed * 10**6)
+
+
+async def store(client: AsyncClient, chain: Chain, blocks: int = BLOCKS) -> npt.NDArray[np.uint8]:
+    source = random_blocks(LAYOUT, len(chain))
+    await client.store(chain.prefix(blocks), buffers.contiguous(source, LAYOUT))
+    return source
+
+
+@dataclass
+class Load:
+    """One `Load` call, with what the node said."""
+
+    call: Any
+    plan: node_pb2.LoadPlan
+    pieces: list[node_pb2.PiecesReady]
+
+    async def read(self) -> node_pb2.LoadDown:
+        try:
+            down = await self.call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        assert isinstance(down, node_pb2.LoadDown), "the node ended the load"
+        return down
+
+    async def until_done(self) -> list[Outcome]:
+        """Reads on; the outcomes at the end."""
+        while True:
+            down = await self.read()
+            kind = down.WhichOneof("message")
+            if kind == "plan":
+                self.plan = down.plan
+            elif kind == "pieces":
+                self.pieces.append(down.pieces)
+            else:
+                return [Outcome(o) for o in down.done.outcomes]
+
+    async def consumed(self, place_ids: list[int], corrupt: tuple[int, ...] = ()) -> None:
+        message = node_pb2.LoadConsumed(place_ids=place_ids, corrupt_blocks=corrupt)
+        await self.call.write(node_pb2.LoadUp(consumed=message))
+
+    async def end(self) -> None:
+        await self.call.done_writing()
+        assert await self.call.read() is grpc.aio.EOF
+
+    def column(self, name: str) -> list[int]:
+        return [value for message in self.pieces for value in getattr(message, name)]
+
+
+async def begin(client: AsyncClient, chain: Chain, **changes: Any) -> Load:
+    link = client._link  # the session is bound by it, and its slabs are mapped
+    fields: dict[str, Any] = {
+        "caller": caller("test"),
+        "session_id": link.session_id,
+        "namespace_id": chain.namespace_id,
+        "shard_count": 1,
+        "keys": chain.packed,
+        "deadline_ms": 5000,
+    }
+    fields |= changes
+    call = link.stub.Load(timeout=fields["deadline_ms"] / 1000)
+    await call.write(node_pb2.LoadUp(start=node_pb2.LoadStart(**fields)))
+    return Load(call, node_pb2.LoadPlan(), [])
+
+
+def address_of(node: NodeServer) -> types_pb2.NodeAddress:
+    return types_pb2.NodeAddress(node_id=node.node_id, incarnation=node.incarnation, grpc=node.address)
+
+
+def hints(*nodes: int) -> bytes:
+    return np.array(nodes, "<u2").tobytes()
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site(tmp_path) as here:
+        yield here
+        await at_rest(*here.nodes)
+
+
+async def test_own_blocks_are_read_where_they_lie(here: Site) -> None:
+    """No landing memory, no copy: slab and offset of the slot itself, its checksums, and the layer groups in order."""
+    node = await here.node()
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    source = await store(client, chain)
+    load = await begin(client, chain, group_layers=1)
+    assert await load.until_done() == [Outcome.READY] * BLOCKS
+    assert [(s.node_id, s.tier, s.route) for s in load.plan.sources] == [(node.node_id, 2, "local")]
+    assert load.column("first_layers") == [0, 0, 0, 2, 2, 2]
+    assert load.column("blocks") == [0, 1, 2, 0, 1, 2]
+    assert set(load.column("place_ids")) == {0}
+    assert node.landing.used_bytes == 0
+    for block, layer, slab, offset in zip(
+        *(load.column(name) for name in ("blocks", "first_layers", "slab_ids", "offsets")), strict=True
+    ):
+        data = client._link.slabs.get(slab).data[offset : offset + GRANULE]
+        assert np.array_equal(data, source[block][layer * LAYOUT.layer_bytes :][:GRANULE])
+    assert sum(load.column("checksum_lengths")) == BLOCKS * LAYOUT.granules * 8
+    await load.end()
+
+
+async def test_nothing_comes_from_behind_a_hole(here: Site) -> None:
+    """The engine could not use it: blocks after the first that is missing are neither pinned by sources nor sent."""
+    owner, node = await here.node(), await here.node()
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client, blocks=4)
+    await store(writer, chain)
+    load = await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 65535, 0, 0), unverified=True)
+    outcomes = await load.until_done()
+    assert outcomes == [Outcome.READY, Outcome.MISSING, Outcome.READY, Outcome.MISSING]
+    assert set(load.column("blocks")) == {0}
+    assert set(load.column("checksum_lengths")) == {0}  # not wanted
+    await load.consumed(load.column("place_ids"))
+    await load.end()
+
+
+async def test_an_owner_that_is_not_there(here: Site) -> None:
+    """Its blocks are NODE_LOST within the time to connect; those of others come."""
+    owner, node = await here.node(), await here.node(connect_ms=200)
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    nobody = types_pb2.NodeAddress(node_id="nobody", grpc="unix:/nowhere")
+    nodes = [address_of(owner), nobody]
+    load = await begin(client, chain, nodes=nodes, block_node=hints(0, 0, 1))
+    assert await load.until_done() == [Outcome.READY, Outcome.READY, Outcome.NODE_LOST]
+    assert sorted(set(load.column("blocks"))) == [0, 1]
+    await load.consumed(load.column("place_ids"))
+    await load.end()
+
+
+async def test_an_owner_that_dies_midway(here: Site) -> None:
+    """What had come whole counts; the rest is NODE_LOST."""
+    owner = await here.node()
+    node = await here.node(landing_bytes_max=LAYOUT.block_bytes, piece_bytes=1, progress_ms=100)
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    load = await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 0, 0))
+    while len(load.column("blocks")) < 2:
+        down = await load.read()
+        if down.WhichOneof("message") == "pieces":
+            load.pieces.append(down.pieces)
+    fabric_of(owner).faults.stalled = True
+    await load.consumed(load.column("place_ids"))
+    outcomes = await load.until_done()
+    assert set(load.column("blocks")) == {0}
+    assert outcomes == [Outcome.READY, Outcome.NODE_LOST, Outcome.NODE_LOST]
+    fabric_of(owner).faults.stalled = False
+    await load.end()
+
+
+async def test_landing_places_belong_to_their_load(here: Site) -> None:
+    """A client that gives back what is not its own, or twice, gives nothing back; at the end all of it is."""
+    owner, node = await here.node(), await here.node()
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    first, second = [await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 0, 0)) for _ in range(2)]
+    for load in (first, second):
+        await load.until_done()
+    whole = node.landing.used_bytes
+    assert whole >= 2 * BLOCKS * LAYOUT.block_bytes
+    mine = first.column("place_ids")
+    await first.consumed([*second.column("place_ids"), 2**60])
+    await first.consumed([mine[0], mine[0]])
+    await eventually(lambda: node.landing.used_bytes < whole)
+    await first.end()
+    await eventually(lambda: node.landing.used_bytes == whole // 2)
+    await second.end()
+
+
+async def test_corruption_at_home_is_dropped(here: Site) -> None:
+    """The client has read the very bytes; indices that mean nothing do nothing."""
+    node = await here.node()
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(client, chain)
+    load = await begin(client, chain, first=1)
+    await load.until_done()
+    await load.consumed([], corrupt=(1, 99))
+    await load.end()
+    assert (await client.match(chain)).blocks == 2
+
+
+async def test_a_session_that_ends_ends_its_loads(here: Site) -> None:
+    """Their landing places and pins are free at once, not at the deadline."""
+    owner, node = await here.node(), await here.node(landing_bytes_max=LAYOUT.block_bytes)
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    load = await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 0, 0), deadline_ms=60_000)
+    await eventually(lambda: node.landing.used_bytes)
+    client._link.slabs.close()
+    await at_rest(owner, node)
+    assert load.call is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"caller": types_pb2.Caller()}, VersionMismatch),
+        ({"session_id": bytes(16)}, SessionLost),
+        ({"namespace_id": bytes(16)}, UnknownNamespace),
+        ({"first": BLOCKS + 1}, InvalidInput),
+        ({"keys": b"odd"}, InvalidInput),
+        ({"shard_rank": 1}, InvalidInput),
+        ({"block_node": hints(0)}, InvalidInput),
+        ({"ticket": bytes(16)}, InvalidInput),
+        ({"ticket": bytes(16), "nodes": [types_pb2.NodeAddress(node_id="x")]}, TicketInvalid),
+    ],
+)
+async def test_starts_that_are_refused(here: Site, changes: dict[str, Any], error: type[KVStoreError]) -> None:
+    """With the error's class, and nothing held for them."""
+    node = await here.node()
+    client = await here.client(node, LAYOUT)
+    if "nodes" in changes:
+        changes = {**changes, "nodes": [address_of(node)]}
+    load = await begin(client, chain_of(client), **changes)
+    with pytest.raises(error):
+        await load.until_done()
+
+
+async def test_the_first_message_starts(here: Site) -> None:
+    """Anything else is refused."""
+    client = await here.client(await here.node(), LAYOUT)
+    load = Load(client._link.stub.Load(timeout=DEADLINE_S), node_pb2.LoadPlan(), [])
+    await load.consumed([1])
+    with pytest.raises(InvalidInput):
+        await load.until_done()
+
+
+async def test_another_tenants_namespace(here: Site) -> None:
+    """Whoever knows its keys still gets nothing: landing places would be his to map."""
+    node = await here.node()
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(client, chain)
+    stranger = await here.client(node, LAYOUT, namespace=Namespace.of("test", LAYOUT, tenant="them"))
+    load = await begin(stranger, chain)
+    with pytest.raises(PermissionRefused):
+        await load.until_done()
+
+
+class SlowHbm(HbmMemory):
+    """HBM, in host memory, whose reads wait for the test."""
+
+    def __init__(self) -> None:
+        super().__init__(np)
+        self.reading, self.go_on, self.done = threading.Event(), threading.Event(), threading.Event()
+
+    def read(self, slab_id: int, offset: int, out: npt.NDArray[np.uint8]) -> None:
+        self.reading.set()
+        assert self.go_on.wait(DEADLINE_S)
+        super().read(slab_id, offset, out)
+        self.done.set()
+
+
+async def in_hbm_alone(here: Site, memory: SlowHbm) -> tuple[NodeServer, AsyncClient, Chain]:
+    """A node on which one chain has copies in HBM and none in DRAM."""
+    node = await here.node({Tier.HBM: memory}, hbm_bytes=64 * MIB)
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    lease = node.catalog.reserve(
+        chain.namespace_id, ShardId(0, 1), chain.keys, 0, "test", node.custody.clock(), tier=Tier.HBM
+    )
+    node.custody.settle()
+    none = [b""] * BLOCKS
+    node.catalog.commit(lease.lease_id, "test", [True] * BLOCKS, none, node.custody.clock())
+    node.custody.settle()
+    return node, client, chain
+
+
+async def within(work: Awaitable[Any]) -> Any:
+    return await asyncio.wait_for(work, DEADLINE_S)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "given back early"])
+async def test_a_place_is_kept_while_a_copy_into_it_runs(here: Site, how: str) -> None:
+    """A thread cannot be stopped: until it has written its last byte the place, and what it reads from, are nobody
+    else's."""
+    memory = SlowHbm()
+    node, client, chain = await in_hbm_alone(here, memory)
+    load = await begin(client, chain)
+    await within(asyncio.to_thread(memory.reading.wait, DEADLINE_S))
+    if how == "cancelled":
+        load.call.cancel()
+    else:
+        await load.consumed([1, 2, 3])
+    await asyncio.sleep(0.05)
+    tier = next(tier for tier in node.catalog.usage().tiers if tier.tier is Tier.HBM)
+    assert (node.landing.used_bytes, tier.pins) == (LAYOUT.block_bytes, BLOCKS)
+    memory.go_on.set()
+    await within(asyncio.to_thread(memory.done.wait, DEADLINE_S))
+    if how == "given back early":
+        assert await load.until_done() == [Outcome.READY] * BLOCKS
+        await load.end()

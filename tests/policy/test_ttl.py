@@ -1,0 +1,29 @@
+"""TtlRule: what a store's own time means for a block and its ancestors."""
+
+import pytest
+
+from kvstore.errors import InvalidInput
+from kvstore.policy.ttl import TtlKind, TtlRule
+
+
+@pytest.mark.parametrize("kind", TtlKind)
+def test_a_store_may_name_its_own_time(kind: TtlKind) -> None:
+    """Its own where it names one, else the rule's."""
+    assert [TtlRule(kind, 100).of_store(asked) for asked in (0, 30, 300)] == [100, 30, 300]
+
+
+def test_ancestors_follow_every_sliding_store() -> None:
+    """Under a sliding rule ancestors live at least as long as what is stored below them."""
+    assert [TtlRule(TtlKind.SLIDING, 100).of_ancestors(asked) for asked in (0, 300)] == [100, 300]
+
+
+def test_ancestors_follow_a_fixed_store_only_when_it_asks() -> None:
+    """Under a fixed rule only a store with a time of its own raises its ancestors."""
+    assert [TtlRule(TtlKind.FIXED, 100).of_ancestors(asked) for asked in (0, 300)] == [0, 300]
+
+
+@pytest.mark.parametrize("ttl_ns", [0, -1])
+def test_no_time_is_refused(ttl_ns: int) -> None:
+    """A rule without time would expire what it stores."""
+    with pytest.raises(InvalidInput):
+        TtlRule(TtlKind.FIXED, ttl_ns)

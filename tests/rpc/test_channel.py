@@ -1,0 +1,76 @@
+"""Channels and servers: lazy, soon back after a loss, with room for large messages, and never two on one port."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.rpc import PROTOCOL_VERSION
+from kvstore.rpc.channel import caller, make_server, open_channel
+from kvstore.rpc.status import unary
+from tests.waiting import eventually
+
+
+class Service(node_pb2_grpc.NodeServicer):
+    @unary
+    async def LocalMatch(self, request: node_pb2.LocalMatchRequest, context: Any) -> node_pb2.LocalMatchReply:
+        return node_pb2.LocalMatchReply(blocks=len(request.keys))
+
+
+async def serving(address: str) -> grpc.aio.Server:
+    server = make_server()
+    node_pb2_grpc.add_NodeServicer_to_server(Service(), server)
+    server.add_insecure_port(address)
+    await server.start()
+    return server
+
+
+async def answers(stub: Any, length: int = 1, timeout: float = 5) -> bool:
+    request = node_pb2.LocalMatchRequest(caller=caller("test"), keys=bytes(length))
+    try:
+        return (await stub.LocalMatch(request, timeout=timeout)).blocks == length
+    except grpc.aio.AioRpcError:
+        return False
+
+
+def test_callers_say_who_they_are() -> None:
+    """Every request carries the version, a name for logs, and a credential once there is security."""
+    assert caller("a", b"c") == types_pb2.Caller(protocol_version=PROTOCOL_VERSION, name="a", credential=b"c")
+
+
+async def test_large_messages_pass(tmp_path: Path) -> None:
+    """Four times what gRPC would let through by itself."""
+    address = f"unix:{tmp_path}/s"
+    server = await serving(address)
+    async with open_channel(address) as channel:
+        assert await answers(node_pb2_grpc.NodeStub(channel), 15 * 1024 * 1024)
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+async def test_a_channel_is_lazy_and_comes_back(tmp_path: Path, watched: bool) -> None:
+    """It is opened before there is a server, and works again soon after each of its lives."""
+    address = f"unix:{tmp_path}/s"
+    async with open_channel(address, watched) as channel:
+        stub = node_pb2_grpc.NodeStub(channel)
+        for _ in range(2):
+            assert not await answers(stub)
+            server = await serving(address)
+            await eventually(lambda: answers(stub, timeout=0.5), deadline_s=3)
+            await server.stop(None)
+
+
+async def test_two_servers_never_share_a_port() -> None:
+    """Else calls would go to one or the other by chance."""
+    first = make_server()
+    port = first.add_insecure_port("127.0.0.1:0")
+    await first.start()
+    second = make_server()
+    with pytest.raises(RuntimeError):
+        second.add_insecure_port(f"127.0.0.1:{port}")
+    await first.stop(None)
+    await second.stop(None)
+    await asyncio.sleep(0)

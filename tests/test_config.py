@@ -1,0 +1,107 @@
+"""Configuration: what a file says lies over the defaults; what nobody knows or can mean is refused, with its place."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.config import Config, FabricConfig, NodeConfig, option, overlay
+from kvstore.errors import ConfigError
+
+
+def load(folder: Path, text: str) -> Config:
+    path = folder / "kvstore.toml"
+    path.write_text(text)
+    return Config.load(path)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    """Every value has a default, written once, in the dataclasses."""
+    assert load(tmp_path, "") == Config()
+
+
+def test_a_file_lies_over_the_defaults(tmp_path: Path) -> None:
+    """What it names changes, nested tables too; the rest stays."""
+    config = load(
+        tmp_path,
+        """
+        [control]
+        heartbeat_ms = 100
+        [node]
+        roles = ["prefill", "storage"]
+        hugepages = false
+        [node.compute]
+        kind = "loopback"
+        [node.storage]
+        device = "eth1"
+        """,
+    )
+    assert config.control.heartbeat_ms == 100
+    assert config.node.roles == ("prefill", "storage")
+    assert config.node.hugepages is False
+    assert config.node.compute == FabricConfig(kind="loopback")
+    assert config.node.storage == FabricConfig(device="eth1")
+    assert config.node.dram_bytes == NodeConfig().dram_bytes
+    assert config.client == Config().client
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"dram_byte": 1}, r"unknown setting 'dram_byte': did you mean 'dram_bytes'\?"),
+        ({"compute": {"knid": "ucx"}}, r"unknown setting 'compute.knid': did you mean 'kind'\?"),
+        ({"xyzzy": 1}, r"unknown setting 'xyzzy'$"),
+        ({"dram_bytes": "1GiB"}, r"dram_bytes: int is needed, not '1GiB'"),
+        ({"dram_bytes": True}, r"dram_bytes: int is needed, not True"),
+        ({"dram_bytes": 1.5}, r"dram_bytes: int is needed, not 1.5"),
+        ({"dram_bytes": -1}, r"dram_bytes: must not be negative: -1"),
+        ({"hugepages": 1}, r"hugepages: bool is needed, not 1"),
+        ({"listen": 80}, r"listen: str is needed, not 80"),
+        ({"roles": "prefill"}, r"roles: a list of strings is needed, not 'prefill'"),
+        ({"roles": ["prefill", 1]}, r"roles: a list of strings is needed"),
+        ({"compute": "ucx"}, r"compute: a table is needed, not 'ucx'"),
+        ({"storage": "eth1"}, r"storage: a table is needed, not 'eth1'"),
+        ({"storage": {"device": 1}}, r"storage.device: str is needed, not 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(values: dict[str, Any], expected: str) -> None:
+    """The text names the place, what is needed there, and the nearest name that is known."""
+    with pytest.raises(ConfigError, match=expected):
+        overlay(NodeConfig(), values)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(b"[node", "kvstore.toml: "), (b"[node]\nlisten = '\xff'", "kvstore.toml: "), (b"node = 3", "node: a table")],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, raw: bytes, expected: str) -> None:
+    """Broken TOML, text that is not UTF-8, a value in a table's place: each is a ConfigError."""
+    path = tmp_path / "kvstore.toml"
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError, match=expected):
+        Config.load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """The path and the reason are in the text."""
+    with pytest.raises(ConfigError, match=r"absent.toml: No such file"):
+        Config.load(tmp_path / "absent.toml")
+
+
+def test_configs_cannot_be_changed() -> None:
+    """They are frozen, and no default is a value that could be."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().node.dram_bytes = 1  # type: ignore[misc]  # what is under test
+    with pytest.raises(TypeError):
+        option([], "a list")
+
+
+@pytest.mark.parametrize("cls", [type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)] + [FabricConfig])
+def test_every_option_is_explained(cls: Any) -> None:
+    """The command line shows these texts, and units stand last in names that have one."""
+    for field in dataclasses.fields(cls):
+        assert field.metadata["help"]
+        if field.type in (int, "int"):
+            ends = ("_bytes", "_bytes_max", "_ms", "_ms_max", "_max", "_threads", "_layers")
+            assert field.name.endswith(ends), field.name

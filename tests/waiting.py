@@ -1,0 +1,18 @@
+"""Waiting for a condition of another process or task: polled, because nobody there can tell us; never for ever."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+async def eventually(condition: Callable[[], Any], deadline_s: float = 5.0) -> Any:
+    """The condition's value once it is true (it may be a coroutine function). Fails after the deadline."""
+    async with asyncio.timeout(deadline_s):
+        while True:
+            value = condition()
+            if inspect.isawaitable(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.005)
