@@ -5,7 +5,6 @@ Layer groups are copied and reported in order: prefill of the first layers can s
 """
 
 import asyncio
-import contextlib
 import heapq
 import math
 import time
@@ -40,7 +39,7 @@ from kvstore.errors import (
 )
 from kvstore.pb import node_pb2
 from kvstore.rpc.pace import Pace
-from kvstore.rpc.status import from_rpc
+from kvstore.rpc.stream import end_telling, replies, tell
 
 _BATCH_BYTES = 8 * 1024 * 1024
 _CONSUMED_PACE_S = 0.003
@@ -226,19 +225,15 @@ class Load:
             self._copied_all = True
             self._consumed_pace.set(urgent=True)
             await giving_back
-            await call.done_writing()
+            await end_telling(call)
             if Outcome.CORRUPT in self._outcomes:
                 await call.code()  # the node has heard of it then: a stream that is cancelled may lose it
             return self._summary(reading.result())
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise DeadlineExceeded(f"the load did not finish within {self._start.deadline_ms} ms") from None
-            raise from_rpc(error, NodeUnavailable, "node") from None
-        except asyncio.InvalidStateError:
-            raise await _ended(call) from None
+        except DeadlineExceeded:
+            raise DeadlineExceeded(f"the load did not finish within {self._start.deadline_ms} ms") from None
         except SessionLost as error:
             if self._outcomes:  # it had begun, so it cannot be begun again unseen
-                raise NodeUnavailable(f"node: {error}") from error
+                raise NodeUnavailable(str(error)) from error
             raise
         finally:
             for task in (reading, copying, giving_back):
@@ -247,18 +242,20 @@ class Load:
             await ended([reading, copying, giving_back])
 
     async def _read_stream(self, call: _Call) -> node_pb2.LoadDone:
-        await call.write(node_pb2.LoadUp(start=self._start))
-        while isinstance(down := await call.read(), node_pb2.LoadDown):
-            kind = down.WhichOneof("message")
-            if kind == "plan":
-                self._take_plan(down.plan)
-            elif kind == "pieces":
-                self._take_pieces(down.pieces)
-            elif kind == "done":
-                self._arrived_all = True
-                self._copy_wake.set()
-                return down.done
-        raise await _ended(call)
+        await tell(call, node_pb2.LoadUp(start=self._start))
+        async with aclosing(replies(call, NodeUnavailable, "node")) as messages:
+            async for down in messages:
+                kind = down.WhichOneof("message")
+                if kind == "plan":
+                    self._take_plan(down.plan)
+                elif kind == "pieces":
+                    self._take_pieces(down.pieces)
+                elif kind == "done":
+                    self._arrived_all = True
+                    self._copy_wake.set()
+                    done: node_pb2.LoadDone = down.done
+                    return done
+        raise NodeUnavailable("node: the stream ended before the load was done")
 
     def _take_plan(self, plan: node_pb2.LoadPlan) -> None:
         self._outcomes = [Outcome(o) for o in plan.outcomes]
@@ -324,8 +321,7 @@ class Load:
             await self._consumed_pace.wait()
             consumed, self._consumed = self._consumed, node_pb2.LoadConsumed()
             if consumed.place_ids or consumed.corrupt_blocks:
-                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    await call.write(node_pb2.LoadUp(consumed=consumed))
+                await tell(call, node_pb2.LoadUp(consumed=consumed))
 
     def _take_batch(self) -> list[ReadyPiece]:
         batch: list[ReadyPiece] = []
@@ -414,13 +410,3 @@ class Load:
 
 def _error_of(why: Missing) -> KVStoreError:
     return _ERROR_OF.get(why.outcome, PeerLost)(f"block {why.block}: {why.outcome.name.lower()}")
-
-
-async def _ended(call: _Call) -> KVStoreError:
-    """The error of a stream that the node ended."""
-    error = grpc.aio.AioRpcError(
-        await call.code(), await call.initial_metadata(), await call.trailing_metadata(), details=await call.details()
-    )
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("the load did not finish in its time")
-    return from_rpc(error, NodeUnavailable, "node")

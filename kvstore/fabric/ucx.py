@@ -92,7 +92,10 @@ class UcxPeer:
     def open(self, endpoint: Any) -> None:
         """From now on operations can be posted."""
         self._endpoint = endpoint
-        endpoint.set_close_callback(self._ended_by_ucx)
+        try:
+            endpoint.set_close_callback(self._ended_by_ucx)
+        except RuntimeError as error:  # it has ended already
+            self._lost(str(error))
 
     def unreachable(self, reason: str) -> None:
         """Instead of `open`: every operation fails."""
@@ -223,16 +226,15 @@ class UcxFabric:
         peer = UcxPeer(self, address, self._bound_loop())
         api = library().api
         try:
-            peer.open(
-                self._worker.create_endpoint_from_worker_address(
-                    api.UCXAddress.create_from_buffer(bytearray(worker_address)), self._config.error_handling
-                )
+            endpoint = self._worker.create_endpoint_from_worker_address(
+                api.UCXAddress.create_from_buffer(bytearray(worker_address)), self._config.error_handling
             )
         except api.UCXError as error:  # its process is gone, or there is no transport in common
             peer.unreachable(str(error))
             return peer
         self._peers[address] = peer
         self._unsettled.add(peer)
+        peer.open(endpoint)
         return peer
 
     async def close(self) -> None:

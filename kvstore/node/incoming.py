@@ -6,12 +6,9 @@ only then are the landing places free.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import grpc.aio
 
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
@@ -27,7 +24,7 @@ from kvstore.node.pieces import Piece
 from kvstore.node.progress import Progress
 from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.pace import Pace
-from kvstore.rpc.status import from_rpc
+from kvstore.rpc.stream import Call, end_telling, replies, tell
 
 _DRAIN_S = 0.5
 _WRITE_PACE_S = 0.002  # a fraction of what the bytes in flight take
@@ -87,7 +84,8 @@ class Incoming:
         self._ready = asyncio.Event()
         self._lost: asyncio.Future[KVStoreError] = asyncio.get_running_loop().create_future()
         self._peer: Peer | None = None
-        self.call: grpc.aio.StreamStreamCall[node_pb2.TransferUp, node_pb2.TransferDown] | None = None
+        self.call: Call | None = None
+        self._replies: AsyncGenerator[node_pb2.TransferDown, None] | None = None
         self.tiers: list[Tier] = []
         self.bytes = 0
 
@@ -101,22 +99,19 @@ class Incoming:
         self._index = {block: i for i, block in enumerate(blocks)}
         opened.network, opened.fabric_address = COMPUTE, self._fabric.address
         opened.connection = self._connections.number(self._owner)
-        self.call = self._stub.Transfer(timeout=opened.deadline_ms / 1000)
+        call = self.call = self._stub.Transfer(timeout=opened.deadline_ms / 1000)
+        self._replies = replies(call, NodeUnavailable, "owner")
         reach_s = self._config.connect_ms / 1000
         answer_s = opened.deadline_ms / 1000 if opened.ticket else reach_s  # a ticket may wait for its sender
         try:
             async with asyncio.timeout(reach_s):
-                await self.call.write(node_pb2.TransferUp(open=opened))
+                await tell(call, node_pb2.TransferUp(open=opened))
             async with asyncio.timeout(answer_s):
-                first = await self.call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, NodeUnavailable, "owner") from None
-        except asyncio.InvalidStateError:
-            raise await self._stream_error() from None
+                first = await anext(self._replies, None)
         except TimeoutError:
             raise NodeUnavailable("the owner cannot be reached, or does not answer in time") from None
-        if not isinstance(first, node_pb2.TransferDown) or first.WhichOneof("message") != "pinned":
-            raise await self._stream_error()
+        if first is None or first.WhichOneof("message") != "pinned":
+            raise NodeUnavailable("the owner ended the transfer, or answers out of turn")
         pinned = first.pinned
         self._peer = self._fabric.connect(pinned.fabric_address)
         self.tiers = [Tier(t) for t in pinned.tiers]
@@ -129,20 +124,6 @@ class Incoming:
         for flag in known:
             self._checksums.append(bytearray(packed[at : at + step] if flag else b""))
             at += step * flag
-
-    async def _stream_error(self) -> KVStoreError:
-        assert self.call is not None
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await self.call.read()
-        if await self.call.code() is grpc.StatusCode.OK:
-            return NodeUnavailable("the owner ended the transfer")
-        error = grpc.aio.AioRpcError(
-            await self.call.code(),
-            await self.call.initial_metadata(),
-            await self.call.trailing_metadata(),
-            details=await self.call.details(),
-        )
-        return from_rpc(error, NodeUnavailable, "owner")
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -231,30 +212,25 @@ class Incoming:
             ending = self._ending
             credits, self._unsent = self._unsent, node_pb2.Credits()
             corrupt, self._corrupt = self._corrupt, []
-            try:
-                if credits.tags:
-                    await self.call.write(node_pb2.TransferUp(credits=credits))
-                if corrupt:
-                    await self.call.write(node_pb2.TransferUp(corrupt=node_pb2.CorruptBlocks(blocks=corrupt)))
-                if ending:
-                    await self.call.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                self._lose(PeerLost("the owner's stream broke"))
-                return
+            if credits.tags:
+                await tell(self.call, node_pb2.TransferUp(credits=credits))
+            if corrupt:
+                await tell(self.call, node_pb2.TransferUp(corrupt=node_pb2.CorruptBlocks(blocks=corrupt)))
+        await end_telling(self.call)
 
     async def _read_stream(self) -> None:
-        assert self.call is not None
+        assert self._replies is not None
         try:
-            while isinstance(down := await self.call.read(), node_pb2.TransferDown):
+            async for down in self._replies:
                 kind = down.WhichOneof("message")
                 if kind == "ready":
                     self._layers_ready(down.ready)
                 elif kind == "settled":
                     self._lose(PeerLost("the owner will not send a piece: its block has moved on"))
-        except grpc.aio.AioRpcError as error:
-            self._lose(PeerLost(f"the owner's stream broke: {error.details()}"))
-            return
-        self._lose(PeerLost("the owner ended the transfer"))
+        except KVStoreError as error:
+            self._lose(PeerLost(str(error)))
+        else:
+            self._lose(PeerLost("the owner ended the transfer"))
 
     def _layers_ready(self, ready: node_pb2.LayersReady) -> None:
         if ready.failed:
@@ -299,5 +275,7 @@ class Incoming:
         for task in self._stream_tasks:
             task.cancel()
         await asyncio.gather(*self._stream_tasks, return_exceptions=True)
+        if self._replies is not None:
+            await self._replies.aclose()
         if self.call is not None:
             self.call.cancel()

@@ -222,7 +222,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         )
         return node_pb2.OfferReply(ticket=handoff.ticket)
 
-    @streaming
+    @streaming(node_pb2.LoadDown)
     def Load(self, requests: AsyncIterator[node_pb2.LoadUp], context: Context) -> AsyncIterator[node_pb2.LoadDown]:
         return self._loads.serve(requests, self._caller)
 
@@ -251,7 +251,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             self._custody.settle()
         return node_pb2.UnpinReply()
 
-    @streaming
+    @streaming(node_pb2.TransferDown)
     def Transfer(
         self, requests: AsyncIterator[node_pb2.TransferUp], context: Context
     ) -> AsyncIterator[node_pb2.TransferDown]:

@@ -24,27 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/pb/types.proto\x12\nkvstore.v1\"D\n\x06\x43\x61ller\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncredential\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xad\x01\n\tNamespace\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10weights_revision\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x0c\n\x04rope\x18\x05 \x01(\t\x12\x17\n\x0fkv_quantisation\x18\x06 \x01(\t\x12\x1a\n\x12layout_fingerprint\x18\x07 \x01(\x0c\x12\x13\n\x0bhash_scheme\x18\x08 \x01(\t\"\x93\x01\n\nLayerGroup\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0f\n\x07tensors\x18\x03 \x01(\r\x12\x13\n\x0bpage_tokens\x18\x04 \x01(\r\x12\x12\n\npage_bytes\x18\x05 \x01(\x04\x12\r\n\x05order\x18\x06 \x01(\t\x12\x0f\n\x07packing\x18\x07 \x01(\t\x12\r\n\x05\x64type\x18\x08 \x01(\t\"F\n\x06Layout\x12\x14\n\x0c\x62lock_tokens\x18\x01 \x01(\r\x12&\n\x06groups\x18\x02 \x03(\x0b\x32\x16.kvstore.v1.LayerGroup\"$\n\x05Shard\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"O\n\x0bNodeAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04grpc\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t*H\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0c\n\x08TIER_HBM\x10\x01\x12\r\n\tTIER_DRAM\x10\x02\x12\r\n\tTIER_NVME\x10\x03*:\n\x03Ttl\x12\x13\n\x0fTTL_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTTL_SLIDING\x10\x01\x12\r\n\tTTL_FIXED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/pb/types.proto\x12\nkvstore.v1\"D\n\x06\x43\x61ller\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncredential\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\">\n\x07\x46\x61ilure\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\x04\"\xad\x01\n\tNamespace\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10weights_revision\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x0c\n\x04rope\x18\x05 \x01(\t\x12\x17\n\x0fkv_quantisation\x18\x06 \x01(\t\x12\x1a\n\x12layout_fingerprint\x18\x07 \x01(\x0c\x12\x13\n\x0bhash_scheme\x18\x08 \x01(\t\"\x93\x01\n\nLayerGroup\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0f\n\x07tensors\x18\x03 \x01(\r\x12\x13\n\x0bpage_tokens\x18\x04 \x01(\r\x12\x12\n\npage_bytes\x18\x05 \x01(\x04\x12\r\n\x05order\x18\x06 \x01(\t\x12\x0f\n\x07packing\x18\x07 \x01(\t\x12\r\n\x05\x64type\x18\x08 \x01(\t\"F\n\x06Layout\x12\x14\n\x0c\x62lock_tokens\x18\x01 \x01(\r\x12&\n\x06groups\x18\x02 \x03(\x0b\x32\x16.kvstore.v1.LayerGroup\"$\n\x05Shard\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"O\n\x0bNodeAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04grpc\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t*H\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0c\n\x08TIER_HBM\x10\x01\x12\r\n\tTIER_DRAM\x10\x02\x12\r\n\tTIER_NVME\x10\x03*:\n\x03Ttl\x12\x13\n\x0fTTL_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTTL_SLIDING\x10\x01\x12\r\n\tTTL_FIXED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvstore.pb.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=625
-  _globals['_TIER']._serialized_end=697
-  _globals['_TTL']._serialized_start=699
-  _globals['_TTL']._serialized_end=757
+  _globals['_TIER']._serialized_start=689
+  _globals['_TIER']._serialized_end=761
+  _globals['_TTL']._serialized_start=763
+  _globals['_TTL']._serialized_end=821
   _globals['_CALLER']._serialized_start=38
   _globals['_CALLER']._serialized_end=106
-  _globals['_NAMESPACE']._serialized_start=109
-  _globals['_NAMESPACE']._serialized_end=282
-  _globals['_LAYERGROUP']._serialized_start=285
-  _globals['_LAYERGROUP']._serialized_end=432
-  _globals['_LAYOUT']._serialized_start=434
-  _globals['_LAYOUT']._serialized_end=504
-  _globals['_SHARD']._serialized_start=506
-  _globals['_SHARD']._serialized_end=542
-  _globals['_NODEADDRESS']._serialized_start=544
-  _globals['_NODEADDRESS']._serialized_end=623
+  _globals['_FAILURE']._serialized_start=108
+  _globals['_FAILURE']._serialized_end=170
+  _globals['_NAMESPACE']._serialized_start=173
+  _globals['_NAMESPACE']._serialized_end=346
+  _globals['_LAYERGROUP']._serialized_start=349
+  _globals['_LAYERGROUP']._serialized_end=496
+  _globals['_LAYOUT']._serialized_start=498
+  _globals['_LAYOUT']._serialized_end=568
+  _globals['_SHARD']._serialized_start=570
+  _globals['_SHARD']._serialized_end=606
+  _globals['_NODEADDRESS']._serialized_start=608
+  _globals['_NODEADDRESS']._serialized_end=687
 # @@protoc_insertion_point(module_scope)

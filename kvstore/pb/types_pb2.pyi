@@ -86,6 +86,30 @@ class Caller(google.protobuf.message.Message):
 Global___Caller: typing_extensions.TypeAlias = Caller
 
 @typing.final
+class Failure(google.protobuf.message.Message):
+    """An error as the last message of a stream; the status of the stream says the same (docs/wire.md, "Errors")."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: builtins.int
+    error: builtins.str
+    """name of the class"""
+    text: builtins.str
+    retry_after_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        error: builtins.str = ...,
+        text: builtins.str = ...,
+        retry_after_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "retry_after_ms", b"retry_after_ms", "text", b"text"]) -> None: ...
+
+Global___Failure: typing_extensions.TypeAlias = Failure
+
+@typing.final
 class Namespace(google.protobuf.message.Message):
     """Everything that must be equal for one block to stand in for another (docs/keys.md)."""
 

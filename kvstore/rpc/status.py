@@ -1,7 +1,7 @@
 """The one table between our errors and gRPC status codes.
 
 An error travels as its status code plus its class name in trailing metadata, so that the caller gets the same class
-back.
+back; in a stream also as its last message (`kvstore.rpc.stream`).
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,6 +45,9 @@ _RETRY_KEY = "kvstore-retry-after-ms"
 _TEXT_BYTES_MAX = 2000
 """gRPC refuses a status of more than 8 KiB, and writes what is not ASCII in three characters per byte."""
 
+_WRITE_LOST = "Internal error from Core"
+"""What gRPC says of a write that the end of its stream overtook (grpc/grpc issue 36066)."""
+
 _BY_NAME = {cls.__name__: cls for cls in STATUS}
 _BY_CODE: dict[grpc.StatusCode, type[e.KVStoreError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: e.InvalidInput,
@@ -54,6 +57,7 @@ _BY_CODE: dict[grpc.StatusCode, type[e.KVStoreError]] = {
     grpc.StatusCode.PERMISSION_DENIED: e.PermissionRefused,
     grpc.StatusCode.UNAUTHENTICATED: e.PermissionRefused,
 }
+_UNREACHABLE = (None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 
 
 def from_rpc(error: grpc.RpcError, unavailable: type[e.Unavailable] = e.Unavailable, who: str = "") -> e.KVStoreError:
@@ -62,14 +66,25 @@ def from_rpc(error: grpc.RpcError, unavailable: type[e.Unavailable] = e.Unavaila
     code = error.code() if hasattr(error, "code") else None
     details = (error.details() if hasattr(error, "details") else "") or str(code)
     message = f"{who}: {details}" if who else details
-    named = _BY_NAME.get(str(trailing.get(_NAME_KEY, "")))
-    if named is e.Refused:
-        return e.Refused(message, retry_after_s=int(str(trailing.get(_RETRY_KEY, "100"))) / 1000)
+    named = _named(str(trailing.get(_NAME_KEY, "")), message, int(str(trailing.get(_RETRY_KEY, "100"))))
     if named is not None:
-        return named(message)
-    if code is None or code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        return named
+    if code in _UNREACHABLE or (code is grpc.StatusCode.INTERNAL and details == _WRITE_LOST):
         return unavailable(message)
     return _BY_CODE.get(code, e.KVStoreError)(message)
+
+
+def from_failure(failure: types_pb2.Failure, who: str = "") -> e.KVStoreError:
+    """The error that the peer put into a stream as its last message."""
+    message = f"{who}: {failure.text}" if who else failure.text
+    return _named(failure.error, message, failure.retry_after_ms) or e.KVStoreError(message)
+
+
+def _named(name: str, message: str, retry_after_ms: int) -> e.KVStoreError | None:
+    cls = _BY_NAME.get(name)
+    if cls is e.Refused:
+        return e.Refused(message, retry_after_s=retry_after_ms / 1000)
+    return None if cls is None else cls(message)
 
 
 def check_version(caller: types_pb2.Caller) -> None:
@@ -83,11 +98,19 @@ def check_version(caller: types_pb2.Caller) -> None:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: e.KVStoreError) -> NoReturn:
     """Ends a call with the error's status."""
-    metadata = [(_NAME_KEY, type(error).__name__)]
-    if isinstance(error, e.Refused):
-        metadata.append((_RETRY_KEY, str(int(error.retry_after_s * 1000))))
-    text = str(error).encode()[:_TEXT_BYTES_MAX].decode(errors="ignore")
-    await context.abort(STATUS.get(type(error), grpc.StatusCode.INTERNAL), text, tuple(metadata))
+    told = _failure(error)
+    metadata = [(_NAME_KEY, told.error)]
+    if told.retry_after_ms:
+        metadata.append((_RETRY_KEY, str(told.retry_after_ms)))
+    await context.abort(STATUS.get(type(error), grpc.StatusCode.INTERNAL), told.text, tuple(metadata))
+
+
+def _failure(error: e.KVStoreError) -> types_pb2.Failure:
+    return types_pb2.Failure(
+        error=type(error).__name__,
+        text=str(error).encode()[:_TEXT_BYTES_MAX].decode(errors="ignore"),
+        retry_after_ms=int(error.retry_after_s * 1000) if isinstance(error, e.Refused) else 0,
+    )
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -107,15 +130,22 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Any:
     return call
 
 
-def streaming(method: Callable[..., AsyncIterator[Any]]) -> Any:
-    """The same for a method that answers with a stream."""
+def streaming(reply: Callable[..., Any]) -> Callable[[Callable[..., AsyncIterator[Any]]], Any]:
+    """The same for a method that answers with a stream of `reply`.
 
-    @wraps(method)
-    async def call(self: Any, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        try:
-            async for reply in method(self, requests, context):
-                yield reply
-        except e.KVStoreError as error:
-            await abort(context, error)
+    The error is its last message too: a status may be lost to the caller that is writing when the stream ends.
+    """
 
-    return call
+    def decorate(method: Callable[..., AsyncIterator[Any]]) -> Any:
+        @wraps(method)
+        async def call(self: Any, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            try:
+                async for message in method(self, requests, context):
+                    yield message
+            except e.KVStoreError as error:
+                yield reply(failure=_failure(error))
+                await abort(context, error)
+
+        return call
+
+    return decorate

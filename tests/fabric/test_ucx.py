@@ -9,12 +9,13 @@ import time
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kvstore.config import FabricConfig
-from kvstore.errors import FabricUnavailable
+from kvstore.errors import FabricUnavailable, PeerLost
 from kvstore.fabric.ucx import UcxFabric
 from kvstore.fabric.ucx_context import context_settings, library
 from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, pattern
@@ -104,6 +105,35 @@ async def test_nothing_is_left_after_close() -> None:
         await open_and_close()
     assert await settled() == before
     assert resident_bytes() - bytes_before < 16 * MIB
+
+
+class ShortLived:
+    """A worker whose next endpoint has ended before it is handed out."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def create_endpoint_from_worker_address(self, *args: Any) -> Any:
+        endpoint = self._worker.create_endpoint_from_worker_address(*args)
+        endpoint.close_blocking(10_000_000, 10)
+        return endpoint
+
+
+async def test_an_endpoint_that_ends_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is a peer that is lost, and the next connection is another."""
+    one, other = UcxFabric(TCP), UcxFabric(TCP)
+    with monkeypatch.context() as patch:
+        patch.setattr(one, "_worker", ShortLived(one._worker))
+        peer = one.connect(other.address)
+    assert not peer.alive
+    (error,) = await ended(peer.receive(1, np.zeros(8, np.uint8)))
+    assert isinstance(error, PeerLost)
+    await exchange(one, other)
+    await one.close()
+    await other.close()
 
 
 async def test_close_with_unclaimed_messages(start_far_process: StartFarSide) -> None:

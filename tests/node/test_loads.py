@@ -3,11 +3,9 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,6 +19,7 @@ from kvstore.config import MIB
 from kvstore.errors import (
     InvalidInput,
     KVStoreError,
+    NodeUnavailable,
     PermissionRefused,
     SessionLost,
     TicketInvalid,
@@ -32,7 +31,7 @@ from kvstore.node.app import NodeServer
 from kvstore.node.tiers.hbm import HbmMemory
 from kvstore.pb import node_pb2, types_pb2
 from kvstore.rpc.channel import caller
-from kvstore.rpc.status import from_rpc
+from kvstore.rpc.stream import replies
 from tests.cluster import random_blocks
 from tests.inprocess import Site, at_rest, fabric_of, site
 from tests.waiting import eventually
@@ -54,19 +53,17 @@ async def store(client: AsyncClient, chain: Chain, blocks: int = BLOCKS) -> npt.
     return source
 
 
-@dataclass
 class Load:
     """One `Load` call, with what the node said."""
 
-    call: Any
-    plan: node_pb2.LoadPlan
-    pieces: list[node_pb2.PiecesReady]
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self.replies = replies(call, NodeUnavailable, "node")
+        self.plan = node_pb2.LoadPlan()
+        self.pieces: list[node_pb2.PiecesReady] = []
 
     async def read(self) -> node_pb2.LoadDown:
-        try:
-            down = await self.call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+        down = await anext(self.replies, None)
         assert isinstance(down, node_pb2.LoadDown), "the node ended the load"
         return down
 
@@ -88,7 +85,7 @@ class Load:
 
     async def end(self) -> None:
         await self.call.done_writing()
-        assert await self.call.read() is grpc.aio.EOF
+        assert await anext(self.replies, None) is None
 
     def column(self, name: str) -> list[int]:
         return [value for message in self.pieces for value in getattr(message, name)]
@@ -107,7 +104,7 @@ async def begin(client: AsyncClient, chain: Chain, **changes: Any) -> Load:
     fields |= changes
     call = link.stub.Load(timeout=fields["deadline_ms"] / 1000)
     await call.write(node_pb2.LoadUp(start=node_pb2.LoadStart(**fields)))
-    return Load(call, node_pb2.LoadPlan(), [])
+    return Load(call)
 
 
 def address_of(node: NodeServer) -> types_pb2.NodeAddress:
@@ -272,7 +269,7 @@ async def test_starts_that_are_refused(here: Site, changes: dict[str, Any], erro
 async def test_the_first_message_starts(here: Site) -> None:
     """Anything else is refused."""
     client = await here.client(await here.node(), LAYOUT)
-    load = Load(client._link.stub.Load(timeout=DEADLINE_S), node_pb2.LoadPlan(), [])
+    load = Load(client._link.stub.Load(timeout=DEADLINE_S))
     await load.consumed([1])
     with pytest.raises(InvalidInput):
         await load.until_done()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,13 +16,13 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome
 from kvstore.client import AsyncClient, buffers
 from kvstore.client.copying import checksum
-from kvstore.errors import InvalidInput, KVStoreError, TicketInvalid, VersionMismatch
+from kvstore.errors import InvalidInput, KVStoreError, NodeUnavailable, TicketInvalid, VersionMismatch
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.answers import ShardId
 from kvstore.node.app import NodeServer
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
-from kvstore.rpc.status import from_rpc
+from kvstore.rpc.stream import replies
 from tests.cluster import random_blocks
 from tests.inprocess import Site, at_rest, held_by, site
 from tests.waiting import eventually
@@ -71,15 +70,13 @@ class Transfer:
 
     def __init__(self, fabric: LoopbackFabric, call: Any) -> None:
         self.fabric, self.call = fabric, call
+        self.replies = replies(call, NodeUnavailable, "owner")
         self.pinned = node_pb2.TransferPinned()
         self.peer: Any = None
 
     async def read(self) -> node_pb2.TransferDown:
         """The next message, or the error that ends the stream."""
-        try:
-            down = await self.call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+        down = await anext(self.replies, None)
         assert isinstance(down, node_pb2.TransferDown), "the owner ended the transfer"
         return down
 
@@ -98,7 +95,7 @@ class Transfer:
 
     async def end(self) -> None:
         await self.call.done_writing()
-        while await self.call.read() is not grpc.aio.EOF:
+        async for _ in self.replies:
             pass
 
 
@@ -205,7 +202,7 @@ async def test_a_malformed_message_ends_the_transfer(world: World) -> None:
     transfer = await world.transfer()
     await transfer.call.write(node_pb2.TransferUp(credits=node_pb2.Credits(tags=[1, 2], blocks=[0])))
     async with asyncio.timeout(2):
-        assert await transfer.call.read() is grpc.aio.EOF
+        assert await anext(transfer.replies, None) is None
 
 
 async def test_pins_last_until_the_sends_have_settled(world: World) -> None:
@@ -232,7 +229,7 @@ async def test_a_transfer_has_an_end(tmp_path: Path, world: World) -> None:
         transfer = await world.transfer(deadline_ms=2**40)
         assert held_by(node)
         await at_rest(node)
-        assert await transfer.call.read() is grpc.aio.EOF
+        assert await anext(transfer.replies, None) is None
 
 
 @pytest.mark.parametrize("damaged", [False, True])

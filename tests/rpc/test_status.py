@@ -36,7 +36,7 @@ class Service(node_pb2_grpc.NodeServicer):
             raise self.error
         return node_pb2.UsageReply()
 
-    @streaming
+    @streaming(node_pb2.LoadDown)
     async def Load(self, requests: Any, context: Any) -> AsyncIterator[node_pb2.LoadDown]:
         async for _ in requests:
             yield node_pb2.LoadDown()
@@ -89,7 +89,8 @@ async def test_streams_end_with_the_same_errors(service: Service, stub: Any, cls
     service.error = cls(TEXT)
     call = stub.Load(timeout=5)
     await call.write(node_pb2.LoadUp())
-    assert isinstance(await call.read(), node_pb2.LoadDown)
+    assert (await call.read()).WhichOneof("message") is None
+    assert (await call.read()).failure.error == cls.__name__
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     error = from_rpc(caught.value)
