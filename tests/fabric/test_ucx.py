@@ -107,8 +107,21 @@ async def test_nothing_is_left_after_close() -> None:
     assert resident_bytes() - bytes_before < 16 * MIB
 
 
-class ShortLived:
-    """A worker whose next endpoint has ended before it is handed out."""
+class EndedEndpoint:
+    """An endpoint that UCX has ended before anybody could ask to be told."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._endpoint, name)
+
+    def set_close_callback(self, *args: Any) -> None:
+        raise RuntimeError("Endpoint is closing or has already closed.")
+
+
+class Worker:
+    """A worker whose endpoints have all ended."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
@@ -116,22 +129,21 @@ class ShortLived:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._worker, name)
 
-    def create_endpoint_from_worker_address(self, *args: Any) -> Any:
-        endpoint = self._worker.create_endpoint_from_worker_address(*args)
-        endpoint.close_blocking(10_000_000, 10)
-        return endpoint
+    def create_endpoint_from_worker_address(self, *args: Any) -> EndedEndpoint:
+        return EndedEndpoint(self._worker.create_endpoint_from_worker_address(*args))
 
 
 async def test_an_endpoint_that_ends_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Is a peer that is lost, and the next connection is another."""
     one, other = UcxFabric(TCP), UcxFabric(TCP)
     with monkeypatch.context() as patch:
-        patch.setattr(one, "_worker", ShortLived(one._worker))
+        patch.setattr(one, "_worker", Worker(one._worker))
         peer = one.connect(other.address)
     assert not peer.alive
     (error,) = await ended(peer.receive(1, np.zeros(8, np.uint8)))
     assert isinstance(error, PeerLost)
-    await exchange(one, other)
+    await peer.close()
+    assert one.connect(other.address).alive
     await one.close()
     await other.close()
 
