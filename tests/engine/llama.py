@@ -141,7 +141,8 @@ class Engine:
         ]
         try:
             with torch.inference_mode():
-                out = self.model(torch.tensor([new]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+                # By position: the argument's name is `past_key_values` before transformers 5.24 and `cache` since.
+                out = self.model(torch.tensor([new]), None, None, cache, use_cache=True, logits_to_keep=1)
         finally:
             for hook in hooks:
                 hook.remove()
