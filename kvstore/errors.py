@@ -91,6 +91,23 @@ class ChecksumMismatch(KVStoreError):
     """The bytes that arrived are not the bytes that were stored."""
 
 
+# ---- a disk ----------------------------------------------------------------------------------------------------------
+
+
+class DeviceFailed(KVStoreError):
+    """A storage device failed an operation: an I/O error, a device that went read-only or away.
+
+    error_number: the system's `errno`, 0 where there is none."""
+
+    def __init__(self, message: str, error_number: int = 0) -> None:
+        super().__init__(message)
+        self.error_number = error_number
+
+
+class DeviceFull(DeviceFailed):
+    """No room: the file system is full, or below the free space that it must keep."""
+
+
 # ---- begin anew ------------------------------------------------------------------------------------------------------
 
 

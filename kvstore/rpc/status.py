@@ -33,6 +33,8 @@ STATUS: dict[type[e.KVStoreError], grpc.StatusCode] = {
     e.BlocksMissing: grpc.StatusCode.NOT_FOUND,
     e.StaleGeneration: grpc.StatusCode.ABORTED,
     e.ChecksumMismatch: grpc.StatusCode.DATA_LOSS,
+    e.DeviceFailed: grpc.StatusCode.INTERNAL,
+    e.DeviceFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.LeaseLost: grpc.StatusCode.ABORTED,
     e.SessionLost: grpc.StatusCode.UNAUTHENTICATED,
     e.TicketInvalid: grpc.StatusCode.NOT_FOUND,
