@@ -54,13 +54,14 @@ class Pins:
 
 
 class OpenSlab(NamedTuple):
-    """The tier's memory must make this slab."""
+    """The tier's memory must make this slab. bank: the device, in a tier that has several."""
 
     tier: Tier
     slab_id: int
     slab_bytes: int
     slot_bytes: int
     tenant: str
+    bank: int = 0
 
 
 class CloseSlab(NamedTuple):
@@ -79,7 +80,16 @@ class SetGeneration(NamedTuple):
     generation: int
 
 
-Action = OpenSlab | CloseSlab | SetGeneration
+class Forget(NamedTuple):
+    """A slot that outlives its process holds its block no more."""
+
+    tier: Tier
+    slab_id: int
+    slot: int
+    generation: int
+
+
+Action = OpenSlab | CloseSlab | SetGeneration | Forget
 
 
 class Record(NamedTuple):

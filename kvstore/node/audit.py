@@ -6,20 +6,24 @@ from collections.abc import Collection, Iterator, Mapping
 from kvstore.blocks.digest import empty_digests, toggle
 from kvstore.blocks.state import SlotState, Tier
 from kvstore.node.answers import TierUsage, Usage
+from kvstore.node.copies import CopyTable
 from kvstore.node.leases import LeaseTable
 from kvstore.node.pins import PinTable
 from kvstore.node.stock import Stock, evictable
 from kvstore.node.tree import Block, Tree
-from kvstore.policy.slots import HELD_BY_READERS, Slab, Slot, SlotSpace
+from kvstore.policy.slots import HELD_BY_READERS, Slab, Slot, Space
 
 
 class Audit:
     """Reads the tables of a catalog; changes none."""
 
-    def __init__(self, stock: Stock, leases: LeaseTable, pins: PinTable, landed: Collection[Slot]) -> None:
+    def __init__(
+        self, stock: Stock, leases: LeaseTable, pins: PinTable, copies: CopyTable, landed: Collection[Slot]
+    ) -> None:
         self._stock = stock
         self._leases = leases
         self._pins = pins
+        self._copies = copies
         self._landed = landed
 
     def usage(self, counters: Mapping[str, int]) -> Usage:
@@ -38,6 +42,7 @@ class Audit:
             *self._tree_violations(),
             *self._lease_violations(),
             *self._record_violations(),
+            *self._owed_violations(),
         ]
 
     def _slots(self) -> Iterator[tuple[Tier, Slot]]:
@@ -49,14 +54,18 @@ class Audit:
     def _space_violations(self) -> Iterator[str]:
         for tier, space in self._stock.spaces.items():
             slab_bytes = sum(slab.slab_bytes for slab in space.slabs())
-            if slab_bytes != space.used_bytes or not 0 <= slab_bytes <= space.capacity_bytes:
-                yield f"{tier.name}: slabs have {slab_bytes} B, counted {space.used_bytes} of {space.capacity_bytes}"
+            if slab_bytes != space.used_bytes:
+                yield f"{tier.name}: slabs have {slab_bytes} B, counted {space.used_bytes}"
+            for bank in space.banks:
+                if not 0 <= bank.used_bytes <= bank.capacity_bytes:
+                    yield f"{tier.name}: bank {bank.bank} uses {bank.used_bytes} B of {bank.capacity_bytes}"
             for slab in space.slabs():
                 yield from _slab_violations(slab)
 
     def _owner_violations(self) -> Iterator[str]:
-        """Every slot that is not free belongs to exactly one of: a block, a lease, a landing, pins alone."""
+        """Every slot that is not free belongs to exactly one of: a block, a lease, a landing, a copy, pins alone."""
         claims: Counter[Slot] = Counter(self._landed)
+        claims.update(copy.slot for copy in self._copies if copy.slot is not None)
         for block in self._blocks():
             claims.update(slot for _, slot in block.slots)
             for tier, slot in block.slots:
@@ -80,6 +89,7 @@ class Audit:
     def _pin_violations(self) -> Iterator[str]:
         pins = Counter(slot for pin in self._pins.table for _, slot in pin.slots)
         pins.update(slot for lease in self._leases.table for _, slot in lease.presents)
+        pins.update(copy.source_slot for copy in self._copies)
         for _, slot in self._slots():
             if slot.pins != pins.pop(slot, 0):
                 yield f"{slot} counts {slot.pins} pins, held otherwise"
@@ -116,6 +126,20 @@ class Audit:
         for block, lease in writers.items():
             yield f"{block} is not in its tree, but in lease {lease.id.hex()}"
 
+    def _owed_violations(self) -> Iterator[str]:
+        """Exactly the blocks that name an owed slot are listed; it is their DRAM slot, and they are not on NVMe."""
+        owing = {block for block in self._blocks() if block.owed is not None}
+        if owing != set(self._stock.owed):
+            yield f"{len(owing)} blocks are owed to NVMe, {len(self._stock.owed)} are listed"
+        owed_bytes = 0
+        for block in owing:
+            assert block.owed is not None
+            owed_bytes += block.owed.slab.size_class.slot_bytes
+            if block.slot_in(Tier.DRAM) is not block.owed or block.slot_in(Tier.NVME) is not None:
+                yield f"{block} owes {block.owed}"
+        if owed_bytes != self._stock.owed_bytes:
+            yield f"{owed_bytes} B are owed to NVMe, counted {self._stock.owed_bytes}"
+
     def _record_violations(self) -> Iterator[str]:
         digests = empty_digests()
         live = 0
@@ -131,7 +155,7 @@ class Audit:
             yield f"{live} live blocks, {listed} in buckets, {self._stock.block_count} awaiting expiry"
 
 
-def _tier_usage(tier: Tier, space: SlotSpace, pins: int, leases: int) -> TierUsage:
+def _tier_usage(tier: Tier, space: Space, pins: int, leases: int) -> TierUsage:
     free = live = total = live_bytes = reserved_bytes = 0
     for slab in space.slabs():
         reserved = len(slab.slots) - len(slab.free) - slab.live

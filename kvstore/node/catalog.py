@@ -22,6 +22,7 @@ from kvstore.errors import InvalidInput, UnknownNamespace
 from kvstore.node.answers import (
     Action,
     CloseSlab,
+    Forget,
     OpenSlab,
     PinnedBlock,
     Pins,
@@ -35,6 +36,7 @@ from kvstore.node.answers import (
     place_of,
 )
 from kvstore.node.audit import Audit
+from kvstore.node.copies import Copy, CopyTable
 from kvstore.node.journal import Journal
 from kvstore.node.leases import LeaseTable
 from kvstore.node.pins import PinTable
@@ -42,14 +44,17 @@ from kvstore.node.reading import Reading
 from kvstore.node.reserve import Reserving, check_shard
 from kvstore.node.room import Room
 from kvstore.node.stock import Stock
-from kvstore.node.tree import OpenNamespace
-from kvstore.policy.slots import Slot, SlotSpace
+from kvstore.node.tree import Block, OpenNamespace
+from kvstore.policy.evict import EvictionOrder
+from kvstore.policy.slots import Slot, Space
 from kvstore.policy.ttl import TtlKind, TtlRule
 
 __all__ = [
     "Action",
     "Catalog",
     "CloseSlab",
+    "Copy",
+    "Forget",
     "OpenSlab",
     "PinnedBlock",
     "Pins",
@@ -70,23 +75,28 @@ class Catalog:
 
     spaces: the slots of each tier. ttl_ns: sliding time of blocks whose namespace has no rule. lease_ns: how long an
     unfinished put may be silent. hold_ns_max: longest time of a pin. pinned_bytes_max: bytes that same-host readers may
-    keep pinned past their deadline. new_id: 16 bytes that were never given before.
+    keep pinned past their deadline. new_id: 16 bytes that were never given before. spill_from_hits: at which touch a
+    block in DRAM is owed to NVMe (1: its own store, 2: the first one after it); 0: never. new_orders: the eviction order
+    of each tier; LRU where none is named.
     """
 
     def __init__(
         self,
-        spaces: Mapping[Tier, SlotSpace],
+        spaces: Mapping[Tier, Space],
         *,
         ttl_ns: int,
         lease_ns: int,
         hold_ns_max: int,
         pinned_bytes_max: int,
         new_id: Callable[[], bytes],
+        spill_from_hits: int = 0,
+        new_orders: Mapping[Tier, Callable[[], EvictionOrder[Block]]] | None = None,
     ) -> None:
         self._rule = TtlRule(TtlKind.SLIDING, ttl_ns)
         self._counters: Counter[str] = Counter()
         self._journal = Journal()
-        self._stock = Stock(spaces, self._journal, self._counters)
+        self._stock = Stock(spaces, self._journal, self._counters, new_orders)
+        self._stock.owed_from_hits = spill_from_hits
         self._pins = PinTable(
             self._stock, self._counters, hold_ns_max=hold_ns_max, pinned_bytes_max=pinned_bytes_max, new_id=new_id
         )
@@ -95,7 +105,8 @@ class Catalog:
         self._reserving = Reserving(self._stock, self._leases, self._pins, self._room, self._counters)
         self._reading = Reading(self._stock, self._pins)
         self._landed: dict[tuple[int, int], Slot] = {}
-        self._audit = Audit(self._stock, self._leases, self._pins, self._landed.values())
+        self._copies = CopyTable(self._stock, self._room)
+        self._audit = Audit(self._stock, self._leases, self._pins, self._copies, self._landed.values())
 
     # ---- namespaces --------------------------------------------------------------------------------------------------
 
@@ -237,6 +248,55 @@ class Catalog:
         slot = self._landed.pop((place.slab_id, place.slot), None)
         assert slot is not None, f"{place} is no landing place"
         self._stock.give_up(Tier.DRAM, slot)
+
+    # ---- copies between this node's tiers ----------------------------------------------------------------------------
+
+    def next_spills(self, count: int, now_ns: int) -> list[Copy]:
+        """Begins copies to NVMe of up to `count` blocks that are owed there, first come first served."""
+        copies: list[Copy] = []
+        for block in self._stock.owed:
+            if len(copies) == count:
+                break
+            copy = self._copies.begin(block, Tier.DRAM, Tier.NVME, now_ns)
+            if copy is not None:
+                copies.append(copy)
+        return copies
+
+    def begin_copy(
+        self, namespace_id: bytes, shard: ShardId, key: bytes, source: Tier, target: Tier, now_ns: int
+    ) -> Copy | None:
+        """Begins a copy between two tiers. None when there is nothing to copy, or it is there or being made."""
+        tree = self._stock.tree(namespace_id, shard)
+        block = None if tree is None else tree.blocks.get(key)
+        return None if block is None else self._copies.begin(block, source, target, now_ns)
+
+    def find_room(self, copy: Copy, length: int, now_ns: int) -> Place | None:
+        """A slot for `length` bytes of the copy, with room found as `reserve` does; None: no room now.
+
+        Raises TooLarge when there can never be any."""
+        return self._copies.find_room(copy, length, now_ns)
+
+    def finish_copy(self, copy: Copy, now_ns: int) -> bool:
+        """The target holds the bytes and can be found. False: the block has gone meanwhile, and so has its copy."""
+        return self._copies.finish(copy, now_ns)
+
+    def abandon_copy(self, copy: Copy, *, excuse: bool = False) -> None:
+        """No copy comes of it. excuse: nor of a later try, so the block's DRAM slot need not wait for one."""
+        self._copies.abandon(copy)
+        if excuse:
+            self._stock.excuse(copy.block)
+
+    def excuse_all(self) -> int:
+        """Nothing is owed to NVMe any more; answers how many blocks were."""
+        owing = list(self._stock.owed)
+        for block in owing:
+            self._stock.excuse(block)
+        return len(owing)
+
+    @property
+    def owed_bytes(self) -> int:
+        """Slots in DRAM that wait to be copied to NVMe."""
+        return self._stock.owed_bytes
 
     # ---- blocks ------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from kvstore.blocks.state import SlotState, Tier
 from kvstore.node.pins import PinTable
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block
-from kvstore.policy.slots import SizeClass, Slab, Slot
+from kvstore.policy.slots import SizeClass, Slab, Slot, SlotSpace
 
 EXPIRED_BATCH = 64
 SLABS_LOOKED_AT_MAX = 256
@@ -51,7 +51,11 @@ class Room:
 
     def _take_slabs(self, tier: Tier, size_class: SizeClass) -> bool:
         """Empties slabs of other classes until one slot of this class fits; all of them or none."""
-        space = self._stock.spaces[tier]
+        return any(self._take_slabs_of(bank, tier, size_class) for bank in self._stock.spaces[tier].banks)
+
+    def _take_slabs_of(self, space: SlotSpace, tier: Tier, size_class: SizeClass) -> bool:
+        if not space.in_service or size_class.slot_bytes > space.slot_bytes_max:
+            return False
         others = sorted(
             (slab for slab in space.slabs() if slab.size_class != size_class and not slab.empty),
             key=lambda slab: slab.touched,
@@ -64,7 +68,7 @@ class Room:
                 continue
             doomed.update((copy[2], copy) for copy in copies)
             room_bytes += slab.slab_bytes
-            if room_bytes >= size_class.slot_bytes:
+            if room_bytes >= space.least_bytes(size_class):
                 self._evict_deepest_first(doomed.values())
                 return True
         return False
@@ -83,11 +87,13 @@ def _copies_to_evict(slab: Slab, tier: Tier) -> list[Copy] | None:
         if slot.state is not SlotState.LIVE or slot.pins:
             return None
         block: Block = slot.owner
+        if slot is block.owed:
+            return None
         copies.append((block, tier, slot))
         if len(block.slots) > 1:
             continue
         for descendant in block.descendants():
-            if descendant.writer is not None:
+            if descendant.writer is not None or descendant.owed is not None:
                 return None
             copies.extend((descendant, held, other) for held, other in descendant.slots)
     return None if any(slot.pins for _, _, slot in copies) else copies

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 
 from kvstore.blocks.state import SlotState, Tier
-from kvstore.node.answers import CloseSlab, OpenSlab, SetGeneration, ShardId
+from kvstore.node.answers import CloseSlab, Forget, OpenSlab, SetGeneration, ShardId
 from kvstore.node.journal import Journal
 from kvstore.node.tree import Block, OpenNamespace, Tree
 from kvstore.policy.evict import EvictionOrder, LeastRecent
 from kvstore.policy.queue import RisingQueue
-from kvstore.policy.slots import SizeClass, Slab, Slot, SlotSpace
+from kvstore.policy.slots import SizeClass, Slab, Slot, Space
 
 # A sliding deadline is told to the control plane again when it has moved by this part of the block's time: the index
 # forgets a block that much too early at worst, and a touch costs no record most of the time.
@@ -22,33 +22,38 @@ _PUBLISHED_PART = 8
 
 
 class Stock:
-    """Blocks and slots of all tiers. Every method that takes `now_ns` wants it not to fall from call to call."""
+    """Blocks and slots of all tiers. Every method that takes `now_ns` wants it not to fall from call to call.
+
+    new_orders: the eviction order of each tier; LRU for one that is not named.
+    """
 
     def __init__(
         self,
-        spaces: Mapping[Tier, SlotSpace],
+        spaces: Mapping[Tier, Space],
         journal: Journal,
         counters: Counter[str],
-        new_order: Callable[[], EvictionOrder[Block]] = LeastRecent,
+        new_orders: Mapping[Tier, Callable[[], EvictionOrder[Block]]] | None = None,
     ) -> None:
         self.spaces = dict(spaces)
         self.journal = journal
         self.counters = counters
         self.namespaces: dict[bytes, OpenNamespace] = {}
-        self._new_order = new_order
+        self.owed: dict[Block, None] = {}
+        self.owed_bytes = 0
+        self.owed_from_hits = 0
+        self._new_orders = dict(new_orders or {})
         self._orders: dict[tuple[Tier, SizeClass], EvictionOrder[Block]] = {}
         self._expiry: RisingQueue[Block] = RisingQueue(attrgetter("deadline_ns"))
         self._touches = 0
         for tier, space in self.spaces.items():
             self._watch(tier, space)
 
-    def _watch(self, tier: Tier, space: SlotSpace) -> None:
+    def _watch(self, tier: Tier, space: Space) -> None:
         def opened(slab: Slab) -> None:
             tenant, slot_bytes = slab.size_class
-            self.journal.do([OpenSlab(tier, slab.slab_id, slab.slab_bytes, slot_bytes, tenant)])
+            self.journal.do([OpenSlab(tier, slab.slab_id, slab.slab_bytes, slot_bytes, tenant, slab.bank)])
 
-        space.on_open = opened
-        space.on_close = lambda slab: self.journal.do([CloseSlab(tier, slab.slab_id)])
+        space.watch(opened, lambda slab: self.journal.do([CloseSlab(tier, slab.slab_id)]))
 
     # ---- slots -------------------------------------------------------------------------------------------------------
 
@@ -96,6 +101,18 @@ class Stock:
         self._expiry.add_all(block for block, _, _ in reversed(copies) if block not in self._expiry)
         self.journal.added([block for block, _, _ in copies], tier, now_ns)
 
+    def join(self, tier: Tier, block: Block, slot: Slot, now_ns: int) -> None:
+        """A written slot becomes one more copy of a live block. Its time stays."""
+        self.spaces[tier].move((slot,), SlotState.LIVE)
+        slot.owner = block
+        block.slots.append((tier, slot))
+        block.slots.sort(key=lambda copy: copy[0])
+        slot.slab.touched = max(slot.slab.touched, block.touched)
+        self.journal.added([block], tier, now_ns)
+        if tier is Tier.NVME:
+            self.excuse(block)
+        self.offer(block)
+
     def touch(self, tree: Tree, keys: Sequence[bytes], now_ns: int, least_ttl_ns: int = 0) -> None:
         """The chain is in use: what is live of it becomes the most recent, and lives on by the namespace's rule.
 
@@ -110,6 +127,9 @@ class Stock:
             if block is None or not block.slots or block.deadline_ns <= now_ns:
                 continue
             block.touched = touch
+            block.hits += 1
+            if block.hits == self.owed_from_hits:
+                self._owe(block)
             for _, slot in block.slots:
                 slot.slab.touched = touch
             if least_ttl_ns > block.ttl_ns:
@@ -125,6 +145,25 @@ class Stock:
         for tier, slot in block.slots:
             if evictable(block, slot):
                 self._order(tier, slot.slab.size_class).offer(block)
+
+    # ---- what is owed to NVMe ----------------------------------------------------------------------------------------
+
+    def _owe(self, block: Block) -> None:
+        """The block's DRAM slot must stay until it is on NVMe too."""
+        slot = block.slot_in(Tier.DRAM)
+        if slot is not None and block.owed is None and block.slot_in(Tier.NVME) is None:
+            block.owed = slot
+            self.owed[block] = None
+            self.owed_bytes += slot.slab.size_class.slot_bytes
+
+    def excuse(self, block: Block) -> None:
+        """The block is on NVMe, or will not get there: its DRAM slot is like any other."""
+        slot = block.owed
+        if slot is not None:
+            block.owed = None
+            del self.owed[block]
+            self.owed_bytes -= slot.slab.size_class.slot_bytes
+            self.offer(block)
 
     # ---- blocks out --------------------------------------------------------------------------------------------------
 
@@ -144,6 +183,23 @@ class Stock:
         self.counters[counter] += 1
         for tier, slot in list(block.slots):
             self._remove(block, tier, slot)
+        self._orphan_descendants(block)
+
+    def lose(self, tier: Tier, bank: int, counter: str) -> int:
+        """Removes all copies that a device has; answers how many."""
+        slabs = [slab for slab in self.spaces[tier].slabs() if slab.bank == bank]
+        copies = [(slot.owner, slot) for slab in slabs for slot in slab.slots if slot.state is SlotState.LIVE]
+        copies.sort(key=lambda copy: -copy[0].depth)
+        for block, slot in copies:
+            self._remove(block, tier, slot)
+            self.offer(block)
+        for block, _ in copies:
+            if not block.slots:
+                self._orphan_descendants(block)
+        self.counters[counter] += len(copies)
+        return len(copies)
+
+    def _orphan_descendants(self, block: Block) -> None:
         for descendant in _not_orphaned(block):
             descendant.touched = 0
             for tier, slot in descendant.slots:
@@ -172,23 +228,27 @@ class Stock:
         self._remove(block, tier, slot)
 
     def _remove(self, block: Block, tier: Tier, slot: Slot) -> None:
+        if slot is block.owed:
+            self.excuse(block)
         block.slots.remove((tier, slot))
         order = self._orders.get((tier, slot.slab.size_class))
         if order is not None:
             order.forget(block)
         slot.owner = None
         self.give_up(tier, slot)
+        if tier is Tier.NVME:
+            self.journal.do([Forget(tier, slot.slab.slab_id, slot.index, slot.generation)])
         self.journal.withdrawn(block, tier)
         if not block.slots:
             self._expiry.discard(block)
             block.checksums = b""
-            block.deadline_ns = block.ttl_ns = 0
+            block.deadline_ns = block.ttl_ns = block.hits = 0
             block.tree.prune(block)
 
     def _order(self, tier: Tier, size_class: SizeClass) -> EvictionOrder[Block]:
         order = self._orders.get((tier, size_class))
         if order is None:
-            order = self._orders[tier, size_class] = self._new_order()
+            order = self._orders[tier, size_class] = self._new_orders.get(tier, LeastRecent)()
         return order
 
     # ---- looking -----------------------------------------------------------------------------------------------------
@@ -213,8 +273,14 @@ class Stock:
 
 
 def evictable(block: Block, slot: Slot) -> bool:
-    """Whether pressure may take this copy: nobody holds it, and no descendant here is left without its ancestor."""
-    return slot.pins == 0 and slot.state is SlotState.LIVE and (block.first_child is None or len(block.slots) > 1)
+    """Whether pressure may take this copy: nobody holds it, it is not owed to NVMe, and no descendant here is left
+    without its ancestor."""
+    return (
+        slot.pins == 0
+        and slot.state is SlotState.LIVE
+        and slot is not block.owed
+        and (block.first_child is None or len(block.slots) > 1)
+    )
 
 
 def _not_orphaned(block: Block) -> Iterator[Block]:

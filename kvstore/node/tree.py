@@ -46,16 +46,19 @@ class OpenNamespace:
 
 
 class Block:
-    """One entry. depth: position in its chain. slots: by tier, fastest first. touched: see `policy.evict.Recency`.
-    published_ns: the deadline that the control plane knows. writer: the open lease that is writing it."""
+    """One entry. depth: position in its chain. slots: by tier, fastest first. touched, hits: see `policy.evict.Recency`.
+    published_ns: the deadline that the control plane knows. writer: the open lease that is writing it. owed: the slot
+    that must not be given up before the block is on NVMe."""
 
     __slots__ = (
         "checksums",
         "deadline_ns",
         "depth",
         "first_child",
+        "hits",
         "key",
         "next_sibling",
+        "owed",
         "parent",
         "previous_sibling",
         "published_ns",
@@ -73,6 +76,8 @@ class Block:
         self.slots: list[tuple[Tier, Slot]] = []
         self.checksums = b""
         self.touched = 0
+        self.hits = 0
+        self.owed: Slot | None = None
         self.deadline_ns = 0
         self.published_ns = 0
         self.ttl_ns = 0

@@ -4,6 +4,8 @@ A size class is a tenant and a slot size, so tenants never share a slab. A slab 
 free slot, and given back when it is empty: at once when another class needs the room, else after it stood empty for a
 while (opening one costs the page faults of all its memory).
 
+A tier on several devices is a `BankedSpace`: one space per device, so that each device's capacity holds by itself.
+
 Conservation: free + reserved + live == total slots, where *reserved* counts RESERVED and QUARANTINED slots and *live*
 counts LIVE and RETIRED ones; and the slabs' bytes never exceed the capacity.
 """
@@ -47,13 +49,16 @@ class Slot:
 
 
 class Slab:
-    """Slots of one size class. live: how many are LIVE or RETIRED. touched: the last touch of any block in it."""
+    """Slots of one size class. live: how many are LIVE or RETIRED. touched: the last touch of any block in it.
+    slab_bytes: what it takes of the capacity. bank: the device that it is on."""
 
-    __slots__ = ("free", "idle_since_ns", "live", "size_class", "slab_id", "slots", "touched")
+    __slots__ = ("bank", "free", "idle_since_ns", "live", "size_class", "slab_bytes", "slab_id", "slots", "touched")
 
-    def __init__(self, slab_id: int, size_class: SizeClass, slot_count: int) -> None:
+    def __init__(self, slab_id: int, size_class: SizeClass, slot_count: int, slab_bytes: int, bank: int) -> None:
         self.slab_id = slab_id
         self.size_class = size_class
+        self.slab_bytes = slab_bytes
+        self.bank = bank
         self.slots = [Slot(self, index) for index in range(slot_count)]
         self.free = self.slots[::-1]  # the lowest index is given first
         self.live = 0
@@ -61,39 +66,64 @@ class Slab:
         self.idle_since_ns: int | None = None
 
     @property
-    def slab_bytes(self) -> int:
-        return len(self.slots) * self.size_class.slot_bytes
-
-    @property
     def empty(self) -> bool:
         return len(self.free) == len(self.slots)
 
 
 class SlotSpace:
-    """The slots of one tier.
+    """The slots of one tier, or of one device of a tier.
 
-    capacity_bytes: of the tier. slab_bytes: unit in which it is given to size classes; a class whose slots are larger
+    capacity_bytes: of all of it. slab_bytes: unit in which it is given to size classes; a class whose slots are larger
     gets slabs of one slot, and what is left of the capacity may make a smaller slab. slab_ids: unique in the
     node, so shared by its tiers.
+
+    file_overhead_bytes: for slabs that are files: each takes `slab_bytes` and so much more, whatever its slots are;
+    there are neither smaller nor larger ones. bank: the device's number.
     """
 
-    def __init__(self, capacity_bytes: int, slab_bytes: int, slab_ids: Iterator[int]) -> None:
+    def __init__(
+        self,
+        capacity_bytes: int,
+        slab_bytes: int,
+        slab_ids: Iterator[int],
+        *,
+        file_overhead_bytes: int | None = None,
+        bank: int = 0,
+    ) -> None:
         if capacity_bytes < 0 or slab_bytes <= 0:
             raise InvalidInput(f"capacity {capacity_bytes} B, slab {slab_bytes} B: must be positive")
         self.capacity_bytes = capacity_bytes
         self.slab_bytes = slab_bytes
+        self.bank = bank
         self.used_bytes = 0
-        self.on_open: Callable[[Slab], None] = lambda slab: None
-        self.on_close: Callable[[Slab], None] = lambda slab: None
+        self.in_service = True
+        self._on_open: Callable[[Slab], None] = lambda slab: None
+        self._on_close: Callable[[Slab], None] = lambda slab: None
+        self._file_overhead_bytes = file_overhead_bytes
         self._slab_ids = slab_ids
         self._slabs: dict[int, Slab] = {}
         self._empty: dict[int, Slab] = {}
         self._open: dict[SizeClass, dict[int, Slab]] = {}  # those with a free slot
 
     @property
+    def banks(self) -> Sequence["SlotSpace"]:
+        return (self,)
+
+    @property
+    def slot_bytes_max(self) -> int:
+        """The largest slot that can ever fit."""
+        if self._file_overhead_bytes is None:
+            return self.capacity_bytes
+        return self.slab_bytes if self.slab_bytes + self._file_overhead_bytes <= self.capacity_bytes else 0
+
+    @property
     def free_bytes(self) -> int:
         """Bytes given to no slab."""
         return self.capacity_bytes - self.used_bytes
+
+    def watch(self, on_open: Callable[[Slab], None], on_close: Callable[[Slab], None]) -> None:
+        """Has each opening and closing of a slab told."""
+        self._on_open, self._on_close = on_open, on_close
 
     def slabs(self) -> Iterator[Slab]:
         return iter(self._slabs.values())
@@ -101,15 +131,21 @@ class SlotSpace:
     def size_class(self, tenant: str, length: int) -> SizeClass:
         """The class of a tenant's blocks of `length` bytes. Raises TooLarge when not even one slot can ever fit."""
         needed = slot_bytes(length)
-        if needed > self.capacity_bytes:
+        if needed > self.slot_bytes_max:
             raise TooLarge(f"a slot of {needed} B never fits in a tier of {self.capacity_bytes} B")
         return SizeClass(tenant, needed)
 
+    def least_bytes(self, size_class: SizeClass) -> int:
+        """The least room of which a slab for the class can be made."""
+        if self._file_overhead_bytes is None:
+            return size_class.slot_bytes
+        return self.slab_bytes + self._file_overhead_bytes
+
     def take(self, size_class: SizeClass, count: int) -> list[Slot]:
         """Up to `count` slots of the class, FREE → RESERVED, their generations raised: as many as the class has or the
-        capacity gives."""
+        capacity gives; none from a space that is out of service."""
         slots: list[Slot] = []
-        while len(slots) < count and (size_class in self._open or self._make_slab(size_class)):
+        while self.in_service and len(slots) < count and (size_class in self._open or self._make_slab(size_class)):
             slab = next(iter(self._open[size_class].values()))
             slots += self._take_from(slab, count - len(slots))
         return slots
@@ -128,6 +164,26 @@ class SlotSpace:
             slot.state = new
             if new is SlotState.FREE:
                 self._freed(slot)
+
+    def adopt(self, size_class: SizeClass, generations: Sequence[int]) -> Slab:
+        """A slab that was there before, with one slot per generation; all FREE. It is not announced by `on_open`."""
+        slab = self._new_slab(size_class, len(generations))
+        for slot, generation in zip(slab.slots, generations, strict=True):
+            slot.generation = generation
+        return slab
+
+    def occupy(self, slab: Slab, indexes: Sequence[int]) -> list[Slot]:
+        """Takes slots of an adopted slab that hold blocks: FREE → RESERVED, at the generations that they have."""
+        slots = [slab.slots[index] for index in indexes]
+        for slot in slots:
+            check_move(slot.state, SlotState.RESERVED)
+            slot.state = SlotState.RESERVED
+        slab.free = [slot for slot in reversed(slab.slots) if slot.state is SlotState.FREE]
+        if slots:
+            self._empty.pop(slab.slab_id, None)
+        if not slab.free:
+            self._shut(slab)
+        return slots
 
     def sweep(self, now_ns: int) -> None:
         """Gives back slabs that have been empty for a while."""
@@ -160,29 +216,94 @@ class SlotSpace:
 
     def _make_slab(self, size_class: SizeClass) -> bool:
         """Opens a slab for the class, with the room of empty slabs of others where needed."""
-        wanted = max(self.slab_bytes, size_class.slot_bytes)
+        wanted, least = max(self.slab_bytes, size_class.slot_bytes), self.least_bytes(size_class)
         reclaimable = sum(slab.slab_bytes for slab in self._empty.values())
-        if self.free_bytes + reclaimable < size_class.slot_bytes:
+        if self.free_bytes + reclaimable < least:
             return False
-        while self.free_bytes < wanted and self._empty:
+        while self.free_bytes < max(wanted, least) and self._empty:
             self._close(next(iter(self._empty.values())))
-        slot_count = min(wanted, self.free_bytes) // size_class.slot_bytes
-        slab = Slab(next(self._slab_ids), size_class, slot_count)
+        room_bytes = min(wanted, self.free_bytes) if self._file_overhead_bytes is None else self.slab_bytes
+        slot_count = room_bytes // size_class.slot_bytes
+        self._on_open(self._new_slab(size_class, slot_count))
+        return True
+
+    def _new_slab(self, size_class: SizeClass, slot_count: int) -> Slab:
+        taken_bytes = slot_count * size_class.slot_bytes
+        if self._file_overhead_bytes is not None:
+            taken_bytes = self.slab_bytes + self._file_overhead_bytes
+        slab = Slab(next(self._slab_ids), size_class, slot_count, taken_bytes, self.bank)
         self.used_bytes += slab.slab_bytes
         self._open.setdefault(size_class, {})[slab.slab_id] = slab
         self._slabs[slab.slab_id] = self._empty[slab.slab_id] = slab
-        self.on_open(slab)
-        return True
+        return slab
 
     def _close(self, slab: Slab) -> None:
         assert slab.empty
         self.used_bytes -= slab.slab_bytes
         self._shut(slab)
         del self._slabs[slab.slab_id], self._empty[slab.slab_id]
-        self.on_close(slab)
+        self._on_close(slab)
 
     def _shut(self, slab: Slab) -> None:
         slabs = self._open[slab.size_class]
         del slabs[slab.slab_id]
         if not slabs:
             del self._open[slab.size_class]
+
+
+class BankedSpace:
+    """The slots of a tier that lies on several devices, with the same interface as `SlotSpace`.
+
+    Slots are taken from the devices in turn, so that all of them carry the load."""
+
+    def __init__(self, banks: Sequence[SlotSpace]) -> None:
+        if [bank.bank for bank in banks] != list(range(len(banks))):
+            raise InvalidInput("banks: they are numbered from 0")
+        self.banks = tuple(banks)
+        self._next = 0
+
+    @property
+    def capacity_bytes(self) -> int:
+        return sum(bank.capacity_bytes for bank in self.banks)
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(bank.used_bytes for bank in self.banks)
+
+    @property
+    def slot_bytes_max(self) -> int:
+        return max(bank.slot_bytes_max for bank in self.banks)
+
+    def watch(self, on_open: Callable[[Slab], None], on_close: Callable[[Slab], None]) -> None:
+        for bank in self.banks:
+            bank.watch(on_open, on_close)
+
+    def slabs(self) -> Iterator[Slab]:
+        for bank in self.banks:
+            yield from bank.slabs()
+
+    def size_class(self, tenant: str, length: int) -> SizeClass:
+        largest = max(self.banks, key=lambda bank: bank.slot_bytes_max)
+        return largest.size_class(tenant, length)
+
+    def take(self, size_class: SizeClass, count: int) -> list[Slot]:
+        """As `SlotSpace.take`, an equal part from each device; what one cannot give, the others do."""
+        slots: list[Slot] = []
+        self._next = (self._next + 1) % len(self.banks)
+        in_turn = self.banks[self._next :] + self.banks[: self._next]
+        for left, bank in zip(range(len(in_turn), 0, -1), in_turn, strict=True):
+            slots += bank.take(size_class, -(-(count - len(slots)) // left))
+        for bank in in_turn:
+            slots += bank.take(size_class, count - len(slots))
+        return slots
+
+    def move(self, slots: Sequence[Slot], new: SlotState) -> None:
+        for bank in self.banks:
+            bank.move([slot for slot in slots if slot.slab.bank == bank.bank], new)
+
+    def sweep(self, now_ns: int) -> None:
+        for bank in self.banks:
+            bank.sweep(now_ns)
+
+
+Space = SlotSpace | BankedSpace

@@ -16,8 +16,10 @@ def space_of(capacity_kib: int, slab_kib: int) -> tuple[SlotSpace, list[str]]:
     """A space, and what it says about its slabs."""
     space = SlotSpace(capacity_kib * KIB, slab_kib * KIB, count(1))
     said: list[str] = []
-    space.on_open = lambda slab: said.append(f"open {slab.slab_id}: {len(slab.slots)}")
-    space.on_close = lambda slab: said.append(f"close {slab.slab_id}")
+    space.watch(
+        lambda slab: said.append(f"open {slab.slab_id}: {len(slab.slots)}"),
+        lambda slab: said.append(f"close {slab.slab_id}"),
+    )
     return space, said
 
 
