@@ -103,5 +103,5 @@ def test_every_option_is_explained(cls: Any) -> None:
     for field in dataclasses.fields(cls):
         assert field.metadata["help"]
         if field.type in (int, "int"):
-            ends = ("_bytes", "_bytes_max", "_ms", "_ms_max", "_max", "_threads", "_layers")
+            ends = ("_bytes", "_bytes_max", "_bytes_min", "_ms", "_ms_max", "_max", "_threads", "_layers", "_percent")
             assert field.name.endswith(ends), field.name

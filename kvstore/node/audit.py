@@ -90,6 +90,7 @@ class Audit:
         pins = Counter(slot for pin in self._pins.table for _, slot in pin.slots)
         pins.update(slot for lease in self._leases.table for _, slot in lease.presents)
         pins.update(copy.source_slot for copy in self._copies)
+        pins.update(self._copies.kept())
         for _, slot in self._slots():
             if slot.pins != pins.pop(slot, 0):
                 yield f"{slot} counts {slot.pins} pins, held otherwise"

@@ -2,10 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Waits for work that cannot be stopped, such as a thread's: whoever is cancelled meanwhile learns of it only when
+    the work is over, so that he lets go of no memory that it still uses."""
+    future = asyncio.ensure_future(work)
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        future.exception()  # it is seen, whatever it was
+        raise asyncio.CancelledError
+    return future.result()
 
 
 class Background:

@@ -76,8 +76,8 @@ class Catalog:
     spaces: the slots of each tier. ttl_ns: sliding time of blocks whose namespace has no rule. lease_ns: how long an
     unfinished put may be silent. hold_ns_max: longest time of a pin. pinned_bytes_max: bytes that same-host readers may
     keep pinned past their deadline. new_id: 16 bytes that were never given before. spill_from_hits: at which touch a
-    block in DRAM is owed to NVMe (1: its own store, 2: the first one after it); 0: never. new_orders: the eviction order
-    of each tier; LRU where none is named.
+    block in DRAM is owed to NVMe (1: its own store, 2: the first one after it); 0: never. new_orders: the eviction
+    order of each tier; LRU where none is named.
     """
 
     def __init__(
@@ -276,15 +276,22 @@ class Catalog:
         Raises TooLarge when there can never be any."""
         return self._copies.find_room(copy, length, now_ns)
 
-    def finish_copy(self, copy: Copy, now_ns: int) -> bool:
-        """The target holds the bytes and can be found. False: the block has gone meanwhile, and so has its copy."""
-        return self._copies.finish(copy, now_ns)
+    def finish_copy(self, copy: Copy, checksums: bytes, now_ns: int, *, keep: bool = False) -> bool:
+        """The target holds the bytes, whose checksums these are, and can be found. False: the block has gone meanwhile,
+        and so has its copy. keep: the target stays pinned, in either case, until `release_copy`."""
+        return self._copies.finish(copy, checksums, now_ns, keep=keep)
 
-    def abandon_copy(self, copy: Copy, *, excuse: bool = False) -> None:
-        """No copy comes of it. excuse: nor of a later try, so the block's DRAM slot need not wait for one."""
+    def release_copy(self, copy: Copy) -> None:
+        """Nobody reads a kept target any more."""
+        self._copies.release(copy)
+
+    def abandon_copy(self, copy: Copy) -> None:
+        """No copy comes of it."""
         self._copies.abandon(copy)
-        if excuse:
-            self._stock.excuse(copy.block)
+
+    def excuse(self, copy: Copy) -> None:
+        """No later try comes either: the block's DRAM slot need not wait for one."""
+        self._stock.excuse(copy.block)
 
     def excuse_all(self) -> int:
         """Nothing is owed to NVMe any more; answers how many blocks were."""
@@ -308,6 +315,21 @@ class Catalog:
             return False
         self._stock.remove(block, f"dropped_{reason}")
         return True
+
+    def drop_copy(self, namespace_id: bytes, shard: ShardId, key: bytes, tier: Tier, reason: str) -> bool:
+        """Removes a block's copy in one tier; counted as dropped_<reason>. False: it is not there."""
+        tree = self._stock.tree(namespace_id, shard)
+        block = None if tree is None else tree.blocks.get(key)
+        slot = None if block is None else block.slot_in(tier)
+        if block is None or slot is None:
+            return False
+        self._stock.remove_copy(block, tier, slot, f"dropped_{reason}")
+        return True
+
+    def lose_bank(self, tier: Tier, bank: int) -> int:
+        """A device is gone: it is given no more blocks, and what it had is withdrawn. Answers how many copies."""
+        self._stock.spaces[tier].banks[bank].in_service = False
+        return self._stock.lose(tier, bank, "lost_with_device")
 
     def match(self, namespace_id: bytes, shard_count: int, keys: Sequence[bytes], now_ns: int) -> int:
         """How many leading keys are live in all shards here. Touches nothing."""

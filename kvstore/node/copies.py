@@ -1,7 +1,7 @@
 """Copies in the making: a live block's bytes on their way to another tier of this node.
 
-The source is pinned and the target RESERVED until the mover says how it ended; a target becomes a copy only if its block
-is still live then. Spill (DRAM to NVMe) and recall (NVMe to DRAM) both go this way.
+The source is pinned and the target RESERVED until the mover says how it ended; a target becomes a copy only if its
+block is still live then. Spill (DRAM to NVMe) and recall (NVMe to DRAM) both go this way.
 """
 
 from collections.abc import Iterator
@@ -66,12 +66,17 @@ class CopyTable:
         self._stock = stock
         self._room = room
         self._open: dict[tuple[Block, Tier], Copy] = {}
+        self._kept: dict[Copy, tuple[Tier, Slot]] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
     def __iter__(self) -> Iterator[Copy]:
         return iter(self._open.values())
+
+    def kept(self) -> Iterator[Slot]:
+        """Slots that are pinned since their copy was finished."""
+        return (slot for _, slot in self._kept.values())
 
     def begin(self, block: Block, source: Tier, target: Tier, now_ns: int) -> Copy | None:
         """Pins the source. None when the block has no such copy, has one in the target, or one is being made."""
@@ -95,17 +100,27 @@ class CopyTable:
         copy.slot = slots[0]
         return copy.place
 
-    def finish(self, copy: Copy, now_ns: int) -> bool:
-        """The target holds the bytes. False when the block has gone meanwhile: the target is given up."""
+    def finish(self, copy: Copy, checksums: bytes, now_ns: int, *, keep: bool) -> bool:
+        """The target holds the bytes. False when the block has gone meanwhile: the target is given up.
+
+        keep: the target stays pinned until `release`."""
         assert copy.slot is not None
         slot, copy_lives = copy.slot, copy.alive
         self._close(copy)
+        if keep:
+            self._stock.pin(slot)
+            self._kept[copy] = copy.target, slot
         if copy_lives:
+            copy.block.checksums = checksums
             self._stock.join(copy.target, copy.block, slot, now_ns)
         else:
             self._stock.give_up(copy.target, slot)
         self._stock.unpin(copy.source.place.tier, copy.source_slot)
         return copy_lives
+
+    def release(self, copy: Copy) -> None:
+        """Nobody reads the kept target any more."""
+        self._stock.unpin(*self._kept.pop(copy))
 
     def abandon(self, copy: Copy) -> None:
         """Nothing more is written, and no copy comes of it."""

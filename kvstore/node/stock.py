@@ -185,6 +185,15 @@ class Stock:
             self._remove(block, tier, slot)
         self._orphan_descendants(block)
 
+    def remove_copy(self, block: Block, tier: Tier, slot: Slot, counter: str) -> None:
+        """Removes one copy; with the last one the block goes, as by `remove`."""
+        if len(block.slots) == 1:
+            self.remove(block, counter)
+            return
+        self.counters[counter] += 1
+        self._remove(block, tier, slot)
+        self.offer(block)
+
     def lose(self, tier: Tier, bank: int, counter: str) -> int:
         """Removes all copies that a device has; answers how many."""
         slabs = [slab for slab in self.spaces[tier].slabs() if slab.bank == bank]

@@ -46,9 +46,9 @@ class OpenNamespace:
 
 
 class Block:
-    """One entry. depth: position in its chain. slots: by tier, fastest first. touched, hits: see `policy.evict.Recency`.
-    published_ns: the deadline that the control plane knows. writer: the open lease that is writing it. owed: the slot
-    that must not be given up before the block is on NVMe."""
+    """One entry. depth: position in its chain. slots: by tier, fastest first. touched: see `policy.evict.Recency`.
+    hits: touches since it came. published_ns: the deadline that the control plane knows. writer: the open lease that is
+    writing it. owed: the slot that must not be given up before the block is on NVMe."""
 
     __slots__ = (
         "checksums",

@@ -1,0 +1,136 @@
+"""The lane of one disk: blocking work in threads, loads before the node's own background work.
+
+At most `depth` pieces are under way. While loads wait or run, the background has at most one: so it delays no load by
+more than a piece.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from kvstore.errors import Closed
+from kvstore.policy.share import BACKGROUND_PART_MIN, Shares
+
+T = TypeVar("T")
+_RATE_START_BYTES_PER_S = 500_000_000
+_RATE_WEIGHT = 0.1
+
+
+@dataclass(eq=False, slots=True)
+class _Piece:
+    length: int
+    work: Callable[[], Any]
+    done: "asyncio.Future[Any]"
+    background: bool
+    began_ns: int = 0
+
+
+class DiskLane:
+    """Belongs to the event loop; `work` runs in threads.
+
+    background_part: what the background is due while loads wait."""
+
+    def __init__(self, name: str, depth: int) -> None:
+        self.name = name
+        self.background_part = BACKGROUND_PART_MIN
+        self.moved_bytes = 0
+        self.background_bytes = 0
+        self.bytes_per_s = float(_RATE_START_BYTES_PER_S)
+        self._depth = depth
+        self._threads = ThreadPoolExecutor(depth, thread_name_prefix=name)
+        self._loads: deque[_Piece] = deque()
+        self._background: deque[_Piece] = deque()
+        self._running: set[_Piece] = set()
+        self._shares = Shares()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait or are under way."""
+        return sum(piece.length for queue in (self._loads, self._background, self._running) for piece in queue)
+
+    def submit(self, length: int, work: Callable[[], T], *, background: bool = False) -> "asyncio.Future[T]":
+        """Has `work` done in a thread, in its turn; the future has its result or exception.
+
+        Cancelling the future takes the piece out of the queue; once it runs, it runs to its end. So whoever owns the
+        memory shields the future and waits for it. Raises Closed.
+        """
+        if self._closed:
+            raise Closed(f"{self.name}: closed")
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        (self._background if background else self._loads).append(_Piece(length, work, done, background))
+        self._admit()
+        return done
+
+    async def close(self) -> None:
+        """Ends what waits, with Closed, and waits for what runs."""
+        self._closed = True
+        for queue in (self._loads, self._background):
+            while queue:
+                piece = queue.popleft()
+                if not piece.done.done():
+                    piece.done.set_exception(Closed(f"{self.name}: closed"))
+        await self._idle.wait()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    def _admit(self) -> None:
+        while len(self._running) < self._depth and (piece := self._next()) is not None:
+            piece.began_ns = time.monotonic_ns()
+            self._running.add(piece)
+            self._idle.clear()
+            self._threads.submit(piece.work).add_done_callback(partial(self._ended_in_thread, piece))
+
+    def _ended_in_thread(self, piece: _Piece, thread: "Future[Any]") -> None:
+        piece.done.get_loop().call_soon_threadsafe(self._ended, piece, thread)
+
+    def _next(self) -> _Piece | None:
+        for queue in (self._loads, self._background):
+            while queue and queue[0].done.cancelled():
+                queue.popleft()
+        loads_wait = bool(self._loads)
+        waiting = self._background[0].length if self._background and self._background_may(loads_wait) else None
+        if self._shares.background_next(loads_wait, waiting):
+            piece = self._background.popleft()
+            self._shares.background_went(piece.length)
+            return piece
+        if not loads_wait:
+            return None
+        piece = self._loads.popleft()
+        self._shares.load_went(
+            piece.length, self._background[0].length if self._background else None, self.background_part
+        )
+        return piece
+
+    def _background_may(self, loads_wait: bool) -> bool:
+        """Beside loads the background has one piece at a time."""
+        beside_loads = loads_wait or any(not piece.background for piece in self._running)
+        return not (beside_loads and any(piece.background for piece in self._running))
+
+    def _ended(self, piece: _Piece, thread: "Future[Any]") -> None:
+        self._running.discard(piece)
+        error = thread.exception()
+        if error is None:
+            self.moved_bytes += piece.length
+            self.background_bytes += piece.length * piece.background
+            self._measure(piece)
+        if not piece.done.done():
+            if error is None:
+                piece.done.set_result(thread.result())
+            else:
+                piece.done.set_exception(error)
+        self._admit()
+        if not self._running:
+            self._idle.set()
+
+    def _measure(self, piece: _Piece) -> None:
+        """What one piece got, times those beside it, is about what the disk gives."""
+        elapsed_ns = max(1, time.monotonic_ns() - piece.began_ns)
+        rate = piece.length * 1e9 / elapsed_ns * (len(self._running) + 1)
+        self.bytes_per_s += _RATE_WEIGHT * (rate - self.bytes_per_s)
