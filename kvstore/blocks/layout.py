@@ -16,6 +16,8 @@ from kvstore.errors import InvalidInput, UnsupportedLayout
 
 BLOCK_TOKENS = 64
 GRANULE_BYTES_MAX = 256 * 1024
+CHECKSUM_BYTES = 8
+"""Of one granule: xxh3-64, little-endian."""
 
 _ORDERS = frozenset({"NHD", "HND"})
 _PACKINGS = frozenset({"separate", "packed", "latent"})
@@ -134,6 +136,11 @@ class Layout:
     def granules(self) -> int:
         """Granules of a block; the last one may be shorter."""
         return -(-self.layers // self.granule_layers)
+
+    @property
+    def checksum_bytes(self) -> int:
+        """Bytes of the checksums of a block, one per granule."""
+        return self.granules * CHECKSUM_BYTES
 
     @property
     def fingerprint(self) -> bytes:

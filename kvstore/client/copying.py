@@ -12,14 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from kvstore.blocks.layout import Layout
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome
 from kvstore.client.arrays import HOST
 from kvstore.client.buffers import KVBuffers, Piece
 from kvstore.client.slabs import Slabs
 from kvstore.errors import StaleGeneration
-
-CHECKSUM_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,8 +168,8 @@ class Catalog:
     ) -> list[Outcome]:
         """The writer writes no more: what it has written becomes readable, the rest is given back.
 
-        written, checksums: one per GRANTED, private slots included; b"": none known. Outcomes: STORED or CANCELLED. A
-        private slot is given up either way; those who pin it may finish.
+        written, checksums: one per GRANTED, private slots included; 8 bytes per granule, or b"": none known. Outcomes:
+        STORED or CANCELLED. A private slot is given up either way; those who pin it may finish.
 
         Raises LeaseLost when the lease is unknown or has expired (its slots are FREE then, quarantined ones too);
         PermissionRefused and InvalidInput change nothing.
@@ -353,6 +353,23 @@ class Catalog:
     def take_actions(self) -> list[Action]:
         """The I/O still to do, in order; to be done before anything is awaited."""
         return self._journal.take_actions()
+
+    def refuse_slab(self, tier: Tier, slab_id: int) -> None:
+        """A tier's memory could not make a slab: it is gone from the tier, and the decision that got slots of it is
+        undone. Leases end, landing places are given back, copies have no room. To be told before anybody is given
+        these slots; nothing happens for a slab that was given back already."""
+        space = self._stock.spaces[tier]
+        slab = space.find(slab_id)
+        if slab is None:
+            return
+        self._leases.end_on(slab)
+        self._copies.lose_room(slab)
+        for name, slot in list(self._landed.items()):
+            if slot.slab is slab:
+                del self._landed[name]
+                self._stock.give_up(tier, slot)
+        self._counters["refused_slabs"] += 1
+        space.discard(slab)
 
     def take_records(self) -> list[Record]:
         """Additions and withdrawals since the last call, in order."""

@@ -13,7 +13,7 @@ from kvstore.node.answers import PinnedBlock, Place, ShardId, place_of
 from kvstore.node.room import Room
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block
-from kvstore.policy.slots import Slot
+from kvstore.policy.slots import Slab, Slot
 
 
 @dataclass(eq=False, slots=True)
@@ -99,6 +99,14 @@ class CopyTable:
             return None
         copy.slot = slots[0]
         return copy.place
+
+    def lose_room(self, slab: Slab) -> None:
+        """The copies that were given a slot of a slab have none any more."""
+        for copy in self._open.values():
+            slot = copy.slot
+            if slot is not None and slot.slab is slab:
+                copy.slot = None
+                self._stock.give_up(copy.target, slot)
 
     def finish(self, copy: Copy, checksums: bytes, now_ns: int, *, keep: bool) -> bool:
         """The target holds the bytes. False when the block has gone meanwhile: the target is given up.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.blocks.state import Tier
+from kvstore.errors import KVStoreError
 from kvstore.fabric.base import Buffer
 from kvstore.node.catalog import Catalog, OpenSlab, Place, Record, SetGeneration
 from kvstore.node.tiers.base import TierMemory
@@ -32,12 +33,26 @@ class Custody:
         self._tenants: dict[int, str] = {}
 
     def settle(self) -> None:
-        """Carries out what the catalog decided since the last call."""
+        """Carries out what the catalog decided since the last call.
+
+        Raises what a tier's memory raised when it could not make a slab (Refused where the system has no room): the
+        decision that wanted the slab is undone then, everything else is done.
+        """
+        failure: KVStoreError | None = None
+        refused: set[int] = set()
         for action in self.catalog.take_actions():
+            if action.slab_id in refused:
+                continue
             memory = self.memories[action.tier]
             if isinstance(action, OpenSlab):
+                try:
+                    memory.open_slab(action.slab_id, action.slab_bytes, action.slot_bytes, action.tenant)
+                except KVStoreError as error:
+                    failure = failure or error
+                    refused.add(action.slab_id)
+                    self.catalog.refuse_slab(action.tier, action.slab_id)
+                    continue
                 self._tenants[action.slab_id] = action.tenant
-                memory.open_slab(action.slab_id, action.slab_bytes, action.slot_bytes, action.tenant)
             elif isinstance(action, SetGeneration):
                 memory.set_generation(action.slab_id, action.slot, action.generation)
             else:
@@ -46,6 +61,8 @@ class Custody:
         records = self.catalog.take_records()
         if records:
             self.on_records(records)
+        if failure is not None:
+            raise failure
 
     def slab_tenant(self, slab_id: int) -> str:
         """Raises KeyError for a slab that is not open."""

@@ -14,13 +14,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kvstore.blocks.layout import CHECKSUM_BYTES as CHECKSUM_BYTES
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome
 from kvstore.errors import InvalidInput, LeaseLost, Refused, TicketInvalid
 from kvstore.node.catalog import Place, Reservation, ShardId
 from kvstore.node.custody import Custody
-
-CHECKSUM_BYTES = 8
 
 
 @dataclass(eq=False, slots=True)

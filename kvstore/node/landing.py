@@ -6,7 +6,7 @@ received into them any more; their generation is raised then, so that a reader w
 
 import asyncio
 
-from kvstore.errors import TooLarge
+from kvstore.errors import Refused, TooLarge
 from kvstore.node.catalog import Place
 from kvstore.node.custody import Custody
 from kvstore.policy.slots import slot_bytes
@@ -65,5 +65,8 @@ class Landing:
         if self.used_bytes + slot_bytes(length) > self._bytes_max:
             return None
         place = self._custody.catalog.land(tenant, length, self._custody.clock())
-        self._custody.settle()
+        try:
+            self._custody.settle()
+        except Refused:  # the system has no memory now: like a tier without room, others may give some back
+            return None
         return place

@@ -15,7 +15,7 @@ from kvstore.errors import InvalidInput, LeaseLost, PermissionRefused
 from kvstore.node.deadlines import HoldTable
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, Tree
-from kvstore.policy.slots import Slot
+from kvstore.policy.slots import Slab, Slot
 
 
 @dataclass(eq=False, slots=True)
@@ -79,6 +79,9 @@ class LeaseTable:
             raise
         if not len(written) == len(checksums) == len(lease.slots):
             raise InvalidInput(f"commit: {len(lease.slots)} flags and checksums are needed, one per granted block")
+        layout = lease.tree.namespace.layout
+        if any(len(sums) not in (0, layout.checksum_bytes) for sums in checksums):
+            raise InvalidInput(f"commit: {layout.checksum_bytes} bytes of checksums per block are needed, or none")
         copies = [
             (block, slot, sums)
             for block, slot, given, sums in zip(lease.blocks, lease.slots, written, checksums, strict=True)
@@ -120,6 +123,11 @@ class LeaseTable:
                 self._detach(lease, index)
             if not lease.slots:
                 self.table.remove(lease)
+
+    def end_on(self, slab: Slab) -> None:
+        """Ends the leases that were given slots of a slab."""
+        for lease in [lease for lease in self.table if any(slot.slab is slab for slot in lease.slots)]:
+            self.end(lease)
 
     def release_holder(self, holder: str) -> None:
         for lease in self.table.of(holder):

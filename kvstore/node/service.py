@@ -7,14 +7,14 @@ from typing import Any
 
 import grpc.aio
 
-from kvstore.blocks.layout import Layout, layout_from_fields
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout, layout_from_fields
 from kvstore.blocks.namespace import HASH_SCHEME, Namespace
 from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, PermissionRefused
 from kvstore.node.catalog import Place, ShardId
 from kvstore.node.custody import Custody
-from kvstore.node.handoff import CHECKSUM_BYTES, Handoffs
+from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.loads import Loads
 from kvstore.node.placement import Placement

@@ -12,7 +12,7 @@ from functools import partial
 
 import xxhash
 
-from kvstore.blocks.layout import Layout
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import Closed, InvalidInput, KVStoreError, PeerLost
@@ -20,7 +20,7 @@ from kvstore.fabric.base import Peer
 from kvstore.node.background import Background
 from kvstore.node.catalog import Place, ShardId
 from kvstore.node.custody import Custody
-from kvstore.node.handoff import CHECKSUM_BYTES, Handoff, Handoffs
+from kvstore.node.handoff import Handoff, Handoffs
 from kvstore.node.networks import Networks
 from kvstore.node.progress import Progress
 from kvstore.pb import node_pb2

@@ -128,6 +128,14 @@ class SlotSpace:
     def slabs(self) -> Iterator[Slab]:
         return iter(self._slabs.values())
 
+    def find(self, slab_id: int) -> Slab | None:
+        return self._slabs.get(slab_id)
+
+    def discard(self, slab: Slab) -> None:
+        """Forgets an empty slab that never came to be; `on_close` is not told of it."""
+        assert slab.empty, f"slab {slab.slab_id} has slots in use"
+        self._remove(slab)
+
     def size_class(self, tenant: str, length: int) -> SizeClass:
         """The class of a tenant's blocks of `length` bytes. Raises TooLarge when not even one slot can ever fit."""
         needed = slot_bytes(length)
@@ -239,10 +247,13 @@ class SlotSpace:
 
     def _close(self, slab: Slab) -> None:
         assert slab.empty
+        self._remove(slab)
+        self._on_close(slab)
+
+    def _remove(self, slab: Slab) -> None:
         self.used_bytes -= slab.slab_bytes
         self._shut(slab)
         del self._slabs[slab.slab_id], self._empty[slab.slab_id]
-        self._on_close(slab)
 
     def _shut(self, slab: Slab) -> None:
         slabs = self._open[slab.size_class]
@@ -281,6 +292,12 @@ class BankedSpace:
     def slabs(self) -> Iterator[Slab]:
         for bank in self.banks:
             yield from bank.slabs()
+
+    def find(self, slab_id: int) -> Slab | None:
+        return next((slab for bank in self.banks if (slab := bank.find(slab_id)) is not None), None)
+
+    def discard(self, slab: Slab) -> None:
+        self.banks[slab.bank].discard(slab)
 
     def size_class(self, tenant: str, length: int) -> SizeClass:
         largest = max(self.banks, key=lambda bank: bank.slot_bytes_max)

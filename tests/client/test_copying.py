@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.blocks.layout import LayerGroup, Layout
+from kvstore.blocks.layout import CHECKSUM_BYTES, LayerGroup, Layout
 from kvstore.blocks.state import Outcome
 from kvstore.client import buffers
 from kvstore.client.buffers import KVBuffers
-from kvstore.client.copying import CHECKSUM_BYTES, Copier, ReadyPiece, Slot, SlotWrite, checksum
+from kvstore.client.copying import Copier, ReadyPiece, Slot, SlotWrite, checksum
 from kvstore.client.slabs import Slab
 from kvstore.errors import StaleGeneration
 

@@ -8,7 +8,7 @@ from kvstore.blocks.state import Outcome
 from kvstore.errors import LeaseLost, PermissionRefused
 from kvstore.node.catalog import ShardId
 from tests.model.following import CAPACITY_BYTES, HOLD_NS, LEASE_NS, SHARDS, SLOT_BYTES, TENANTS, Following
-from tests.model.world import ModelLease, Name, Path, key_of
+from tests.model.world import ModelLease, Name, Path, key_of, sum_of
 
 paths: st.SearchStrategy[Path] = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(lambda p: (0, *p[1:]))
 tenants = st.sampled_from(["a", "a", "a", "b"])
@@ -98,7 +98,7 @@ class CatalogMachine(Following):
     def _commit(self, lease_id: bytes, lease: ModelLease, holder: str, written: list[bool]) -> None:
         stranger = holder != lease.holder
         flags = written[: len(lease.granted)]
-        checksums = [b"" if name is None else repr(name.path).encode() for name, _ in lease.granted]
+        checksums = [b"" if name is None else sum_of(name.path) for name, _ in lease.granted]
         try:
             outcomes = self.catalog.commit(lease_id, holder, flags, checksums, self.now_ns)
         except PermissionRefused:
@@ -149,7 +149,7 @@ class CatalogMachine(Following):
             self.world.live[name].content if self._readability(name) is Outcome.READY else None for name in names
         ]
         for name, block in zip(names, pins.blocks, strict=True):
-            assert block is None or block.checksums == repr(name.path).encode()
+            assert block is None or block.checksums == sum_of(name.path)
         self.world.touch(chain, self.now_ns, TENANTS[tenant][1].sliding)
         self._keep(pins, holder, hold_ns, contents)
 

@@ -19,6 +19,11 @@ def key_of(tenant: str, path: Path) -> bytes:
     return hashlib.blake2b(repr((tenant, path)).encode(), digest_size=16).digest()
 
 
+def sum_of(path: Path) -> bytes:
+    """The checksum of a block's one granule."""
+    return hashlib.blake2b(repr(path).encode(), digest_size=8).digest()
+
+
 def chain_of(path: Path) -> list[Path]:
     """The paths of a block and its ancestors, root first."""
     return [path[: depth + 1] for depth in range(len(path))]

@@ -177,6 +177,18 @@ def test_a_hole_in_what_was_written_leaves_the_rest() -> None:
     assert small.held() == (0, 2)
 
 
+def test_checksums_are_whole_or_none() -> None:
+    """A block's checksums are 8 bytes per granule: others are refused, and the lease goes on."""
+    small = SmallCatalog()
+    reservation = small.reserve("ab")
+    for wrong in (b"short", b"sum of a" * 2):
+        with pytest.raises(InvalidInput):
+            small.catalog.commit(reservation.lease_id, "session:w", [True, True], [b"sum of a", wrong], 0)
+        assert small.live("ab") == ""
+    small.commit(reservation)
+    assert small.live("ab") == "ab"
+
+
 def test_checksums_come_back_with_the_pin() -> None:
     """As they were committed."""
     small = SmallCatalog()

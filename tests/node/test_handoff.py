@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.blocks.layout import Layout
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import MIB
 from kvstore.errors import InvalidInput, LeaseLost, PermissionRefused, Refused, TicketInvalid
 from kvstore.node.answers import Place, ShardId
 from kvstore.node.custody import Custody
-from kvstore.node.handoff import CHECKSUM_BYTES, Handoff, Handoffs, _merge_private
+from kvstore.node.handoff import Handoff, Handoffs, _merge_private
 from tests.inprocess import SECOND_NS, Clock, make_custody
 
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
