@@ -89,7 +89,16 @@ class Forget(NamedTuple):
     generation: int
 
 
-Action = OpenSlab | CloseSlab | SetGeneration | Forget
+class Prolong(NamedTuple):
+    """The block in a slot that outlives its process lives until then."""
+
+    tier: Tier
+    slab_id: int
+    slot: int
+    deadline_ns: int
+
+
+Action = OpenSlab | CloseSlab | SetGeneration | Forget | Prolong
 
 
 class Record(NamedTuple):

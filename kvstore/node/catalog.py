@@ -27,6 +27,7 @@ from kvstore.node.answers import (
     PinnedBlock,
     Pins,
     Place,
+    Prolong,
     Record,
     Reservation,
     SetGeneration,
@@ -59,6 +60,7 @@ __all__ = [
     "PinnedBlock",
     "Pins",
     "Place",
+    "Prolong",
     "Record",
     "Reservation",
     "SetGeneration",
@@ -146,9 +148,10 @@ class Catalog:
     ) -> Reservation:
         """Slots for the blocks of keys[first:]; keys[:first] are their ancestors. Touches the whole chain.
 
-        Per block: PRESENT (a copy is in the tier; pinned until the lease settles), IN_PROGRESS (another lease writes
-        it), GRANTED or REFUSED. What is granted is the longest prefix that there is room for. Room comes from capacity,
-        expired blocks, eviction and overdue pins (see `room`). Private slots come last; nobody can find them.
+        Per block: PRESENT (a copy is in the tier, or on NVMe; pinned until the lease settles), IN_PROGRESS (another
+        lease writes it), GRANTED or REFUSED. What is granted is the longest prefix that there is room for. Room comes
+        from capacity, expired blocks, eviction and overdue pins (see `room`). Private slots come last; nobody can find
+        them.
 
         ttl_ns: how long the blocks and at least their ancestors live; 0: the namespace's rule.
 

@@ -13,21 +13,23 @@ import numpy.typing as npt
 from kvstore.blocks.state import Tier
 from kvstore.errors import KVStoreError
 from kvstore.fabric.base import Buffer
-from kvstore.node.catalog import Catalog, OpenSlab, Place, Record, SetGeneration
-from kvstore.node.tiers.base import TierMemory
+from kvstore.node.catalog import Action, Catalog, CloseSlab, Forget, OpenSlab, Place, Prolong, Record, SetGeneration
+from kvstore.node.tiers.base import SlabFiles, TierMemory
 
 
 class Custody:
-    """One node's catalog and the memory of its tiers."""
+    """One node's catalog, the memory of its tiers, and the files of the NVMe tier where it has one."""
 
     def __init__(
         self,
         catalog: Catalog,
         memories: Mapping[Tier, TierMemory],
         clock: Callable[[], int] = time.monotonic_ns,
+        files: SlabFiles | None = None,
     ) -> None:
         self.catalog = catalog
         self.memories = memories
+        self.files = files
         self.clock = clock
         self.on_records: Callable[[list[Record]], None] = lambda records: None
         self._tenants: dict[int, str] = {}
@@ -43,26 +45,32 @@ class Custody:
         for action in self.catalog.take_actions():
             if action.slab_id in refused:
                 continue
-            memory = self.memories[action.tier]
-            if isinstance(action, OpenSlab):
-                try:
-                    memory.open_slab(action.slab_id, action.slab_bytes, action.slot_bytes, action.tenant)
-                except KVStoreError as error:
-                    failure = failure or error
-                    refused.add(action.slab_id)
-                    self.catalog.refuse_slab(action.tier, action.slab_id)
-                    continue
-                self._tenants[action.slab_id] = action.tenant
-            elif isinstance(action, SetGeneration):
-                memory.set_generation(action.slab_id, action.slot, action.generation)
-            else:
-                del self._tenants[action.slab_id]
-                memory.close_slab(action.slab_id)
+            if action.tier is Tier.NVME:
+                assert self.files is not None
+                _note(self.files, action)
+                continue
+            try:
+                self._carry_out(action)
+            except KVStoreError as error:
+                failure = failure or error
+                refused.add(action.slab_id)
+                self.catalog.refuse_slab(action.tier, action.slab_id)
         records = self.catalog.take_records()
         if records:
             self.on_records(records)
         if failure is not None:
             raise failure
+
+    def _carry_out(self, action: Action) -> None:
+        memory = self.memories[action.tier]
+        if isinstance(action, OpenSlab):
+            memory.open_slab(action.slab_id, action.slab_bytes, action.slot_bytes, action.tenant)
+            self._tenants[action.slab_id] = action.tenant
+        elif isinstance(action, SetGeneration):
+            memory.set_generation(action.slab_id, action.slot, action.generation)
+        elif isinstance(action, CloseSlab):
+            del self._tenants[action.slab_id]
+            memory.close_slab(action.slab_id)
 
     def slab_tenant(self, slab_id: int) -> str:
         """Raises KeyError for a slab that is not open."""
@@ -86,3 +94,15 @@ class Custody:
     def close(self) -> None:
         for memory in self.memories.values():
             memory.close()
+
+
+def _note(files: SlabFiles, action: Action) -> None:
+    if isinstance(action, OpenSlab):
+        files.open_slab(action.slab_id, action.slot_bytes, action.tenant, action.bank)
+    elif isinstance(action, CloseSlab):
+        files.close_slab(action.slab_id)
+    elif isinstance(action, Forget):
+        files.forget(action.slab_id, action.slot, action.generation)
+    elif isinstance(action, Prolong):
+        files.prolong(action.slab_id, action.slot, action.deadline_ns)
+    # A generation reaches the device in the header and the entry of what is written there.

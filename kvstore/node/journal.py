@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kvstore.blocks.digest import BUCKETS, empty_digests, toggle
 from kvstore.blocks.state import Tier
-from kvstore.node.answers import Action, Record
+from kvstore.node.answers import Action, Prolong, Record
 from kvstore.node.tree import Block, Tree
 
 
@@ -34,8 +34,11 @@ class Journal:
             self._buckets[block.key[0]].add(block)
 
     def prolonged(self, block: Block, now_ns: int) -> None:
-        """The deadline of a block has moved far from the one that the control plane knows."""
+        """The deadline of a block has moved far from the one that the control plane and its device know."""
         self._records += [_addition(block, tier, now_ns) for tier, _ in block.slots]
+        slot = block.slot_in(Tier.NVME)
+        if slot is not None:
+            self._actions.append(Prolong(Tier.NVME, slot.slab.slab_id, slot.index, block.deadline_ns))
         block.published_ns = block.deadline_ns
 
     def withdrawn(self, block: Block, tier: Tier) -> None:

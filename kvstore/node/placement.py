@@ -109,7 +109,7 @@ def _prefix(blocks: Sequence[PinnedBlock | None]) -> list[PinnedBlock]:
     """The leading blocks whose bytes lie in DRAM or are placed already."""
     found = []
     for block in blocks:
-        if block is None:
+        if block is None or block.place.tier is Tier.NVME:
             break
         found.append(block)
     return found

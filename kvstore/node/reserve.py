@@ -15,6 +15,8 @@ from kvstore.node.tree import Block, OpenNamespace
 from kvstore.policy.slots import SizeClass
 
 _RETRY_NS_MIN, _RETRY_NS_MAX = 10_000_000, 1_000_000_000
+# What is on NVMe is stored: it is not written to DRAM again. A copy for HBM is made of what lies below.
+_STORED_AS_WELL = {Tier.HBM: (Tier.HBM,), Tier.DRAM: (Tier.DRAM, Tier.NVME), Tier.NVME: (Tier.NVME,)}
 _SHARDS_MAX = 0xFFFF  # the rank and the count travel as 16 bits
 
 
@@ -77,10 +79,10 @@ class Reserving:
             return Outcome.GRANTED
         if block.slots and block.deadline_ns <= now_ns:
             self._stock.remove(block, "expired")
-        slot = block.slot_in(lease.tier)
-        if slot is not None:
-            self._stock.pin(slot)
-            lease.presents.append((lease.tier, slot))
+        copy = next((copy for copy in block.slots if copy[0] in _STORED_AS_WELL[lease.tier]), None)
+        if copy is not None:
+            self._stock.pin(copy[1])
+            lease.presents.append(copy)
             return Outcome.PRESENT
         return Outcome.GRANTED if block.writer is None else Outcome.IN_PROGRESS
 

@@ -11,7 +11,7 @@ class Shares:
     """Two queues on one device, counted in bytes.
 
     The background earns its part of every byte that loads carry while it waits, and goes when it has earned its next
-    piece. What it earned is bounded by that piece, so a long wait never buys a burst.
+    piece. What it earned is bounded by that piece and one load's part, so a long wait never buys a burst.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,8 @@ class Shares:
     def load_went(self, length: int, background_bytes: int | None, part: float) -> None:
         """A load's piece went. part: of the device's bytes that the background is due."""
         if background_bytes is not None:
-            earned = self._earned_bytes + length * part / (1 - part)
-            self._earned_bytes = min(earned, float(background_bytes))
+            # Cut before it grows: what one load earns beyond a whole piece counts for the next one.
+            self._earned_bytes = min(self._earned_bytes, float(background_bytes)) + length * part / (1 - part)
 
     def background_went(self, length: int) -> None:
         self._earned_bytes = max(0.0, self._earned_bytes - length)

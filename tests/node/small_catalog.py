@@ -1,13 +1,13 @@
 """A catalog of a few slots, and short words for what tests do with it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 from kvstore.blocks.layout import LayerGroup, Layout
 from kvstore.blocks.state import Outcome, Tier
-from kvstore.node.catalog import Catalog, Pins, Place, Record, Reservation, SetGeneration, ShardId
-from kvstore.policy.slots import SlotSpace
+from kvstore.node.catalog import Catalog, Copy, Pins, Place, Record, Reservation, SetGeneration, ShardId
+from kvstore.policy.slots import BankedSpace, Space, SlotSpace
 from kvstore.policy.ttl import TtlRule
 
 SLOT_BYTES = 4096
@@ -33,6 +33,8 @@ def key(name: str) -> bytes:
 class SmallCatalog:
     """`slots` slots of 4 KiB in DRAM, and a clock that stands until it is set.
 
+    nvme_files: how many slab files, of two slots each, every device of an NVMe tier has.
+
     Chains are strings, one letter per block: "abc" is the block c below b below a. Tenant "wide" has blocks of two
     slots.
     """
@@ -43,14 +45,19 @@ class SmallCatalog:
         *,
         slab_slots: int = 4,
         hbm_slots: int = 0,
+        nvme_files: Sequence[int] = (),
+        spill_from_hits: int = 0,
         pinned_slots_max: int = 0,
         ttl: TtlRule | None = None,
     ) -> None:
         ids, slab_ids = count(1), count(1)
-        spaces = {Tier.DRAM: SlotSpace(slots * SLOT_BYTES, slab_slots * SLOT_BYTES, slab_ids)}
+        spaces: dict[Tier, Space] = {Tier.DRAM: SlotSpace(slots * SLOT_BYTES, slab_slots * SLOT_BYTES, slab_ids)}
         if hbm_slots:
             spaces[Tier.HBM] = SlotSpace(hbm_slots * SLOT_BYTES, slab_slots * SLOT_BYTES, slab_ids)
+        if nvme_files:
+            spaces[Tier.NVME] = BankedSpace([_device(files, bank, slab_ids) for bank, files in enumerate(nvme_files)])
         self.now_ns = 0
+        self.spaces = spaces
         self.catalog = Catalog(
             spaces,
             ttl_ns=TTL_NS,
@@ -58,6 +65,7 @@ class SmallCatalog:
             hold_ns_max=HOLD_NS,
             pinned_bytes_max=pinned_slots_max * SLOT_BYTES,
             new_id=lambda: next(ids).to_bytes(16, "big"),
+            spill_from_hits=spill_from_hits,
         )
         for tenant, slots_per_block in (("one", 1), ("two", 1), ("wide", 2)):
             self.catalog.open_namespace(namespace(tenant), tenant, layout(slots_per_block * SLOT_BYTES), ttl)
@@ -116,6 +124,24 @@ class SmallCatalog:
         deadline_ns = self.now_ns + hold_ns
         return self.catalog.pin(namespace(tenant), SHARD, keys, flags, holder, self.now_ns, deadline_ns)
 
+    def spill(self, names: str = "", count: int = 64) -> str:
+        """Copies to NVMe up to `count` blocks that are owed there; answers which, among those that `names` has."""
+        by_key = {key(name): name for name in names}
+        copies = self.catalog.next_spills(count, self.now_ns)
+        for copy in copies:
+            place = self.catalog.find_room(copy, SLOT_BYTES, self.now_ns)
+            assert place is not None
+            assert self.catalog.finish_copy(copy, b"sums" + copy.key[:4], self.now_ns)
+        return "".join(by_key.get(copy.key, "?") for copy in copies)
+
+    def begin_copy(self, name: str, source: Tier, target: Tier) -> Copy | None:
+        return self.catalog.begin_copy(namespace("one"), SHARD, key(name), source, target, self.now_ns)
+
+    def tiers(self, name: str) -> list[Tier]:
+        """The tiers that have a copy of a block, as the control plane would be told. Touches nothing."""
+        records = self.catalog.records(range(256), self.now_ns)
+        return sorted(record.tier for record in records if record.key == key(name))
+
     def live(self, names: str, *, tenant: str = "one") -> str:
         """Those of some blocks that a reader would find now. Touches nothing."""
         return "".join(
@@ -155,3 +181,9 @@ class SmallCatalog:
 
 def names(places: Sequence[Place]) -> list[tuple[int, int]]:
     return [(place.slab_id, place.slot) for place in places]
+
+
+def _device(files: int, bank: int, slab_ids: Iterator[int]) -> SlotSpace:
+    """A device of so many slab files with two slots each, and a header."""
+    file_bytes = 3 * SLOT_BYTES
+    return SlotSpace(files * file_bytes, 2 * SLOT_BYTES, slab_ids, file_overhead_bytes=SLOT_BYTES, bank=bank)

@@ -39,3 +39,21 @@ class TierMemory(Protocol):
 
     def close(self) -> None:
         """Drops all slabs. May be called twice."""
+
+
+class SlabFiles(Protocol):
+    """A tier on devices: what the catalog decided is noted at once, and reaches the device later, in that order.
+
+    None of it fails: a device that cannot be written is found out by those who move bytes."""
+
+    def open_slab(self, slab_id: int, slot_bytes: int, tenant: str, bank: int) -> None:
+        """Gives the slab a file of the device."""
+
+    def close_slab(self, slab_id: int) -> None:
+        """Gives the file back."""
+
+    def forget(self, slab_id: int, slot: int, generation: int) -> None:
+        """The slot holds its block no more; the device must not name it once the slot is written again."""
+
+    def prolong(self, slab_id: int, slot: int, deadline_ns: int) -> None:
+        """The slot's block lives until then."""

@@ -1,0 +1,142 @@
+"""The lane of one disk: order, bounds, failures, and its end. Work in threads waits for the test's word."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from kvstore.errors import Closed, DeviceFailed
+from kvstore.node.disklane import DiskLane
+from tests.waiting import eventually
+
+MIB = 1024 * 1024
+
+
+class Gate:
+    """Work that is begun and ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self._gates: dict[str, threading.Event] = {}
+
+    def work(self, name: str) -> Callable[[], str]:
+        gate = self._gates[name] = threading.Event()
+
+        def run() -> str:
+            self.begun.append(name)
+            assert gate.wait(10)
+            return name
+
+        return run
+
+    def open(self, *names: str) -> None:
+        for name in names:
+            self._gates[name].set()
+
+    def open_all(self) -> None:
+        self.open(*self._gates)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+async def lane(gate: Gate) -> AsyncIterator[DiskLane]:
+    lane = DiskLane("test", 2)
+    yield lane
+    gate.open_all()
+    await lane.close()
+
+
+async def test_no_more_than_its_depth_is_under_way(lane: DiskLane, gate: Gate) -> None:
+    """First come, first served; results are each piece's own."""
+    pieces = [lane.submit(MIB, gate.work(name)) for name in "abc"]
+    await eventually(lambda: gate.begun == ["a", "b"])
+    assert lane.queued_bytes == 3 * MIB
+    gate.open("b")
+    assert await pieces[1] == "b"
+    await eventually(lambda: gate.begun == ["a", "b", "c"])
+    gate.open_all()
+    assert await asyncio.gather(*pieces) == ["a", "b", "c"]
+    assert (lane.queued_bytes, lane.moved_bytes, lane.background_bytes) == (0, 3 * MIB, 0)
+
+
+async def test_loads_go_before_the_background(lane: DiskLane, gate: Gate) -> None:
+    """However long the background's queue is, a load waits for one piece at most; and the background has one at a time
+    beside loads."""
+    for number in range(6):
+        lane.submit(MIB, gate.work(f"spill{number}"), background=True)
+    await eventually(lambda: gate.begun == ["spill0", "spill1"])
+    for name in ("load0", "load1"):
+        lane.submit(MIB, gate.work(name))
+    gate.open("spill0")
+    await eventually(lambda: gate.begun[2:] == ["load0"])
+    gate.open("load0")
+    await eventually(lambda: gate.begun[2:] == ["load0", "load1"])
+    gate.open("load1")
+    await eventually(lambda: gate.begun[4:] == ["spill2"])
+
+
+async def test_the_background_is_not_starved(gate: Gate) -> None:
+    """With loads always waiting it gets the part that it is due."""
+    lane = DiskLane("test", 1)
+    lane.background_part = 0.25
+    order: list[str] = []
+    pieces = [lane.submit(MIB, lambda: order.append("load")) for _ in range(60)]
+    pieces += [lane.submit(MIB, lambda: order.append("spill"), background=True) for _ in range(60)]
+    await asyncio.gather(*pieces)
+    await lane.close()
+    assert 12 <= order[:60].count("spill") <= 18
+    assert lane.background_bytes == 60 * MIB
+
+
+async def test_a_cancelled_piece_leaves_the_queue(lane: DiskLane, gate: Gate) -> None:
+    """It is never begun; one that runs goes to its end, and those behind it come."""
+    pieces = {name: lane.submit(MIB, gate.work(name)) for name in "abcd"}
+    await eventually(lambda: gate.begun == ["a", "b"])
+    pieces["c"].cancel()
+    pieces["a"].cancel()
+    assert gate.begun == ["a", "b"]
+    gate.open_all()
+    assert await pieces["d"] == "d"
+    assert "c" not in gate.begun
+
+
+async def test_a_failure_is_the_pieces_own(lane: DiskLane) -> None:
+    """It reaches whoever waits, moves no bytes, and the next piece goes."""
+
+    def fail() -> None:
+        raise DeviceFailed("broken", 5)
+
+    with pytest.raises(DeviceFailed):
+        await lane.submit(MIB, fail)
+    assert lane.moved_bytes == 0
+    assert await lane.submit(MIB, lambda: 7) == 7
+
+
+async def test_closing_ends_what_waits_and_waits_for_what_runs(gate: Gate) -> None:
+    """Nothing is begun after it, and its threads are gone."""
+    lane = DiskLane("closing", 1)
+    running, waiting = lane.submit(MIB, gate.work("a")), lane.submit(MIB, gate.work("b"))
+    await eventually(lambda: gate.begun == ["a"])
+    closing = asyncio.create_task(lane.close())
+    with pytest.raises(Closed):
+        await waiting
+    assert not closing.done()
+    gate.open("a")
+    assert await running == "a"
+    await closing
+    with pytest.raises(Closed):
+        lane.submit(1, gate.work("c"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("closing")]
+
+
+async def test_the_rate_is_what_the_disk_gave(lane: DiskLane) -> None:
+    """It follows what was moved: instant work raises it far above its first guess."""
+    before = lane.bytes_per_s
+    for _ in range(30):
+        await lane.submit(64 * MIB, lambda: None)
+    assert lane.bytes_per_s > before
