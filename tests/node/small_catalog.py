@@ -7,7 +7,7 @@ from itertools import count
 from kvstore.blocks.layout import LayerGroup, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.node.catalog import Catalog, Copy, Pins, Place, Record, Reservation, SetGeneration, ShardId
-from kvstore.policy.slots import BankedSpace, Space, SlotSpace
+from kvstore.policy.slots import BankedSpace, SlotSpace, Space
 from kvstore.policy.ttl import TtlRule
 
 SLOT_BYTES = 4096
