@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
+from kvbench import testbed
+from kvbench.topology import COMPUTE, pair
 from kvstore.client import AsyncClient, buffers
 from kvstore.errors import NodeUnavailable
 from kvstore.pb import node_pb2, types_pb2
-from tests import netns
 from tests.cluster import LAYOUT, Cluster, Running, cluster
 from tests.faults.scenes import NARROW, NODE, Stored, outcomes, store, timed
-from tests.netns import Link
 from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.ucx,
     pytest.mark.netns,
-    pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not()),
+    pytest.mark.skipif(bool(testbed.why_not()), reason=testbed.why_not()),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
@@ -32,7 +32,7 @@ BACK_S = 5.0
 class Hosts:
     """A storing node on the left host and a reading one on the right."""
 
-    link: Link
+    bed: testbed.Testbed
     cluster: Cluster
     owner: Running
     writer: AsyncClient
@@ -46,13 +46,14 @@ class Hosts:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts]:
-    async with netns.link() as link, cluster(tmp_path_factory.mktemp("hosts")) as built:
+    async with testbed.testbed(pair()) as made, cluster(tmp_path_factory.mktemp("hosts")) as built:
         nodes = []
-        for host, options in ((link.left, NODE), (link.right, NARROW)):
-            network = {"listen": f"{host.address}:0", "compute_device": netns.DEVICE}
-            nodes.append(await built.node(host.name, prefix=host.prefix, **network, **options))
+        for host, options in zip(made.topology.hosts, (NODE, NARROW), strict=True):
+            nic = host.nic(COMPUTE)
+            network = {"listen": f"{nic.address}:0", "compute_device": nic.device}
+            nodes.append(await built.node(host.name, prefix=made.prefix(host), **network, **options))
         owner, node = nodes
-        yield Hosts(link, built, owner, await built.client(owner), node, await built.client(node))
+        yield Hosts(made, built, owner, await built.client(owner), node, await built.client(node))
 
 
 @pytest.mark.parametrize("fault", ["down", "owner is not heard", "reader is not heard"])
@@ -65,10 +66,12 @@ async def test_link_fails_during_a_load(hosts: Hosts, fault: str) -> None:
     gate = stored.gate(target)
     load = hosts.reader.load(stored.match, gate)
     await gate.reached()
+    left, right = hosts.bed.topology.hosts
     if fault == "down":
-        await hosts.link.down()
+        await hosts.bed.link_down(left, COMPUTE)
     else:
-        await hosts.link.drop(hosts.link.left if fault.startswith("owner") else hosts.link.right)
+        sender, receiver = (left, right) if fault.startswith("owner") else (right, left)
+        await hosts.bed.drop(sender, receiver, COMPUTE)
     gate.open()
     result, took_s = await timed(load.result())
     assert took_s < LOST_S
@@ -83,7 +86,8 @@ async def test_link_fails_during_a_load(hosts: Hosts, fault: str) -> None:
     receive = hosts.reader.receive(ticket, buffers.contiguous(target, LAYOUT), stored.chain, deadline_s=20)
     with pytest.raises(NodeUnavailable):
         await asyncio.wait_for(receive.result(), LOST_S)
-    await hosts.link.up()
+    for host in hosts.bed.topology.hosts:
+        await hosts.bed.link_up(host, COMPUTE)
     await eventually(lambda: hosts.reads(stored), BACK_S)
     # An owner that was never told, because that was lost too, keeps its pins until the load's own deadline of 10 s.
     await hosts.cluster.clean(hosts.owner, deadline_s=12)
@@ -93,8 +97,9 @@ async def test_link_fails_during_a_load(hosts: Hosts, fault: str) -> None:
 async def test_ticket_of_a_host_that_does_not_answer(hosts: Hosts) -> None:
     """A receiver may wait long for its sender, but not for the way to it: that is a bound of its own."""
     stored = await store(hosts.writer, 2, seed=1)
-    await hosts.link.right.ip("neigh", "replace", "10.77.0.9", "lladdr", netns.NOWHERE, "dev", netns.DEVICE)
-    node = types_pb2.NodeAddress(node_id="silent", grpc="10.77.0.9:7000")
+    address = "10.77.2.9"
+    await hosts.bed.silent_neighbour(hosts.bed.topology.host("right"), COMPUTE, address)
+    node = types_pb2.NodeAddress(node_id="silent", grpc=f"{address}:7000")
     handoff = node_pb2.HandoffTicket(ticket=bytes(16), node=node)
     ticket = base64.urlsafe_b64encode(handoff.SerializeToString()).decode()
     receive = hosts.reader.receive(ticket, buffers.contiguous(stored.target(), LAYOUT), stored.chain, deadline_s=20)
