@@ -7,8 +7,10 @@ deadline; errors are of `kvstore.errors`. The blocking twin is `kvstore.client.b
 import asyncio
 import base64
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Self
 
 import numpy.typing as npt
@@ -24,7 +26,16 @@ from kvstore.client.loading import Load
 from kvstore.client.matching import Locations, Match, joined
 from kvstore.client.storing import HandoffWriter, StoreResult, Writer, abort
 from kvstore.config import ClientConfig
-from kvstore.errors import BufferMismatch, ControlUnavailable, InvalidInput, LeaseLost, TicketInvalid, TooLarge
+from kvstore.errors import (
+    BufferMismatch,
+    ControlUnavailable,
+    DeadlineExceeded,
+    InvalidInput,
+    LeaseLost,
+    TicketInvalid,
+    TooLarge,
+    Unavailable,
+)
 from kvstore.pb import control_pb2, node_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
@@ -32,6 +43,7 @@ Tokens = Sequence[int] | npt.NDArray[Any]
 _DEFAULT_GROUPS = 8
 _PIECE_BYTES_MIN = 4 * 1024 * 1024
 _OFFERS_MAX = 1024
+_UNDO_S = 1.0
 
 
 class Pin:
@@ -353,7 +365,8 @@ class AsyncClient:
             await writer.write_layers(0, self.layout.layers)
             return await writer.commit()
         except BaseException:
-            await _undo(writer)
+            # Also for a caller who was cancelled; a node that does not listen now is told in the background.
+            await asyncio.wait({self._link.settle_later(writer.abort)}, timeout=_UNDO_S)
             raise
 
     async def begin_store(
@@ -369,22 +382,29 @@ class AsyncClient:
         return Writer(self._link, self._copier(), self._executor, asked, kv, first_block, reply, tail=False)
 
     async def _reserve(self, asked: Chain, **what: Any) -> node_pb2.ReserveReply:
-        """One lease; given back when the caller is cancelled before it has it."""
-        return await self._link.obtain(
-            lambda: self._link.call(
-                self._link.stub.Reserve,
-                node_pb2.ReserveRequest(
-                    caller=self._link.caller,
-                    session_id=self._link.session_id,
-                    namespace_id=asked.namespace_id,
-                    shard_rank=self._link.shard_rank,
-                    shard_count=self._link.shard_count,
-                    keys=asked.packed,
-                    **what,
-                ),
-            ),
-            lambda leased: abort(self._link, self._link.session_id, leased.lease_id),
-        )
+        """One lease; given back when its answer does not come, or comes to nobody."""
+        lease_id = secrets.token_bytes(16)
+        give_back = partial(abort, self._link, lease_id=lease_id)
+
+        async def ask() -> node_pb2.ReserveReply:
+            session_id = self._link.session_id
+            request = node_pb2.ReserveRequest(
+                caller=self._link.caller,
+                session_id=session_id,
+                namespace_id=asked.namespace_id,
+                shard_rank=self._link.shard_rank,
+                shard_count=self._link.shard_count,
+                keys=asked.packed,
+                lease_id=lease_id,
+                **what,
+            )
+            try:
+                return await self._link.call(self._link.stub.Reserve, request)
+            except (Unavailable, DeadlineExceeded):  # the node may have made it all the same
+                self._link.settle_later(partial(give_back, session_id))
+                raise
+
+        return await self._link.obtain(ask, lambda leased: give_back(self._link.session_id))
 
     # ---- prefill → decode --------------------------------------------------------------------------------------------
 
@@ -469,11 +489,3 @@ def _fits(kv: KVBuffers, blocks: int, writable: bool = False) -> None:
         raise BufferMismatch(f"the buffers hold {kv.blocks} blocks, the chain has {blocks}")
     if writable and not kv.writable:
         raise BufferMismatch("the buffers are read-only")
-
-
-async def _undo(writer: Writer) -> None:
-    """Gives a lease back although the caller was cancelled; what cannot be told ends with the lease."""
-    undo = asyncio.ensure_future(writer.abort())
-    await asyncio.wait({undo}, timeout=1.0)
-    if undo.done() and not undo.cancelled():
-        undo.exception()

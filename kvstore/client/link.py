@@ -4,9 +4,9 @@ A node that restarted has forgotten the session: the link attaches anew, once, a
 """
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -16,13 +16,22 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.client.slabs import Slabs
 from kvstore.config import ClientConfig
-from kvstore.errors import Closed, ControlUnavailable, KVStoreError, NodeUnavailable, SessionLost
+from kvstore.errors import (
+    Closed,
+    ControlUnavailable,
+    DeadlineExceeded,
+    KVStoreError,
+    NodeUnavailable,
+    SessionLost,
+    Unavailable,
+)
 from kvstore.pb import control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+_REPEAT_S = 0.2
 
 
 class Link:
@@ -122,6 +131,13 @@ class Link:
             await self._reattach(session_id)
             return await work()
 
+    def settle_later(self, telling: Callable[[], Awaitable[object]]) -> "asyncio.Future[None]":
+        """Tells the node something in the background, until it has heard it or the session is over."""
+        undoing = asyncio.ensure_future(_until_heard(telling))
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+        return undoing
+
     async def obtain(
         self, work: Callable[[], Awaitable[Reply]], give_back: Callable[[Reply], Awaitable[object]]
     ) -> Reply:
@@ -131,9 +147,7 @@ class Link:
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            undoing = asyncio.ensure_future(_undo(asking, give_back))
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
+            self.settle_later(partial(_undo, asking, give_back))
             raise
 
     async def call(
@@ -221,8 +235,22 @@ class Link:
 
 
 async def _undo(asking: "asyncio.Future[Reply]", give_back: Callable[[Reply], Awaitable[object]]) -> None:
-    with contextlib.suppress(KVStoreError):  # refused, or the node ends it with the session
-        await give_back(await asking)
+    try:
+        reply = await asking
+    except KVStoreError:  # there is nothing to give back
+        return
+    await give_back(reply)
+
+
+async def _until_heard(telling: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        try:
+            await telling()
+            return
+        except (Unavailable, DeadlineExceeded):
+            await asyncio.sleep(_REPEAT_S)
+        except KVStoreError:  # the node knows nothing of it, or ends it with the session
+            return
 
 
 def _close_bound(binding: "asyncio.Future[Slabs]") -> None:

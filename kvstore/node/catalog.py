@@ -145,6 +145,8 @@ class Catalog:
         ttl_ns: int = 0,
         private_slots: int = 0,
         tier: Tier = Tier.DRAM,
+        lease_id: bytes = b"",
+        depth: int = 0,
     ) -> Reservation:
         """Slots for the blocks of keys[first:]; keys[:first] are their ancestors. Touches the whole chain.
 
@@ -153,13 +155,25 @@ class Catalog:
         from capacity, expired blocks, eviction and overdue pins (see `room`). Private slots come last; nobody can find
         them.
 
-        ttl_ns: how long the blocks and at least their ancestors live; 0: the namespace's rule.
+        ttl_ns: how long the blocks and at least their ancestors live; 0: the namespace's rule. lease_id: drawn by the
+        writer; b"": by the node. depth: blocks of the chain before keys[0], of a chain that is stored in parts.
 
         Raises UnknownNamespace; InvalidInput for keys that are not 16 bytes or come twice, `first` beyond the keys, a
-        rank outside its count, a tier that is not here; TooLarge when one slot can never fit.
+        rank outside its count, a tier that is not here, a lease's id that is not new; TooLarge when one slot can never
+        fit.
         """
         return self._reserving.reserve(
-            self._namespace(namespace_id), shard, keys, first, holder, now_ns, ttl_ns, private_slots, tier
+            self._namespace(namespace_id),
+            shard,
+            keys,
+            first,
+            holder,
+            now_ns,
+            ttl_ns,
+            private_slots,
+            tier,
+            lease_id,
+            depth,
         )
 
     def renew(self, lease_id: bytes, holder: str, now_ns: int) -> None:

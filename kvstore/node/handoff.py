@@ -102,7 +102,15 @@ class Handoffs:
         return self._by_lease.get(lease_id)
 
     def feed(
-        self, ticket: bytes, namespace_id: bytes, shard: ShardId, keys: Sequence[bytes], tail: bool, holder: str
+        self,
+        ticket: bytes,
+        namespace_id: bytes,
+        shard: ShardId,
+        keys: Sequence[bytes],
+        tail: bool,
+        holder: str,
+        lease_id: bytes = b"",
+        depth: int = 0,
     ) -> tuple[Handoff, list[Outcome]]:
         """Leases slots for what of the ticket's chain is not stored. Returns the outcomes per block, tail last.
 
@@ -113,7 +121,7 @@ class Handoffs:
         if handoff.fed or handoff.failed:
             raise TicketInvalid("the ticket has a writer already, or was given up")
         handoff.expect(namespace_id, shard, keys, tail)
-        outcomes, places, reservation = self._lease(handoff, holder)
+        outcomes, places, reservation = self._lease(handoff, holder, lease_id, depth)
         handoff.holder = holder  # from here on the handoff lives with its writer, not with who offered it
         lease_id = reservation.lease_id
         # The node's own pin: it ends by our word alone, never under a send that is posted.
@@ -134,7 +142,9 @@ class Handoffs:
         handoff.notify()
         return handoff, outcomes
 
-    def _lease(self, handoff: Handoff, holder: str) -> tuple[list[Outcome], list[Place], Reservation]:
+    def _lease(
+        self, handoff: Handoff, holder: str, lease_id: bytes, depth: int
+    ) -> tuple[list[Outcome], list[Place], Reservation]:
         """One lease for the chain and its tail. A block that someone else is storing gets a private slot of its own."""
         catalog = self._custody.catalog
 
@@ -147,6 +157,8 @@ class Handoffs:
                 holder,
                 self._now(),
                 private_slots=private_slots,
+                lease_id=lease_id,
+                depth=depth,
             )
 
         reservation = reserve(int(handoff.tail))

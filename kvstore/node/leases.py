@@ -17,6 +17,8 @@ from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, Tree
 from kvstore.policy.slots import Slab, Slot
 
+LEASE_ID_BYTES = 16
+
 
 @dataclass(eq=False, slots=True)
 class Lease:
@@ -47,11 +49,25 @@ class LeaseTable:
         self._new_id = new_id
         self.table: HoldTable[Lease] = HoldTable()
 
-    def new(self, holder: str, tree: Tree, tier: Tier, keys: Sequence[bytes], asked_ttl_ns: int, now_ns: int) -> Lease:
-        """An open lease with nothing in it."""
-        lease = Lease(self._new_id(), holder, now_ns + self._lease_ns, tree, tier, keys, asked_ttl_ns)
+    def new(
+        self,
+        holder: str,
+        tree: Tree,
+        tier: Tier,
+        keys: Sequence[bytes],
+        asked_ttl_ns: int,
+        now_ns: int,
+        lease_id: bytes = b"",
+    ) -> Lease:
+        """An open lease with nothing in it. lease_id: as its writer drew it; checked by `expect_new`."""
+        lease = Lease(lease_id or self._new_id(), holder, now_ns + self._lease_ns, tree, tier, keys, asked_ttl_ns)
         self.table.add(lease)
         return lease
+
+    def expect_new(self, lease_id: bytes) -> None:
+        """Raises InvalidInput for what can be no new lease's id."""
+        if len(lease_id) != LEASE_ID_BYTES or self.table.find(lease_id) is not None:
+            raise InvalidInput(f"lease {lease_id.hex()}: {LEASE_ID_BYTES} bytes that were never used are needed")
 
     def opened(self, lease_id: bytes, now_ns: int, holder: str | None = None) -> Lease:
         """The lease, if it is open still. Raises LeaseLost, and PermissionRefused for another holder."""

@@ -45,30 +45,36 @@ class Reserving:
         ttl_ns: int,
         private_slots: int,
         tier: Tier,
+        lease_id: bytes,
+        depth: int,
     ) -> Reservation:
         """See `Catalog.reserve`."""
         check_shard(shard)
         _check_keys(keys)
         if tier not in self._stock.spaces:
             raise InvalidInput(f"reserve: this node has no tier {tier.name}")
-        if not 0 <= first <= len(keys) or private_slots < 0 or ttl_ns < 0:
+        if not 0 <= first <= len(keys) or private_slots < 0 or ttl_ns < 0 or depth < 0:
             raise InvalidInput(
-                f"reserve: first {first} of {len(keys)} keys, {private_slots} private slots, {ttl_ns} ns"
+                f"reserve: first {first} of {len(keys)} keys at {depth}, {private_slots} private slots, {ttl_ns} ns"
             )
+        if lease_id:
+            self._leases.expect_new(lease_id)
         size_class = self._stock.spaces[tier].size_class(namespace.tenant, namespace.layout.block_bytes)
 
-        lease = self._leases.new(holder, namespace.tree(shard), tier, keys, ttl_ns, now_ns)
-        self._fill(lease, first, private_slots, size_class, now_ns)
+        lease = self._leases.new(holder, namespace.tree(shard), tier, keys, ttl_ns, now_ns, lease_id)
+        self._fill(lease, first, depth, private_slots, size_class, now_ns)
         places = [place_of(tier, slot) for slot in lease.slots]
         retry_ns = self._retry_ns(now_ns) if Outcome.REFUSED in lease.outcomes else 0
         return Reservation(lease.id, list(lease.outcomes), places, retry_ns)
 
-    def _fill(self, lease: Lease, first: int, private_slots: int, size_class: SizeClass, now_ns: int) -> None:
+    def _fill(
+        self, lease: Lease, first: int, depth: int, private_slots: int, size_class: SizeClass, now_ns: int
+    ) -> None:
         rule = lease.tree.namespace.rule
         self._stock.touch(lease.tree, lease.keys, now_ns, rule.of_ancestors(lease.asked_ttl_ns))
         lease.outcomes = [self._look(lease, key, now_ns) for key in lease.keys[first:]]
         lease.outcomes += [Outcome.GRANTED] * private_slots
-        lease.blocks = [*self._enter(lease, first), *[None] * private_slots]
+        lease.blocks = [*self._enter(lease, first, depth), *[None] * private_slots]
         lease.slots = self._room.take(lease.tier, size_class, len(lease.blocks), now_ns)
         self._refuse(lease, len(lease.slots))
 
@@ -86,17 +92,17 @@ class Reserving:
             return Outcome.PRESENT
         return Outcome.GRANTED if block.writer is None else Outcome.IN_PROGRESS
 
-    def _enter(self, lease: Lease, first: int) -> list[Block]:
-        """The entries of what is to be written, with the lease as their writer."""
+    def _enter(self, lease: Lease, first: int, depth: int) -> list[Block]:
+        """The entries of what is to be written, with the lease as their writer. depth: of the chain before its keys."""
         tree, keys = lease.tree, lease.keys
         entered: list[Block] = []
         parent: Block | None = None
-        for depth, outcome in enumerate(lease.outcomes[: len(keys) - first], first):
-            key = keys[depth]
+        for index, outcome in enumerate(lease.outcomes[: len(keys) - first], first):
+            key = keys[index]
             if outcome is Outcome.GRANTED:
-                if depth == first:
-                    parent = tree.anchor(keys, first)
-                parent = tree.entry(key, depth, parent)
+                if index == first:
+                    parent = tree.anchor(keys, first, depth)
+                parent = tree.entry(key, depth + index, parent)
                 parent.writer = lease
                 entered.append(parent)
             else:

@@ -103,6 +103,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         session = self._caller(request.session_id, request.namespace_id)
         if session.read_only:
             raise PermissionRefused("the session is read-only")
+        session.expect_wanted(request.lease_id)
         keys = keys_of(request.keys)
         if request.ticket:
             return self._feed(request, keys, session)
@@ -117,6 +118,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
             session.holder,
             self._custody.clock(),
             ttl_ns=request.ttl_ms * 1_000_000,
+            lease_id=request.lease_id,
+            depth=request.depth,
         )
         self._custody.settle()
         self._watch(reservation.lease_id, request, keys)
@@ -132,6 +135,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
             keys,
             request.tail,
             session.holder,
+            request.lease_id,
+            request.depth,
         )
         places = [handoff.blocks[block].place for block in handoff.granted]
         self._watch(handoff.lease_id, request, keys)
@@ -188,6 +193,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     @unary
     async def Abort(self, request: node_pb2.AbortRequest, context: Context) -> node_pb2.AbortReply:
         session = self._sessions.get(request.session_id)
+        session.give_up(request.lease_id)
         handoff = self._handoffs.of_lease(request.lease_id)
         self._custody.catalog.abort(request.lease_id, session.holder, self._custody.clock())
         self._custody.settle()

@@ -20,12 +20,13 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from kvstore.errors import InvalidInput, KVStoreError, PermissionRefused, SessionLost
+from kvstore.errors import InvalidInput, KVStoreError, LeaseLost, PermissionRefused, SessionLost
 from kvstore.node.tiers.dram import DramMemory
 from kvstore.pb import node_pb2
 
 _REQUEST_BYTES_MAX = 4096
 _BACKLOG = 64
+_GIVEN_UP_MAX = 256  # the latest; older ones have no call under way any more
 log = logging.getLogger(__name__)
 
 
@@ -41,10 +42,22 @@ class Session:
     attached_ns: int = field(default_factory=time.monotonic_ns)
     bound: bool = False
     on_end: list[Callable[[], object]] = field(default_factory=list)
+    given_up: dict[bytes, None] = field(default_factory=dict)
 
     @property
     def holder(self) -> str:
         return f"session:{self.id.hex()}"
+
+    def give_up(self, lease_id: bytes) -> None:
+        """The process wants nothing of this lease, which may not have been asked for yet: its abort overtook it."""
+        self.given_up[lease_id] = None
+        if len(self.given_up) > _GIVEN_UP_MAX:
+            del self.given_up[next(iter(self.given_up))]
+
+    def expect_wanted(self, lease_id: bytes) -> None:
+        """Raises LeaseLost for a lease that was given up before it was made."""
+        if lease_id in self.given_up:
+            raise LeaseLost(f"lease {lease_id.hex()} was given up before it was made")
 
     def forget(self, callback: Callable[[], object]) -> None:
         """Takes an `on_end` callback back."""

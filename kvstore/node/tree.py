@@ -140,16 +140,17 @@ class Tree:
                 self.prune(former)
         return block
 
-    def anchor(self, keys: Sequence[bytes], first: int) -> Block | None:
+    def anchor(self, keys: Sequence[bytes], first: int, depth: int) -> Block | None:
         """The entry that keys[first] hangs on: its parent, a ghost under the nearest ancestor that is here if need be.
-        A ghost without children must be pruned by the caller."""
+        A ghost without children must be pruned by the caller. depth: blocks of the chain before keys[0]."""
         if first == 0:
             return None
         known = self.blocks.get(keys[first - 1])
         if known is not None:
             return known
         ancestors = (self.blocks.get(keys[index]) for index in range(first - 2, -1, -1))
-        return self.entry(keys[first - 1], first - 1, next((block for block in ancestors if block is not None), None))
+        nearest = next((block for block in ancestors if block is not None), None)
+        return self.entry(keys[first - 1], depth + first - 1, nearest)
 
     def prune(self, block: Block) -> None:
         """Removes an entry if it has become nothing, and then the ghosts above that it alone kept."""

@@ -308,6 +308,8 @@ class ReserveRequest(google.protobuf.message.Message):
     TTL_MS_FIELD_NUMBER: builtins.int
     TICKET_FIELD_NUMBER: builtins.int
     TAIL_FIELD_NUMBER: builtins.int
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    DEPTH_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     namespace_id: builtins.bytes
     shard_rank: builtins.int
@@ -320,6 +322,10 @@ class ReserveRequest(google.protobuf.message.Message):
     """the lease feeds this offered ticket; empty: a plain store"""
     tail: builtins.bool
     """one more slot for the last, partial block (only with a ticket)"""
+    lease_id: builtins.bytes
+    """16 bytes that the writer drew: it can abort what it never heard of; empty: the node draws them"""
+    depth: builtins.int
+    """blocks of the chain before keys[0]: a long chain is stored in several parts"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     def __init__(
@@ -335,9 +341,11 @@ class ReserveRequest(google.protobuf.message.Message):
         ttl_ms: builtins.int = ...,
         ticket: builtins.bytes = ...,
         tail: builtins.bool = ...,
+        lease_id: builtins.bytes = ...,
+        depth: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "first", b"first", "keys", b"keys", "namespace_id", b"namespace_id", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "ttl_ms", b"ttl_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "depth", b"depth", "first", b"first", "keys", b"keys", "lease_id", b"lease_id", "namespace_id", b"namespace_id", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "ttl_ms", b"ttl_ms"]) -> None: ...
 
 Global___ReserveRequest: typing_extensions.TypeAlias = ReserveRequest
 

@@ -94,6 +94,22 @@ async def test_a_put_by_hand(world: World) -> None:
     await at_rest(world.node)
 
 
+async def test_a_lease_that_was_given_up_before_it_was_made(world: World) -> None:
+    """An abort may overtake the call that reserves: nothing is leased then, for nobody would ever settle it."""
+    overtaken, other = b"a" * 16, b"b" * 16
+    await world.call("Abort", lease_id=overtaken)
+    with pytest.raises(LeaseLost):
+        await world.call("Reserve", lease_id=overtaken)
+    await at_rest(world.node)
+    assert (await world.call("Reserve", lease_id=other)).lease_id == other
+    with pytest.raises(InvalidInput):
+        await world.call("Reserve", lease_id=other)
+    with pytest.raises(InvalidInput):
+        await world.call("Reserve", lease_id=b"short")
+    await world.call("Abort", lease_id=other)
+    await at_rest(world.node)
+
+
 @pytest.mark.parametrize(
     ("method", "fields", "error"),
     [
