@@ -1,0 +1,85 @@
+"""Which device a directory is: the lock that lets one process have it, and its identity.
+
+The identity is a small file; where it is lost, any slab file of the device still says it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+
+import xxhash
+
+from kvstore.errors import ChecksumMismatch, ConfigError, VersionMismatch
+from kvstore.node.storage.entry import ID_BYTES
+from kvstore.node.storage.files import slab_files, slab_path
+from kvstore.node.storage.folder import replace_file
+from kvstore.node.storage.format import SLAB_HEADER_BYTES, VERSION, parse_slab_header
+
+_LOCK, _IDENTITY = "lock", "device.json"
+
+
+def lock_directory(path: Path) -> int:
+    """Makes the directory where it is missing, and holds it until the descriptor is closed.
+
+    Raises ConfigError when it cannot be used or another process holds it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(f"{path}: another process uses this directory") from error
+    return fd
+
+
+def identify(path: Path, slab_bytes: int) -> bytes:
+    """The device's id; a new one for a new device.
+
+    Raises ConfigError when its slab files have another size, and OSError."""
+    known = _read(path)
+    if known is None:
+        known = _by_slab_files(path) or (secrets.token_bytes(ID_BYTES), slab_bytes)
+        _write(path, *known)
+    device_id, found_bytes = known
+    if found_bytes != slab_bytes:
+        raise ConfigError(
+            f"{path}: its slab files are of {found_bytes} bytes, not {slab_bytes}: keep that, or use an empty directory"
+        )
+    return device_id
+
+
+def _read(path: Path) -> tuple[bytes, int] | None:
+    """None where there is none, or a damaged one. Raises VersionMismatch for a newer one."""
+    try:
+        sealed = json.loads((path / _IDENTITY).read_bytes())
+        body = sealed["device"]
+        if sealed["digest"] != _digest(body):
+            return None
+        if body["format"] != VERSION:
+            raise VersionMismatch(f"{path}: format {body['format']}, this is {VERSION}")
+        return bytes.fromhex(body["id"]), body["slab_bytes"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, device_id: bytes, slab_bytes: int) -> None:
+    body = {"format": VERSION, "id": device_id.hex(), "slab_bytes": slab_bytes}
+    replace_file(path / _IDENTITY, json.dumps({"device": body, "digest": _digest(body)}))
+
+
+def _digest(body: object) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+
+
+def _by_slab_files(path: Path) -> tuple[bytes, int] | None:
+    for file in slab_files(path):
+        with contextlib.suppress(ChecksumMismatch, VersionMismatch), open(slab_path(path, file), "rb") as slab:
+            header = parse_slab_header(slab.read(SLAB_HEADER_BYTES))
+            return header.device_id, os.fstat(slab.fileno()).st_size - SLAB_HEADER_BYTES
+    return None
