@@ -15,7 +15,7 @@ import xxhash
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
-from kvstore.errors import Closed, InvalidInput, KVStoreError, PeerLost
+from kvstore.errors import Closed, HandoffLost, InvalidInput, KVStoreError, PeerLost, TooLarge
 from kvstore.fabric.base import Peer
 from kvstore.node.background import Background
 from kvstore.node.catalog import Place, ShardId
@@ -28,6 +28,7 @@ from kvstore.rpc.keys import keys_of
 from kvstore.rpc.status import check_version
 
 _SETTLE_S = 0.5
+_CREDITS_MAX = 65_536
 log = logging.getLogger(__name__)
 
 
@@ -76,6 +77,7 @@ class Transfers:
                 try:
                     while (message := await transfer.outbox.get()) is not None:
                         yield message
+                    _raise_first(work)
                 finally:
                     for task in work:
                         task.cancel()
@@ -155,7 +157,7 @@ class _Transfer:
             await handoff.changed.wait()
         self._blocks = [block for block, flag in enumerate(wanted) if flag] + [len(keys)] * handoff.tail
         if not handoff.fed:
-            raise PeerLost("the prefill side gave the handoff up before it had begun")
+            raise HandoffLost("the prefill side gave the handoff up before it had begun")
         for block in self._blocks:
             piece = handoff.blocks[block]
             key = keys[block] if block < len(keys) else b""
@@ -165,7 +167,7 @@ class _Transfer:
     # ---- running ---------------------------------------------------------------------------------------------------
 
     async def announce(self) -> None:
-        """Handoff: tells the reader which layers it may ask for, as they are written."""
+        """Handoff: tells the reader which layers it may ask for, as they are written. Raises HandoffLost."""
         handoff = self._handoff
         if handoff is None:
             return
@@ -173,33 +175,40 @@ class _Transfer:
         writing = [b for b, s in zip(self._blocks, self._sources, strict=True) if s is not None and not s.stored]
         while True:
             changed = handoff.changed
-            layers, over = handoff.layers, handoff.complete or handoff.failed
+            if handoff.failed:
+                raise HandoffLost("the prefill side gave the handoff up")
+            layers = handoff.layers
             first = self._layout.granules_before(announced) * CHECKSUM_BYTES
             last = self._layout.granules_before(layers) * CHECKSUM_BYTES
             checksums = b"".join(bytes(handoff.blocks[b].checksums[first:last]) for b in writing)
             self.outbox.put_nowait(
                 node_pb2.TransferDown(
-                    ready=node_pb2.LayersReady(
-                        layers=layers, checksums=checksums, complete=handoff.complete, failed=handoff.failed
-                    )
+                    ready=node_pb2.LayersReady(layers=layers, checksums=checksums, complete=handoff.complete)
                 )
             )
             announced = layers
-            if over:
+            if handoff.complete:
                 return
             await changed.wait()
 
     async def take_credits(self, requests: AsyncIterator[node_pb2.TransferUp]) -> None:
-        """Reads the stream until the reader ends it."""
+        """Reads the stream until the reader ends it. Raises InvalidInput, TooLarge."""
         async for request in requests:
             kind = request.WhichOneof("message")
             if kind == "credits":
-                c = request.credits
-                for credit in zip(c.tags, c.blocks, c.offsets, c.lengths, strict=True):
-                    self._credits.put_nowait(credit)
+                self._queue(request.credits)
             elif kind == "corrupt":
                 await self._drop_corrupt(request.corrupt.blocks)
         self.outbox.put_nowait(None)
+
+    def _queue(self, credits: node_pb2.Credits) -> None:
+        columns = (credits.tags, credits.blocks, credits.offsets, credits.lengths)
+        if len({len(column) for column in columns}) > 1:
+            raise InvalidInput("transfer: the columns of the credits differ in length")
+        if self._credits.qsize() + len(self._sends) + len(credits.tags) > _CREDITS_MAX:
+            raise TooLarge(f"transfer: more than {_CREDITS_MAX} credits are not settled")
+        for credit in zip(*columns, strict=True):
+            self._credits.put_nowait(credit)
 
     async def push(self) -> None:
         """Sends one piece per credit, in order, as the lane has room."""
@@ -250,8 +259,9 @@ class _Transfer:
 
     def task_ended(self, task: "asyncio.Task[None]") -> None:
         """A task that failed ends the transfer, else the reader would wait for it."""
-        if not task.cancelled() and task.exception() is not None:
-            log.warning("transfer to %s: %r", self._opened.reader_node_id, task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, HandoffLost):
+                log.warning("transfer to %s: %r", self._opened.reader_node_id, error)
             self.outbox.put_nowait(None)
 
     def _refuse(self, tag: int) -> None:
@@ -285,6 +295,14 @@ class _Transfer:
         if self._pin_id:
             self._custody.catalog.unpin(self._pin_id)
             self._custody.settle()
+
+
+def _raise_first(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """What ended the transfer, if it is an answer to the reader."""
+    for task in tasks:
+        error = task.exception() if task.done() and not task.cancelled() else None
+        if isinstance(error, KVStoreError):
+            raise error
 
 
 def _intact(custody: Custody, source: _Source, layout: Layout) -> bool:
