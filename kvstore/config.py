@@ -36,6 +36,7 @@ class FabricConfig:
     segment_bytes: int = option(128 * 1024, "segment of the TCP transport")
     error_handling: bool = option(True, "detect a dead peer; without it its operations hang")
     cuda: bool = option(False, "device memory in messages (adds cuda_copy and cuda_ipc)")
+    bytes_per_s: int = option(0, "what the NIC carries in each direction; 0: as measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,9 @@ class NodeConfig:
     nvme_evict: str = option("lru", "eviction policy of the NVMe tier")
     slab_bytes: int = option(64 * MIB, "unit in which a tier's memory is given to a size class")
     landing_bytes_max: int = option(256 * MIB, "staging memory of loads from other nodes")
+    relay: bool = option(True, "read from storage over other nodes' storage NICs too, and lend them this node's own")
+    relay_helpers_max: int = option(8, "other nodes that help with one load")
+    relay_bytes_max: int = option(128 * MIB, "staging memory of what this node relays for others")
     parking_bytes_max: int = option(512 * MIB, "memory of handoffs whose receiver has not come")
     pinned_bytes_max: int = option(0, "bytes that readers may keep pinned past their hold; 0: half of the tier")
     piece_bytes: int = option(4 * MIB, "unit of a transfer; rounded to whole granules")

@@ -103,5 +103,16 @@ def test_every_option_is_explained(cls: Any) -> None:
     for field in dataclasses.fields(cls):
         assert field.metadata["help"]
         if field.type in (int, "int"):
-            ends = ("_bytes", "_bytes_max", "_bytes_min", "_ms", "_ms_max", "_max", "_threads", "_layers", "_percent")
+            ends = (
+                "_bytes",
+                "_bytes_max",
+                "_bytes_min",
+                "_ms",
+                "_ms_max",
+                "_max",
+                "_threads",
+                "_layers",
+                "_percent",
+                "_per_s",
+            )
             assert field.name.endswith(ends), field.name

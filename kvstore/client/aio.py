@@ -277,10 +277,11 @@ class AsyncClient:
         if not 0 <= first_block <= len(asked):
             raise InvalidInput(f"load: first_block {first_block} is not within the {len(asked)} blocks matched")
         _fits(kv, len(asked), writable=True)
-        chosen = found.locations.choose(found.blocks, self._link.shard_rank)[first_block:]
+        blocks, nodes = found.locations.within(first_block, found.blocks, self._link.shard_rank)
         start = self._load_start(asked, first_block, group_layers, deadline_s)
         start.nodes.extend(found.locations.nodes)
-        start.block_node = chosen.tobytes()
+        start.location_block, start.location_node = blocks.tobytes(), nodes.tobytes()
+        start.helpers.extend(found.locations.helpers)
         return self._begin(asked, kv, first_block, start)
 
     def receive(

@@ -31,7 +31,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class ReadyPiece:
-    """One piece of a load that may be copied out now. pages: see KVBuffers."""
+    """One piece of a load that may be copied out now. number, source: the node's words for it. pages: see KVBuffers."""
 
     block: int
     first_layer: int
@@ -40,6 +40,8 @@ class ReadyPiece:
     place_id: int
     checksums: bytes
     pages: int | None
+    number: int = 0
+    source: int = 0
 
 
 def checksum(source: npt.NDArray[np.uint8]) -> bytes:

@@ -63,7 +63,11 @@ class LayerGroupReady:
 
 @dataclass(frozen=True, slots=True)
 class LoadedFrom:
-    """What one source contributed. route: local or peer. tier: where the bytes lay."""
+    """What one source contributed. tier: where the bytes lay.
+
+    route: local, peer (from another node), direct (from storage over this host's storage NIC), relay (from storage over
+    another node's storage NIC; node_id is that node).
+    """
 
     node_id: str
     tier: str
@@ -84,7 +88,8 @@ class Missing:
 class LoadResult:
     """blocks: the verified prefix of the chain, counted from block 0 (those before `first_block` are the caller's).
 
-    tail: the partial block came too (receive only). first_group_s: until the first layer group was ready.
+    tail: the partial block came too (receive only). first_group_s: until the first layer group was ready. route: how
+    the bytes from storage were shared among storage NICs, for people; "" when none came from there.
     """
 
     blocks: int
@@ -95,6 +100,7 @@ class LoadResult:
     first_group_s: float
     sources: tuple[LoadedFrom, ...]
     missing: tuple[Missing, ...]
+    route: str = ""
 
 
 class Load:
@@ -129,7 +135,7 @@ class Load:
         self._tail_pages = math.ceil(chain.tail_tokens / self._layout.group.page_tokens)
         self._outcomes: list[Outcome] = []
         self._sources: list[node_pb2.LoadSource] = []
-        self._source_of: list[int] = []
+        self._route = ""
         self._source_bytes: dict[int, int] = {}
         self._source_end_s: dict[int, float] = {}
         self._left: list[int] = []
@@ -140,7 +146,8 @@ class Load:
         self._heap: list[tuple[int, int, ReadyPiece]] = []
         self._order = count()
         self._copy_wake = asyncio.Event()
-        self._arrived_all = False
+        self._corrupt_reported = 0
+        self._done: node_pb2.LoadDone | None = None
         self._copied_all = False
         self._consumed = node_pb2.LoadConsumed()
         self._consumed_pace = Pace(_CONSUMED_PACE_S)
@@ -219,16 +226,15 @@ class Load:
         giving_back = asyncio.create_task(self._consumed_loop(call))
         try:
             # A copy that fails ends the load now: nobody would give its landing places back, so the node would wait.
-            first, _ = await asyncio.wait({reading, copying}, return_when=asyncio.FIRST_EXCEPTION)
+            first, _ = await asyncio.wait({reading, copying}, return_when=asyncio.FIRST_COMPLETED)
             for task in first:
                 task.result()
+            done = copying.result()
             self._copied_all = True
             self._consumed_pace.set(urgent=True)
             await giving_back
             await end_telling(call)
-            if Outcome.CORRUPT in self._outcomes:
-                await call.code()  # the node has heard of it then: a stream that is cancelled may lose it
-            return self._summary(reading.result())
+            return self._summary(done)
         except DeadlineExceeded:
             raise DeadlineExceeded(f"the load did not finish within {self._start.deadline_ms} ms") from None
         except SessionLost as error:
@@ -241,7 +247,8 @@ class Load:
             call.cancel()
             await ended([reading, copying, giving_back])
 
-    async def _read_stream(self, call: _Call) -> node_pb2.LoadDone:
+    async def _read_stream(self, call: _Call) -> None:
+        """Takes what the node tells, until it ends the stream; before the load is over that is an error."""
         await tell(call, node_pb2.LoadUp(start=self._start))
         async with aclosing(replies(call, NodeUnavailable, "node")) as messages:
             async for down in messages:
@@ -251,16 +258,14 @@ class Load:
                 elif kind == "pieces":
                     self._take_pieces(down.pieces)
                 elif kind == "done":
-                    self._arrived_all = True
+                    self._done = down.done
                     self._copy_wake.set()
-                    done: node_pb2.LoadDone = down.done
-                    return done
-        raise NodeUnavailable("node: the stream ended before the load was done")
+        if not self._copied_all:
+            raise NodeUnavailable("node: the stream ended before the load was done")
 
     def _take_plan(self, plan: node_pb2.LoadPlan) -> None:
         self._outcomes = [Outcome(o) for o in plan.outcomes]
-        self._sources = list(plan.sources)
-        self._source_of = list(memoryview(plan.block_source).cast("H"))
+        self._route = plan.route
         coming = next((i for i, o in enumerate(self._outcomes) if o is not Outcome.READY), len(self._outcomes))
         if coming < len(self._outcomes):
             self._hole = Missing(self._first + coming, self._outcomes[coming])
@@ -269,7 +274,10 @@ class Load:
 
     def _take_pieces(self, message: node_pb2.PiecesReady) -> None:
         at = 0
+        self._sources += message.new_sources
         columns = zip(
+            message.numbers,
+            message.sources,
             message.blocks,
             message.first_layers,
             message.layer_counts,
@@ -279,7 +287,7 @@ class Load:
             strict=True,
         )
         tail = len(self._chain) - self._first
-        for block, first_layer, layers, slot, place_id, length in columns:
+        for number, source, block, first_layer, layers, slot, place_id, length in columns:
             piece = ReadyPiece(
                 self._first + block,
                 first_layer,
@@ -288,17 +296,20 @@ class Load:
                 place_id,
                 message.checksums[at : at + length],
                 self._tail_pages if block == tail else None,
+                number,
+                source,
             )
             at += length
             heapq.heappush(self._heap, (self._group_of_layer[first_layer], next(self._order), piece))
         self._copy_wake.set()
 
-    async def _copy_loop(self, copier: Copier) -> None:
-        """Copies what has arrived, earliest layer group first, a few MiB at a time."""
+    async def _copy_loop(self, copier: Copier) -> node_pb2.LoadDone:
+        """Copies what has arrived, earliest layer group first, a few MiB at a time; until the node says that this was
+        all, knowing of every piece that was corrupt."""
         while True:
             while not self._heap:
-                if self._arrived_all:
-                    return
+                if self._done is not None and self._done.corrupt_pieces == self._corrupt_reported:
+                    return self._done
                 self._copy_wake.clear()
                 await self._copy_wake.wait()
             batches: deque[list[ReadyPiece]] = deque()
@@ -320,7 +331,7 @@ class Load:
         while not self._copied_all:
             await self._consumed_pace.wait()
             consumed, self._consumed = self._consumed, node_pb2.LoadConsumed()
-            if consumed.place_ids or consumed.corrupt_blocks:
+            if consumed.place_ids or consumed.corrupt_pieces:
                 await tell(call, node_pb2.LoadUp(consumed=consumed))
 
     def _take_batch(self) -> list[ReadyPiece]:
@@ -340,14 +351,16 @@ class Load:
                 consumed.place_ids.append(piece.place_id)
             if outcome is Outcome.READY:
                 self._left[self._group_of_layer[piece.first_layer]] -= piece.layers
-                source = self._source_of[block]
                 moved = piece.layers * self._layout.layer_bytes
-                self._source_bytes[source] = self._source_bytes.get(source, 0) + moved
-                self._source_end_s[source] = now_s
+                self._source_bytes[piece.source] = self._source_bytes.get(piece.source, 0) + moved
+                self._source_end_s[piece.source] = now_s
+            elif outcome is Outcome.CORRUPT:
+                # It comes again from elsewhere, or the node says that it does not.
+                consumed.corrupt_pieces.append(piece.number)
+                self._corrupt_reported += 1
+                self._consumed_pace.set(urgent=True)
             else:
                 self._outcomes[block] = outcome
-                if outcome is Outcome.CORRUPT and block not in consumed.corrupt_blocks:
-                    consumed.corrupt_blocks.append(block)
 
     def _report_groups(self) -> None:
         while self._ready_groups < len(self._groups) and self._left and self._left[self._ready_groups] == 0:
@@ -393,6 +406,7 @@ class Load:
                 for i, outcome in enumerate(self._outcomes)
                 if outcome is not Outcome.READY
             ),
+            route=self._route,
         )
 
     def _why_not(self) -> KVStoreError:

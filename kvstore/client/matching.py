@@ -18,7 +18,10 @@ NO_NODE = 65535
 
 @dataclass(frozen=True, slots=True)
 class Locations:
-    """Columns of equal length: location i is of block `block[i]`, on `nodes[node[i]]`."""
+    """Columns of equal length: location i is of block `block[i]`, on `nodes[node[i]]`.
+
+    helpers: other nodes, with their present load, whose storage NICs could help with what lies in storage.
+    """
 
     nodes: tuple[types_pb2.NodeAddress, ...] = ()
     block: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
@@ -26,6 +29,7 @@ class Locations:
     tier: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     shard: npt.NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, np.uint16))
     remaining_ms: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    helpers: tuple[types_pb2.Helper, ...] = ()
 
     @classmethod
     def of(cls, reply: control_pb2.MatchReply) -> "Locations":
@@ -36,10 +40,16 @@ class Locations:
             np.frombuffer(reply.location_tier, "u1"),
             np.frombuffer(reply.location_shard, "<u2"),
             np.frombuffer(reply.location_remaining_ms, "<u4"),
+            tuple(reply.helpers),
         )
 
     def __len__(self) -> int:
         return len(self.block)
+
+    def within(self, first_block: int, blocks: int, shard_rank: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """(block - first_block, node) of all locations of a rank in blocks first_block … blocks - 1."""
+        mine = (self.shard == shard_rank) & (self.block >= first_block) & (self.block < blocks)
+        return (self.block[mine] - first_block).astype("<u4"), self.node[mine].astype("<u2")
 
     def choose(self, blocks: int, shard_rank: int) -> npt.NDArray[np.uint16]:
         """The node to read each of the first `blocks` blocks from, by the fastest tier; NO_NODE where none has it."""
@@ -81,7 +91,8 @@ class Match:
                 "blocks": self.blocks,
                 "partial": self.partial,
                 "hold_id": self.hold_id.hex(),
-                "nodes": [base64.b64encode(node.SerializeToString()).decode() for node in self.locations.nodes],
+                "nodes": [_text(node) for node in self.locations.nodes],
+                "helpers": [_text(helper) for helper in self.locations.helpers],
                 "locations": {name: getattr(self.locations, name).tolist() for name in columns},
             }
         )
@@ -105,6 +116,10 @@ class Match:
         return match
 
 
+def _text(message: types_pb2.NodeAddress | types_pb2.Helper) -> str:
+    return base64.b64encode(message.SerializeToString()).decode()
+
+
 def _chain(fields: dict[str, Any]) -> Chain:
     keys = unpack_keys(base64.b64decode(fields["keys"], validate=True))
     chain = Chain(bytes.fromhex(fields["namespace_id"]), tuple(keys), fields["tokens"], fields["block_tokens"])
@@ -118,14 +133,16 @@ def _locations(fields: dict[str, Any]) -> Locations:
     dtypes = {"block": "<u4", "node": "<u2", "tier": "u1", "shard": "<u2", "remaining_ms": "<u4"}
     columns = {name: np.array(raw[name], dtype) for name, dtype in dtypes.items()}
     nodes = tuple(types_pb2.NodeAddress.FromString(base64.b64decode(node, validate=True)) for node in fields["nodes"])
+    helpers = tuple(types_pb2.Helper.FromString(base64.b64decode(text, validate=True)) for text in fields["helpers"])
     if len({column.shape for column in columns.values()}) > 1 or (columns["node"] >= len(nodes)).any():
         raise ValueError("columns of locations do not fit together")
-    return Locations(nodes, **columns)
+    return Locations(nodes, **columns, helpers=helpers)
 
 
 def joined(parts: list[tuple[int, Locations]]) -> Locations:
     """The columns of consecutive runs of one chain's keys; each part comes with the number of blocks before it."""
     nodes: list[types_pb2.NodeAddress] = []
+    helpers = {helper.node.node_id: helper for _, part in parts for helper in part.helpers}
     block, node = [], []
     for before, part in parts:
         block.append((part.block + before).astype("<u4"))
@@ -138,4 +155,5 @@ def joined(parts: list[tuple[int, Locations]]) -> Locations:
         np.concatenate([part.tier for _, part in parts]),
         np.concatenate([part.shard for _, part in parts]),
         np.concatenate([part.remaining_ms for _, part in parts]),
+        tuple(helpers.values()),
     )

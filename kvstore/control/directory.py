@@ -18,6 +18,7 @@ from kvstore.pb import control_pb2, types_pb2
 
 FORGOTTEN_MS = 60 * 60 * 1000
 NODES_MAX = 16_384
+HELPERS_MAX = 64
 
 
 @dataclass(slots=True)
@@ -28,7 +29,7 @@ class NodeState:
     address: types_pb2.NodeAddress
     roles: tuple[str, ...]
     heard_ms: int
-    load: control_pb2.NodeLoad = field(default_factory=control_pb2.NodeLoad)
+    load: types_pb2.NodeLoad = field(default_factory=types_pb2.NodeLoad)
     tiers: tuple[control_pb2.TierUse, ...] = ()
 
 
@@ -66,7 +67,7 @@ class Directory:
         self,
         node_id: str,
         incarnation: int,
-        load: control_pb2.NodeLoad,
+        load: types_pb2.NodeLoad,
         tiers: Sequence[control_pb2.TierUse],
         now_ms: int,
     ) -> bool:
@@ -92,6 +93,16 @@ class Directory:
 
     def alive(self, state: NodeState, now_ms: int) -> bool:
         return now_ms - state.heard_ms < self._node_lost_ms
+
+    def helpers(self, now_ms: int) -> list[NodeState]:
+        """Nodes that could relay from storage, the least busy storage NICs first; at most HELPERS_MAX."""
+        able = [
+            state
+            for state in self._by_id.values()
+            if state.address.storage_nic and not state.address.storage_node and self.alive(state, now_ms)
+        ]
+        able.sort(key=lambda state: sum(lane.queued_bytes for lane in state.load.lanes))
+        return able[:HELPERS_MAX]
 
     def answerable(self, ref: int, now_ms: int) -> bool:
         """Whether a match may name this node."""

@@ -13,7 +13,7 @@ from kvstore.control.directory import Directory, NodeState
 from kvstore.control.index.base import Index
 from kvstore.control.prefix import answer
 from kvstore.errors import InvalidInput
-from kvstore.pb import control_pb2, control_pb2_grpc
+from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.status import unary
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     @unary
     async def Heartbeat(self, request: control_pb2.HeartbeatRequest, context: Any) -> control_pb2.HeartbeatReply:
         wire.check_heartbeat(request)
-        load = control_pb2.NodeLoad(lanes=request.lanes)
+        load = types_pb2.NodeLoad(lanes=request.lanes)
         known = self._directory.heartbeat(request.node_id, request.incarnation, load, request.tiers, self._clock())
         return control_pb2.HeartbeatReply(known=known)
 
@@ -95,7 +95,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self.counters.matches += 1
         self.counters.asked_blocks += asked_blocks
         self.counters.matched_blocks += found_answer.blocks
-        return wire.match_reply(found_answer, self._state)
+        return wire.match_reply(found_answer, self._state, lambda: self._directory.helpers(now_ms))
 
     def _state(self, ref: int) -> NodeState:
         state = self._directory.by_ref(ref)

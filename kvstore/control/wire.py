@@ -1,6 +1,6 @@
 """Between messages and columns: checks what came in, packs what goes out. No I/O, no clock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -93,9 +93,12 @@ def _read_change(records: control_pb2.Records, now_ms: int) -> Change:
     return Change(records.withdraw, int(records.tier), records.shard_rank, count, keys, deadlines_ms)
 
 
-def match_reply(answer: Answer, state_of: Callable[[int], NodeState]) -> control_pb2.MatchReply:
-    """An answer as columns with a table of the nodes that occur."""
+def match_reply(
+    answer: Answer, state_of: Callable[[int], NodeState], helpers: Callable[[], Sequence[NodeState]]
+) -> control_pb2.MatchReply:
+    """An answer as columns with a table of the nodes that occur; with helpers where some of it lies in storage."""
     states = [state_of(ref) for ref in answer.refs]
+    in_storage = any(state.address.storage_node for state in states)
     locations = answer.locations
     return control_pb2.MatchReply(
         blocks=answer.blocks,
@@ -106,4 +109,5 @@ def match_reply(answer: Answer, state_of: Callable[[int], NodeState]) -> control
         location_tier=locations.tier.astype(np.uint8).tobytes(),
         location_shard=locations.entries["rank"].astype("<u2").tobytes(),
         location_remaining_ms=answer.remaining_ms.astype("<u4", copy=False).tobytes(),
+        helpers=[types_pb2.Helper(node=h.address, load=h.load) for h in (helpers() if in_storage else ())],
     )

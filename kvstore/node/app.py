@@ -31,6 +31,7 @@ from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks
 from kvstore.node.placement import Placement
 from kvstore.node.publisher import Publisher
+from kvstore.node.resources import Resources
 from kvstore.node.service import NodeService
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.tiers.base import TierMemory
@@ -122,7 +123,12 @@ class NodeServer:
         self.socket = f"unix:{socket_path}"
         slab_path = Path(f"{socket_path}.slabs")
         address = types_pb2.NodeAddress(
-            node_id=self.node_id, incarnation=self.incarnation, grpc=self.address, host=_host_identity()
+            node_id=self.node_id,
+            incarnation=self.incarnation,
+            grpc=self.address,
+            host=_host_identity(),
+            storage_node="storage" in config.roles,
+            storage_nic=self.networks.has_storage,
         )
         self._add_services(address, str(slab_path))
         self.sessions.listen(slab_path)
@@ -142,15 +148,8 @@ class NodeServer:
     def _add_services(self, address: types_pb2.NodeAddress, slab_socket: str) -> None:
         assert self._server is not None
         transfers = Transfers(self._config, self.custody, self.handoffs, self.networks, self.background)
-        loads = Loads(
-            self._config,
-            self.custody,
-            self.landing,
-            self.networks,
-            self.neighbours,
-            self.background,
-            address,
-        )
+        resources = Resources(self._config, self.custody, self.landing, self.networks, self.neighbours, address)
+        loads = Loads(resources, self.background)
         service = NodeService(
             self._config,
             self.custody,

@@ -21,10 +21,6 @@ from kvstore.errors import InvalidInput, LeaseLost, Refused, TicketInvalid
 from kvstore.node.catalog import Place, Reservation, ShardId
 from kvstore.node.custody import Custody
 
-OFFERS_MAX = 4096
-OFFERED_BLOCKS_MAX = 1_048_576
-"""Of tickets that nobody feeds yet: their keys are all that they cost."""
-
 
 @dataclass(eq=False, slots=True)
 class HandoffBlock:
@@ -94,13 +90,9 @@ class Handoffs:
     def offer(
         self, namespace_id: bytes, shard: ShardId, keys: list[bytes], tail: bool, deadline_ns: int, holder: str
     ) -> Handoff:
-        """A ticket. Raises UnknownNamespace, InvalidInput; Refused while too many offers wait for their senders."""
         layout = self._custody.catalog.layout(namespace_id)
         if not keys and not tail:
             raise InvalidInput("offer: the chain is empty")
-        unfed = [h for h in self._by_ticket.values() if not h.fed]
-        if len(unfed) >= OFFERS_MAX or sum(len(h.keys) for h in unfed) + len(keys) > OFFERED_BLOCKS_MAX:
-            raise Refused(f"{len(unfed)} offers wait for their senders: no more until some are sent or past")
         handoff = Handoff(secrets.token_bytes(16), namespace_id, layout, shard, keys, tail, deadline_ns, holder)
         self._by_ticket[handoff.ticket] = handoff
         return handoff

@@ -1,27 +1,26 @@
-"""The reader's side of a transfer: one owner's part of a load.
+"""The reader's side of a transfer: what one other node brings of a load.
 
-For each piece: take a landing place, post the receive, then grant the credit. Bytes in flight are bounded. An owner
-that moves nothing for the progress deadline is given up: its connection is closed, which settles every receive, and
-only then are the landing places free.
+For each piece: take it when there is room, post the receive in a landing place, then grant the credit. Bytes in flight
+are bounded by a window that follows the path's speed. A node that moves nothing for the progress deadline is given up:
+its connection is closed, which settles every receive, and only then are the landing places free.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from kvstore.blocks.layout import Layout
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import KVStoreError, NodeUnavailable, PeerLost
 from kvstore.fabric.base import Peer
 from kvstore.node.custody import Custody
-from kvstore.node.handoff import CHECKSUM_BYTES
+from kvstore.node.feed import Arrival, Feed
 from kvstore.node.landing import Landing
-from kvstore.node.lanes import Lane
-from kvstore.node.networks import COMPUTE, Networks
+from kvstore.node.networks import Networks
 from kvstore.node.pieces import Piece
 from kvstore.node.progress import Progress
+from kvstore.node.window import Window
 from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.pace import Pace
 from kvstore.rpc.stream import Call, end_telling, replies, tell
@@ -30,20 +29,11 @@ _DRAIN_S = 0.5
 _WRITE_PACE_S = 0.002  # a fraction of what the bytes in flight take
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """One piece that lies in its landing place."""
-
-    piece: Piece
-    place_id: int
-    slab_id: int
-    offset: int
-    generation: int
-    checksums: bytes
-
-
 class Incoming:
-    """Belongs to the event loop. `open`, then `run`; `settle` always, last."""
+    """Belongs to the event loop. `open`, then `run`; `settle` always, last.
+
+    network: by which NIC the bytes come. peer_address: the other node's, for gRPC.
+    """
 
     def __init__(
         self,
@@ -51,32 +41,35 @@ class Incoming:
         custody: Custody,
         landing: Landing,
         networks: Networks,
-        owner: str,
+        network: str,
+        peer_address: str,
         stub: "node_pb2_grpc.NodeAsyncStub",
         layout: Layout,
         tenant: str,
-        on_arrival: Callable[[Arrived], None],
     ) -> None:
         self._config = config
         self._custody = custody
         self._landing = landing
-        self._fabric = networks.fabric(COMPUTE)
+        self._network = network
+        self._fabric = networks.fabric(network)
+        self._meter = networks.meter(network)
         self._connections = networks.connections
-        self._owner = owner
+        self._peer_address = peer_address
         self._stub = stub
         self._layout = layout
         self._tenant = tenant
-        self._on_arrival = on_arrival
-        self._lane = Lane("incoming", config.lane_bytes_max)
-        self._receives: set[asyncio.Future[None]] = set()
+        self._window = Window(config.piece_bytes, config.lane_bytes_max, custody.clock)
+        self._receives: dict[int, asyncio.Future[None]] = {}
+        self._refused: dict[int, Outcome] = {}
         self._unsent = node_pb2.Credits()
+        self._unsent_refused: list[int] = []
         self._corrupt: list[int] = []
         self._stream_tasks: list[asyncio.Task[None]] = []
         self._write_pace = Pace(_WRITE_PACE_S)
         self._ending = False
         # More patient than an owner is with a reader: one that is freeing its lane of another reader is not dead.
         patience_ms = config.progress_ms * 3 // 2
-        self._progress = Progress(patience_ms, self._lane, lambda: bool(self._receives), custody.clock)
+        self._progress = Progress(patience_ms, self._window, lambda: bool(self._receives), custody.clock)
         self._index: dict[int, int] = {}
         self._checksums: list[bytearray] = []
         self._written: list[bool] = []
@@ -92,13 +85,13 @@ class Incoming:
     # ---- opening ---------------------------------------------------------------------------------------------------
 
     async def open(self, opened: node_pb2.TransferOpen, blocks: Sequence[int]) -> list[Outcome]:
-        """Asks the owner to pin `blocks` (indices of the load, in the order of the wanted keys, the tail last).
+        """Asks the node to pin `blocks` (indices of the load, in the order of the wanted keys, the tail last).
 
-        Returns an outcome per block; NODE_LOST for all when the owner cannot be reached in time.
+        Returns an outcome per block. Raises NodeUnavailable when it cannot be reached in time, and what it answers.
         """
         self._index = {block: i for i, block in enumerate(blocks)}
-        opened.network, opened.fabric_address = COMPUTE, self._fabric.address
-        opened.connection = self._connections.number(self._owner)
+        opened.network, opened.fabric_address = self._network, self._fabric.address
+        opened.connection = self._connections.number(self._connection)
         call = self.call = self._stub.Transfer(timeout=opened.deadline_ms / 1000)
         self._replies = replies(call, NodeUnavailable, "owner")
         reach_s = self._config.connect_ms / 1000
@@ -119,23 +112,37 @@ class Incoming:
         self._written = [bool(flag) for flag in pinned.stored]
         return [Outcome(o) for o in pinned.outcomes]
 
+    @property
+    def _connection(self) -> str:
+        """A name for what connects the two nodes."""
+        return f"{self._network} {self._peer_address}"
+
     def _take_checksums(self, packed: bytes, known: bytes) -> None:
         step, at = self._layout.granules * CHECKSUM_BYTES, 0
         for flag in known:
             self._checksums.append(bytearray(packed[at : at + step] if flag else b""))
             at += step * flag
 
+    def checksums(self) -> list[bytes]:
+        """Of each wanted block, as the owner told them; b"": none known."""
+        return [bytes(known) for known in self._checksums]
+
+    @property
+    def written(self) -> Sequence[bool]:
+        """Per wanted block: all layers are there. False: a handoff's block that is being written."""
+        return self._written
+
     # ---- running ---------------------------------------------------------------------------------------------------
 
-    async def run(self, pieces: Sequence[Piece]) -> None:
-        """Brings the pieces in. Raises PeerLost (or what else ended it) with everything settled or settling."""
+    async def run(self, feed: Feed) -> None:
+        """Brings pieces until the feed ends. Raises PeerLost (or what else ended it), with everything settling."""
         # They go on after the last piece, until `settle`: to cancel a read or a write is to end the stream.
         self._stream_tasks = [
             asyncio.create_task(self._read_stream()),
             asyncio.create_task(self._write_stream()),
         ]
         watch = asyncio.create_task(self._watch())
-        pull = asyncio.create_task(self._pull(pieces))
+        pull = asyncio.create_task(self._pull(feed))
         try:
             ends: set[asyncio.Future[Any]] = {pull, self._lost}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -147,19 +154,18 @@ class Incoming:
             watch.cancel()
             await asyncio.gather(pull, watch, return_exceptions=True)
 
-    async def _pull(self, pieces: Sequence[Piece]) -> None:
-        for piece in pieces:
+    async def _pull(self, feed: Feed) -> None:
+        while True:
+            await self._window.room()
+            piece = await feed.next()
+            if piece is None:
+                break
             while not self._may_ask(piece):
                 await self._ready.wait()
             place_id, _ = await self._landing.acquire(self._tenant, piece.length)
-            try:
-                await self._lane.acquire(piece.length)
-            except asyncio.CancelledError:
-                self._landing.give_back(place_id)
-                raise
-            self._post(piece, place_id)
+            self._post(feed, piece, place_id)
         if self._receives:
-            await asyncio.wait(self._receives)
+            await asyncio.wait(self._receives.values())
         if self._lost.done():
             raise self._lost.result()
 
@@ -168,43 +174,49 @@ class Incoming:
         index = self._index[piece.block]
         return self._written[index] or piece.first_layer + piece.layers <= self._ready_layers
 
-    def _post(self, piece: Piece, place_id: int) -> None:
+    def _post(self, feed: Feed, piece: Piece, place_id: int) -> None:
         """Receive first, credit second: a push never finds nobody waiting."""
         assert self._peer is not None
         place = self._landing.place(place_id)
         tag = self._fabric.next_tag()
         if not self._receives:
             self._progress.note()
+        self._window.enter(piece.length)
+        self._meter.enter(piece.length)
         receive = self._peer.receive(tag, self._custody.view(place, 0, piece.length))
-        self._receives.add(receive)
-        receive.add_done_callback(lambda done: self._received(done, piece, place_id))
+        self._receives[tag] = receive
+        receive.add_done_callback(lambda done: self._received(done, feed, tag, piece, place_id))
         self._unsent.tags.append(tag)
         self._unsent.blocks.append(self._index[piece.block])
         self._unsent.offsets.append(piece.offset)
         self._unsent.lengths.append(piece.length)
         self._write_pace.set()
 
-    def _received(self, receive: asyncio.Future[None], piece: Piece, place_id: int) -> None:
-        self._receives.discard(receive)
+    def _received(self, receive: asyncio.Future[None], feed: Feed, tag: int, piece: Piece, place_id: int) -> None:
+        del self._receives[tag]
         error = receive.exception() if not receive.cancelled() else PeerLost("cancelled")
-        self._lane.release(piece.length, moved=error is None)
+        refused = self._refused.pop(tag, None)
+        moved = error is None and refused is None
+        self._window.leave(piece.length, moved)
+        self._meter.leave(piece.length, moved)
         if error is not None:
             self._landing.give_back(place_id)
             self._lose(error if isinstance(error, KVStoreError) else PeerLost(str(error)))
             return
         self._progress.note()
+        if refused is not None:
+            self._landing.give_back(place_id)
+            feed.refused(piece, refused)
+            return
         self.bytes += piece.length
         place = self._landing.place(place_id)
-        checksums = self._piece_checksums(piece)
-        self._on_arrival(Arrived(piece, place_id, place.slab_id, place.offset, place.generation, checksums))
+        feed.arrived(Arrival.at(piece, place_id, place, 0, self._piece_checksums(piece)))
 
     def _piece_checksums(self, piece: Piece) -> bytes:
-        first = self._layout.granules_before(piece.first_layer) * CHECKSUM_BYTES
-        last = self._layout.granules_before(piece.first_layer + piece.layers) * CHECKSUM_BYTES
-        return bytes(self._checksums[self._index[piece.block]][first:last])
+        return piece.checksums_of(bytes(self._checksums[self._index[piece.block]]), self._layout)
 
     async def _write_stream(self) -> None:
-        """The one writer of the stream: credits, and reports of corrupt blocks; its end, when that is asked for."""
+        """The one writer of the stream: credits, reports, acknowledgements; its end, when that is asked for."""
         assert self.call is not None
         ending = False
         while not ending:
@@ -212,10 +224,13 @@ class Incoming:
             ending = self._ending
             credits, self._unsent = self._unsent, node_pb2.Credits()
             corrupt, self._corrupt = self._corrupt, []
+            refused, self._unsent_refused = self._unsent_refused, []
             if credits.tags:
                 await tell(self.call, node_pb2.TransferUp(credits=credits))
             if corrupt:
                 await tell(self.call, node_pb2.TransferUp(corrupt=node_pb2.CorruptBlocks(blocks=corrupt)))
+            if refused:
+                await tell(self.call, node_pb2.TransferUp(refused=node_pb2.Refused(tags=refused)))
         await end_telling(self.call)
 
     async def _read_stream(self) -> None:
@@ -226,11 +241,19 @@ class Incoming:
                 if kind == "ready":
                     self._layers_ready(down.ready)
                 elif kind == "settled":
-                    self._lose(PeerLost("the owner will not send a piece: its block has moved on"))
+                    self._settled(down.settled)
         except KVStoreError as error:
-            self._lose(PeerLost(str(error)))
+            self._lose(error)
         else:
             self._lose(PeerLost("the owner ended the transfer"))
+
+    def _settled(self, settled: node_pb2.Settled) -> None:
+        """The owner will not send these. Their receives end by one byte each, once it knows that we know."""
+        for tag, outcome in zip(settled.tags, settled.outcomes, strict=True):
+            if tag in self._receives:
+                self._refused[tag] = Outcome(outcome)
+                self._unsent_refused.append(tag)
+        self._write_pace.set(urgent=True)
 
     def _layers_ready(self, ready: node_pb2.LayersReady) -> None:
         if ready.failed:
@@ -260,13 +283,13 @@ class Incoming:
     async def settle(self) -> None:
         """Ends the stream once nothing is being received any more; what does not drain is ended by closing the peer."""
         if self._receives:
-            draining = set(self._receives)
+            draining = set(self._receives.values())
             if not self._lost.done():
                 await asyncio.wait(draining, timeout=_DRAIN_S)
             if self._receives and self._peer is not None:
                 await self._peer.close()
         if self._peer is not None and not self._peer.alive:
-            self._connections.give_up(self._owner, self._peer)
+            self._connections.give_up(self._connection, self._peer)
         if self._stream_tasks and not self._lost.done():
             # The owner reads what was written to it: a stream that is cancelled may lose it.
             self._ending = True

@@ -1,88 +1,155 @@
-"""Lanes: the bounded queue of one NIC or disk, counted in bytes in flight."""
+"""Lanes: one direction of a NIC each, measured, and bounded in bytes in flight where this side decides what goes.
+
+Traffic on the way out has a class: handoff before load, load before relay, relay before background (copies). While
+bytes wait, the first of the highest class goes first; and a lower class never has more than its part of the lane in
+flight, so that whoever comes with a higher one waits for little.
+"""
 
 import asyncio
+import enum
 import time
 from collections import deque
 
-_RATE_START_BYTES_PER_S = 125_000_000
+RATE_START_BYTES_PER_S = 125_000_000
 _RATE_WEIGHT = 0.2
+_MEASURE_NS = 50_000_000
 
 
-class Lane:
-    """Admits bytes up to `bytes_max` in flight, first come first served. Belongs to the event loop.
+class TrafficClass(enum.IntEnum):
+    """The lower number goes first."""
 
-    A request larger than the bound is admitted alone. `bytes_per_s` is a moving average over the time in which the lane
-    was busy.
+    HANDOFF = 0
+    LOAD = 1
+    RELAY = 2
+    BACKGROUND = 3
+
+
+_PART = {TrafficClass.HANDOFF: 1.0, TrafficClass.LOAD: 1.0, TrafficClass.RELAY: 0.5, TrafficClass.BACKGROUND: 0.25}
+"""Of the lane's bytes in flight, how much a class may have."""
+
+
+class Meter:
+    """What moves over one direction of a NIC. promised_bytes: of loads under way, expected here and not yet asked for.
+
+    `bytes_per_s` is a moving average over the time in which something was under way. nominal_bytes_per_s: what the NIC
+    is said to carry; 0: not known.
     """
 
-    def __init__(self, name: str, bytes_max: int) -> None:
+    def __init__(self, name: str, nominal_bytes_per_s: int = 0) -> None:
         self.name = name
-        self.bytes_max = bytes_max
+        self.nominal_bytes_per_s = nominal_bytes_per_s
         self.in_flight_bytes = 0
+        self.promised_bytes = 0
         self.moved_bytes = 0
-        self.bytes_per_s = float(_RATE_START_BYTES_PER_S)
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._busy_since_ns = 0
-        self._busy_bytes = 0
+        self.bytes_per_s = float(RATE_START_BYTES_PER_S)
+        self._since_ns = 0
+        self._bytes = 0
 
     def __repr__(self) -> str:
-        return f"Lane({self.name}, {self.in_flight_bytes} B in flight, {self.bytes_per_s / 1e9:.2f} GB/s)"
-
-    @property
-    def waiting_bytes(self) -> int:
-        return sum(length for length, waiter in self._waiters if not waiter.cancelled())
+        return (
+            f"{type(self).__name__}({self.name}, {self.in_flight_bytes} B in flight, {self.bytes_per_s / 1e9:.2f} GB/s)"
+        )
 
     @property
     def queued_bytes(self) -> int:
-        return self.in_flight_bytes + self.waiting_bytes
+        return self.in_flight_bytes + self.promised_bytes
 
-    async def acquire(self, length: int) -> None:
+    @property
+    def capacity_bytes_per_s(self) -> float:
+        """What it can carry, as far as is known."""
+        return self.nominal_bytes_per_s or self.bytes_per_s
+
+    def enter(self, length: int) -> None:
+        """Bytes are under way."""
+        if self.in_flight_bytes == 0:
+            self._since_ns, self._bytes = time.monotonic_ns(), 0
+        self.in_flight_bytes += length
+
+    def leave(self, length: int, moved: bool = True) -> None:
+        """They are no more; `moved` counts them as carried."""
+        self.in_flight_bytes -= length
+        assert self.in_flight_bytes >= 0
+        if moved:
+            self.moved_bytes += length
+            self._bytes += length
+        self._measure()
+
+    def _measure(self) -> None:
+        now_ns = time.monotonic_ns()
+        elapsed_ns = now_ns - self._since_ns
+        if elapsed_ns >= _MEASURE_NS or (self.in_flight_bytes == 0 and elapsed_ns > 0):
+            if self._bytes:
+                # What took longer says more.
+                weight = min(1.0, _RATE_WEIGHT * max(1.0, elapsed_ns / _MEASURE_NS))
+                self.bytes_per_s += weight * (self._bytes * 1e9 / elapsed_ns - self.bytes_per_s)
+            self._since_ns, self._bytes = now_ns, 0
+
+
+class Lane(Meter):
+    """Admits bytes up to `bytes_max` in flight, by class and first come first served. Belongs to the event loop.
+
+    A request larger than the bound is admitted alone.
+    """
+
+    def __init__(self, name: str, bytes_max: int, nominal_bytes_per_s: int = 0) -> None:
+        super().__init__(name, nominal_bytes_per_s)
+        self.bytes_max = bytes_max
+        self._of_class = dict.fromkeys(TrafficClass, 0)
+        self._waiters: dict[TrafficClass, deque[tuple[int, asyncio.Future[None]]]] = {
+            traffic: deque() for traffic in TrafficClass
+        }
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(length for queue in self._waiters.values() for length, waiter in queue if not waiter.cancelled())
+
+    @property
+    def queued_bytes(self) -> int:
+        return super().queued_bytes + self.waiting_bytes
+
+    async def acquire(self, length: int, traffic: TrafficClass = TrafficClass.LOAD) -> None:
         """Waits for room for `length` bytes; `release` gives it back."""
-        if self._waiters or not self._fits(length):
+        if not self._goes_first(traffic) or not self._fits(length, traffic):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append((length, waiter))
+            self._waiters[traffic].append((length, waiter))
             try:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.cancelled():
                     self._admit()  # those behind it may fit where it did not
                 else:
-                    self.release(length, moved=False)  # admitted in the same turn in which the task was cancelled
+                    self.release(length, traffic, moved=False)  # admitted in the turn in which the task was cancelled
                 raise
         else:
-            self._enter(length)
+            self._enter(length, traffic)
 
-    def release(self, length: int, moved: bool = True) -> None:
+    def release(self, length: int, traffic: TrafficClass = TrafficClass.LOAD, *, moved: bool = True) -> None:
         """Gives room back; `moved` counts the bytes as carried."""
-        self.in_flight_bytes -= length
-        assert self.in_flight_bytes >= 0
-        if moved:
-            self.moved_bytes += length
-            self._busy_bytes += length
-        if self.in_flight_bytes == 0 or self._busy_bytes >= 4 * self.bytes_max:
-            self._measure()
+        self._of_class[traffic] -= length
+        self.leave(length, moved)
         self._admit()
 
-    def _fits(self, length: int) -> bool:
-        return self.in_flight_bytes == 0 or self.in_flight_bytes + length <= self.bytes_max
+    def _goes_first(self, traffic: TrafficClass) -> bool:
+        """Whether nobody of its class or a higher one waits."""
+        return not any(queue for other, queue in self._waiters.items() if other <= traffic)
 
-    def _enter(self, length: int) -> None:
-        if self.in_flight_bytes == 0:
-            self._busy_since_ns = time.monotonic_ns()
-        self.in_flight_bytes += length
+    def _fits(self, length: int, traffic: TrafficClass) -> bool:
+        if self._of_class[traffic] == 0:
+            return self.in_flight_bytes == 0 or self.in_flight_bytes + length <= self.bytes_max
+        part = self._of_class[traffic] + length <= self.bytes_max * _PART[traffic]
+        return part and self.in_flight_bytes + length <= self.bytes_max
+
+    def _enter(self, length: int, traffic: TrafficClass) -> None:
+        self._of_class[traffic] += length
+        self.enter(length)
 
     def _admit(self) -> None:
-        # A waiter may be cancelled already while its task has not run since: it gets nothing, and goes.
-        while self._waiters and (self._waiters[0][1].cancelled() or self._fits(self._waiters[0][0])):
-            length, waiter = self._waiters.popleft()
-            if not waiter.cancelled():
-                self._enter(length)
-                waiter.set_result(None)
-
-    def _measure(self) -> None:
-        now_ns = time.monotonic_ns()
-        elapsed_ns = now_ns - self._busy_since_ns
-        if self._busy_bytes and elapsed_ns > 0:
-            rate = self._busy_bytes * 1e9 / elapsed_ns
-            self.bytes_per_s += _RATE_WEIGHT * (rate - self.bytes_per_s)
-        self._busy_since_ns, self._busy_bytes = now_ns, 0
+        for traffic, queue in self._waiters.items():
+            # A waiter may be cancelled already while its task has not run since: it gets nothing, and goes.
+            while queue and (queue[0][1].cancelled() or self._fits(queue[0][0], traffic)):
+                length, waiter = queue.popleft()
+                if not waiter.cancelled():
+                    self._enter(length, traffic)
+                    waiter.set_result(None)
+            if queue and self.in_flight_bytes + queue[0][0] > self.bytes_max:
+                return  # the lane is full, and it is this class's turn

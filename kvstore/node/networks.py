@@ -1,12 +1,14 @@
-"""The node's ends of its networks: one fabric per NIC, each with its outgoing lane."""
+"""The node's ends of its networks: one fabric per NIC, with a lane outwards and a meter inwards."""
+
+from collections.abc import Iterable, Mapping
 
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput
 from kvstore.fabric import make_fabric
 from kvstore.fabric.base import Fabric
 from kvstore.node.connections import Connections
-from kvstore.node.lanes import Lane
-from kvstore.pb import control_pb2
+from kvstore.node.lanes import Lane, Meter
+from kvstore.pb import types_pb2
 
 COMPUTE = "compute"
 STORAGE = "storage"
@@ -15,18 +17,23 @@ STORAGE = "storage"
 class Networks:
     """`compute` carries engine-to-engine traffic, `storage` storage traffic; one NIC may be both."""
 
-    def __init__(self, fabrics: dict[str, Fabric], lane_bytes_max: int) -> None:
+    def __init__(self, fabrics: dict[str, Fabric], lane_bytes_max: int, nominal: Mapping[str, int]) -> None:
         self._fabrics = fabrics
         self.connections = Connections()
-        self.lanes = {name: Lane(f"{name}:{fabric.transport}", lane_bytes_max) for name, fabric in fabrics.items()}
+        self.lanes = {name: Lane(f"{name}-out", lane_bytes_max, nominal.get(name, 0)) for name in fabrics}
+        self.meters = {name: Meter(f"{name}-in", nominal.get(name, 0)) for name in fabrics}
 
     @classmethod
     def open(cls, config: NodeConfig) -> "Networks":
         """Raises FabricUnavailable."""
-        fabrics = {COMPUTE: make_fabric(config.compute)}
-        if config.storage is not None:
-            fabrics[STORAGE] = make_fabric(config.storage)
-        return cls(fabrics, config.lane_bytes_max)
+        nics = {COMPUTE: config.compute} | ({STORAGE: config.storage} if config.storage is not None else {})
+        fabrics = {name: make_fabric(nic) for name, nic in nics.items()}
+        return cls(fabrics, config.lane_bytes_max, {name: nic.bytes_per_s for name, nic in nics.items()})
+
+    @property
+    def has_storage(self) -> bool:
+        """Whether storage traffic has a NIC of its own."""
+        return STORAGE in self._fabrics
 
     def fabric(self, name: str) -> Fabric:
         """The fabric of a network; the compute NIC where there is no storage NIC. Raises InvalidInput."""
@@ -35,14 +42,30 @@ class Networks:
         return self._fabrics.get(name) or self._fabrics[COMPUTE]
 
     def lane(self, name: str) -> Lane:
+        """Outwards."""
         return self.lanes.get(name) or self.lanes[COMPUTE]
 
-    def loads(self) -> list[control_pb2.LaneLoad]:
-        return [
-            control_pb2.LaneLoad(lane=lane.name, queued_bytes=lane.queued_bytes, bytes_per_s=int(lane.bytes_per_s))
-            for lane in self.lanes.values()
-        ]
+    def meter(self, name: str) -> Meter:
+        """Inwards."""
+        return self.meters.get(name) or self.meters[COMPUTE]
+
+    def loads(self) -> list[types_pb2.LaneLoad]:
+        return [lane_load(meter) for meter in (*self.lanes.values(), *self.meters.values())]
 
     async def close(self) -> None:
         for fabric in self._fabrics.values():
             await fabric.close()
+
+
+def lane_load(meter: Meter) -> types_pb2.LaneLoad:
+    return types_pb2.LaneLoad(
+        lane=meter.name,
+        queued_bytes=meter.queued_bytes,
+        bytes_per_s=int(meter.capacity_bytes_per_s),
+        moved_bytes=meter.moved_bytes,
+    )
+
+
+def lane_of(lanes: Iterable[types_pb2.LaneLoad], name: str) -> types_pb2.LaneLoad | None:
+    """A lane of a node by its name; None when the node reported none such."""
+    return next((lane for lane in lanes if lane.lane == name), None)

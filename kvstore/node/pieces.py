@@ -4,10 +4,10 @@ A piece is one block × a range of layers, whole granules, at most about `piece_
 that the first layers of all blocks arrive before the last layers of any.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvstore.blocks.layout import Layout
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,12 @@ class Piece:
     offset: int
     length: int
 
+    def checksums_of(self, block: bytes, layout: Layout) -> bytes:
+        """The piece's part of the checksums of its block; as much of it as is known."""
+        first = layout.granules_before(self.first_layer) * CHECKSUM_BYTES
+        last = layout.granules_before(self.first_layer + self.layers) * CHECKSUM_BYTES
+        return block[first:last]
+
 
 def layer_ranges(layout: Layout, groups: Sequence[tuple[int, int]], piece_bytes: int) -> list[list[tuple[int, int]]]:
     """For each layer group, the (first layer, layer count) ranges of its pieces."""
@@ -30,10 +36,15 @@ def layer_ranges(layout: Layout, groups: Sequence[tuple[int, int]], piece_bytes:
     ]
 
 
-def cut(layout: Layout, groups: Sequence[tuple[int, int]], blocks: Sequence[int], piece_bytes: int) -> Iterator[Piece]:
-    """The pieces of some blocks of a load, in the order in which they are wanted."""
-    for ranges in layer_ranges(layout, groups, piece_bytes):
-        for block in blocks:
-            for first_layer, layers in ranges:
-                offset, length = layout.layer_range(first_layer, layers)
-                yield Piece(block, first_layer, layers, offset, length)
+def cut(
+    layout: Layout, groups: Sequence[tuple[int, int]], blocks: Sequence[int], piece_bytes: int
+) -> list[list[Piece]]:
+    """The pieces of some blocks of a load: those of each layer group, in the order in which they are wanted."""
+    return [
+        [
+            Piece(block, first_layer, layers, *layout.layer_range(first_layer, layers))
+            for block in blocks
+            for first_layer, layers in ranges
+        ]
+        for ranges in layer_ranges(layout, groups, piece_bytes)
+    ]

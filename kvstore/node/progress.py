@@ -6,19 +6,25 @@ owner that pushes nothing, the owner a reader that takes nothing and would hold 
 
 import asyncio
 from collections.abc import Callable
-
-from kvstore.node.lanes import Lane
+from typing import Protocol
 
 _CHECKS = 6  # within the deadline
 _SLOW_FACTOR = 3
 
 
+class Flow(Protocol):
+    """What is under way, and how fast it has been."""
+
+    in_flight_bytes: int
+    bytes_per_s: float
+
+
 class Progress:
     """Of one transfer. busy: whether an operation is under way. Belongs to the event loop."""
 
-    def __init__(self, deadline_ms: int, lane: Lane, busy: Callable[[], bool], clock: Callable[[], int]) -> None:
+    def __init__(self, deadline_ms: int, flow: Flow, busy: Callable[[], bool], clock: Callable[[], int]) -> None:
         self._deadline_ns = deadline_ms * 1_000_000
-        self._lane = lane
+        self._flow = flow
         self._busy = busy
         self._clock = clock
         self._moves = 0
@@ -39,7 +45,7 @@ class Progress:
                 continue
             # A process that was stopped itself, or busy, has not listened meanwhile: that time counts once.
             quiet_ns += min(self._clock() - began_ns, 2 * interval_ns)
-            # A slow lane is not a dead one: what is in flight may take its time at the rate seen so far.
-            expected_ns = int(_SLOW_FACTOR * self._lane.in_flight_bytes / self._lane.bytes_per_s * 1e9)
+            # A slow flow is not a dead one: what is in flight may take its time at the rate seen so far.
+            expected_ns = int(_SLOW_FACTOR * self._flow.in_flight_bytes / self._flow.bytes_per_s * 1e9)
             if quiet_ns > self._deadline_ns + expected_ns:
                 return (self._deadline_ns + expected_ns) // 1_000_000

@@ -39,7 +39,7 @@ class Publisher:
         address: types_pb2.NodeAddress,
         catalog: Catalog,
         clock: Callable[[], int],
-        lane_loads: Callable[[], Sequence[control_pb2.LaneLoad]],
+        lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
     ) -> None:
         self._config = config
         self._address = address

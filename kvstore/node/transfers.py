@@ -1,7 +1,8 @@
 """The owner's side of a transfer: pins what a reader asks for and pushes it, credit by credit.
 
 The reader posts a receive for a piece, then grants a credit that names its tag; this side sends exactly that piece, or
-answers that it will not. Pins last until every send has settled: a slot with an outstanding request is never free.
+answers that it will not; then, once the reader knows, one byte ends the receive. Pins last until every send has
+settled: a slot with an outstanding request is never free.
 """
 
 import asyncio
@@ -10,12 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import xxhash
 
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
-from kvstore.errors import Closed, HandoffLost, InvalidInput, KVStoreError, PeerLost, TooLarge
+from kvstore.errors import Closed, InvalidInput, KVStoreError, PeerLost
 from kvstore.fabric.base import Peer
 from kvstore.node.background import Background
 from kvstore.node.catalog import Place, ShardId
@@ -28,7 +30,7 @@ from kvstore.rpc.keys import keys_of
 from kvstore.rpc.status import check_version
 
 _SETTLE_S = 0.5
-_CREDITS_MAX = 65_536
+_ONE_BYTE = np.zeros(1, np.uint8)
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +79,6 @@ class Transfers:
                 try:
                     while (message := await transfer.outbox.get()) is not None:
                         yield message
-                    _raise_first(work)
                 finally:
                     for task in work:
                         task.cancel()
@@ -112,6 +113,7 @@ class _Transfer:
         self._sends: set[asyncio.Future[None]] = set()
         self._progress = Progress(owner.config.progress_ms, self._lane, lambda: bool(self._sends), owner.custody.clock)
         self._silent = False
+        self._refused: set[int] = set()
         self.outbox: asyncio.Queue[node_pb2.TransferDown | None] = asyncio.Queue()
 
     # ---- opening ---------------------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ class _Transfer:
             await handoff.changed.wait()
         self._blocks = [block for block, flag in enumerate(wanted) if flag] + [len(keys)] * handoff.tail
         if not handoff.fed:
-            raise HandoffLost("the prefill side gave the handoff up before it had begun")
+            raise PeerLost("the prefill side gave the handoff up before it had begun")
         for block in self._blocks:
             piece = handoff.blocks[block]
             key = keys[block] if block < len(keys) else b""
@@ -167,7 +169,7 @@ class _Transfer:
     # ---- running ---------------------------------------------------------------------------------------------------
 
     async def announce(self) -> None:
-        """Handoff: tells the reader which layers it may ask for, as they are written. Raises HandoffLost."""
+        """Handoff: tells the reader which layers it may ask for, as they are written."""
         handoff = self._handoff
         if handoff is None:
             return
@@ -175,40 +177,35 @@ class _Transfer:
         writing = [b for b, s in zip(self._blocks, self._sources, strict=True) if s is not None and not s.stored]
         while True:
             changed = handoff.changed
-            if handoff.failed:
-                raise HandoffLost("the prefill side gave the handoff up")
-            layers = handoff.layers
+            layers, over = handoff.layers, handoff.complete or handoff.failed
             first = self._layout.granules_before(announced) * CHECKSUM_BYTES
             last = self._layout.granules_before(layers) * CHECKSUM_BYTES
             checksums = b"".join(bytes(handoff.blocks[b].checksums[first:last]) for b in writing)
             self.outbox.put_nowait(
                 node_pb2.TransferDown(
-                    ready=node_pb2.LayersReady(layers=layers, checksums=checksums, complete=handoff.complete)
+                    ready=node_pb2.LayersReady(
+                        layers=layers, checksums=checksums, complete=handoff.complete, failed=handoff.failed
+                    )
                 )
             )
             announced = layers
-            if handoff.complete:
+            if over:
                 return
             await changed.wait()
 
     async def take_credits(self, requests: AsyncIterator[node_pb2.TransferUp]) -> None:
-        """Reads the stream until the reader ends it. Raises InvalidInput, TooLarge."""
+        """Reads the stream until the reader ends it."""
         async for request in requests:
             kind = request.WhichOneof("message")
             if kind == "credits":
-                self._queue(request.credits)
+                c = request.credits
+                for credit in zip(c.tags, c.blocks, c.offsets, c.lengths, strict=True):
+                    self._credits.put_nowait(credit)
             elif kind == "corrupt":
                 await self._drop_corrupt(request.corrupt.blocks)
+            elif kind == "refused":
+                self._end_receives(request.refused.tags)
         self.outbox.put_nowait(None)
-
-    def _queue(self, credits: node_pb2.Credits) -> None:
-        columns = (credits.tags, credits.blocks, credits.offsets, credits.lengths)
-        if len({len(column) for column in columns}) > 1:
-            raise InvalidInput("transfer: the columns of the credits differ in length")
-        if self._credits.qsize() + len(self._sends) + len(credits.tags) > _CREDITS_MAX:
-            raise TooLarge(f"transfer: more than {_CREDITS_MAX} credits are not settled")
-        for credit in zip(*columns, strict=True):
-            self._credits.put_nowait(credit)
 
     async def push(self) -> None:
         """Sends one piece per credit, in order, as the lane has room."""
@@ -259,12 +256,27 @@ class _Transfer:
 
     def task_ended(self, task: "asyncio.Task[None]") -> None:
         """A task that failed ends the transfer, else the reader would wait for it."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, HandoffLost):
-                log.warning("transfer to %s: %r", self._opened.reader_node_id, error)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("transfer to %s: %r", self._opened.reader_node_id, task.exception())
             self.outbox.put_nowait(None)
 
+    def _end_receives(self, tags: Sequence[int]) -> None:
+        """The reader knows that these pieces do not come; one byte ends the receive that waits for each."""
+        assert self._peer is not None
+        for tag in tags:
+            if tag in self._refused:
+                self._refused.discard(tag)
+                end = self._peer.send(tag, _ONE_BYTE)
+                self._sends.add(end)
+                end.add_done_callback(self._end_sent)
+
+    def _end_sent(self, end: asyncio.Future[None]) -> None:
+        self._sends.discard(end)
+        if not end.cancelled():
+            end.exception()  # a connection that is lost ends its receives by itself
+
     def _refuse(self, tag: int) -> None:
+        self._refused.add(tag)
         settled = node_pb2.Settled(tags=[tag], outcomes=bytes([Outcome.STALE]))
         self.outbox.put_nowait(node_pb2.TransferDown(settled=settled))
 
@@ -295,14 +307,6 @@ class _Transfer:
         if self._pin_id:
             self._custody.catalog.unpin(self._pin_id)
             self._custody.settle()
-
-
-def _raise_first(tasks: Sequence["asyncio.Task[None]"]) -> None:
-    """What ended the transfer, if it is an answer to the reader."""
-    for task in tasks:
-        error = task.exception() if task.done() and not task.cancelled() else None
-        if isinstance(error, KVStoreError):
-            raise error
 
 
 def _intact(custody: Custody, source: _Source, layout: Layout) -> bool:

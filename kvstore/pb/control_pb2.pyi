@@ -92,29 +92,6 @@ class RegisterReply(google.protobuf.message.Message):
 Global___RegisterReply: typing_extensions.TypeAlias = RegisterReply
 
 @typing.final
-class LaneLoad(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    LANE_FIELD_NUMBER: builtins.int
-    QUEUED_BYTES_FIELD_NUMBER: builtins.int
-    BYTES_PER_S_FIELD_NUMBER: builtins.int
-    lane: builtins.str
-    """"cnic:eth1", "dram" """
-    queued_bytes: builtins.int
-    bytes_per_s: builtins.int
-    """moving average"""
-    def __init__(
-        self,
-        *,
-        lane: builtins.str = ...,
-        queued_bytes: builtins.int = ...,
-        bytes_per_s: builtins.int = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes_per_s", b"bytes_per_s", "lane", b"lane", "queued_bytes", b"queued_bytes"]) -> None: ...
-
-Global___LaneLoad: typing_extensions.TypeAlias = LaneLoad
-
-@typing.final
 class TierUse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -155,7 +132,7 @@ class HeartbeatRequest(google.protobuf.message.Message):
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
-    def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LaneLoad]: ...
+    def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.LaneLoad]: ...
     @property
     def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TierUse]: ...
     def __init__(
@@ -164,7 +141,7 @@ class HeartbeatRequest(google.protobuf.message.Message):
         caller: kvstore.pb.types_pb2.Caller | None = ...,
         node_id: builtins.str = ...,
         incarnation: builtins.int = ...,
-        lanes: collections.abc.Iterable[Global___LaneLoad] | None = ...,
+        lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
         tiers: collections.abc.Iterable[Global___TierUse] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
@@ -376,6 +353,7 @@ class MatchReply(google.protobuf.message.Message):
     LOCATION_TIER_FIELD_NUMBER: builtins.int
     LOCATION_SHARD_FIELD_NUMBER: builtins.int
     LOCATION_REMAINING_MS_FIELD_NUMBER: builtins.int
+    HELPERS_FIELD_NUMBER: builtins.int
     blocks: builtins.int
     location_block: builtins.bytes
     """uint32"""
@@ -390,37 +368,26 @@ class MatchReply(google.protobuf.message.Message):
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.NodeAddress]: ...
     @property
-    def loads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeLoad]:
+    def loads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.NodeLoad]:
         """one per node"""
+
+    @property
+    def helpers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.Helper]:
+        """other nodes whose storage NICs could help a load of this prefix"""
 
     def __init__(
         self,
         *,
         blocks: builtins.int = ...,
         nodes: collections.abc.Iterable[kvstore.pb.types_pb2.NodeAddress] | None = ...,
-        loads: collections.abc.Iterable[Global___NodeLoad] | None = ...,
+        loads: collections.abc.Iterable[kvstore.pb.types_pb2.NodeLoad] | None = ...,
         location_block: builtins.bytes = ...,
         location_node: builtins.bytes = ...,
         location_tier: builtins.bytes = ...,
         location_shard: builtins.bytes = ...,
         location_remaining_ms: builtins.bytes = ...,
+        helpers: collections.abc.Iterable[kvstore.pb.types_pb2.Helper] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "loads", b"loads", "location_block", b"location_block", "location_node", b"location_node", "location_remaining_ms", b"location_remaining_ms", "location_shard", b"location_shard", "location_tier", b"location_tier", "nodes", b"nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "helpers", b"helpers", "loads", b"loads", "location_block", b"location_block", "location_node", b"location_node", "location_remaining_ms", b"location_remaining_ms", "location_shard", b"location_shard", "location_tier", b"location_tier", "nodes", b"nodes"]) -> None: ...
 
 Global___MatchReply: typing_extensions.TypeAlias = MatchReply
-
-@typing.final
-class NodeLoad(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    LANES_FIELD_NUMBER: builtins.int
-    @property
-    def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LaneLoad]: ...
-    def __init__(
-        self,
-        *,
-        lanes: collections.abc.Iterable[Global___LaneLoad] | None = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lanes", b"lanes"]) -> None: ...
-
-Global___NodeLoad: typing_extensions.TypeAlias = NodeLoad

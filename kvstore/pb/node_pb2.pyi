@@ -667,7 +667,9 @@ class LoadStart(google.protobuf.message.Message):
     GROUP_LAYERS_FIELD_NUMBER: builtins.int
     DEADLINE_MS_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
-    BLOCK_NODE_FIELD_NUMBER: builtins.int
+    LOCATION_BLOCK_FIELD_NUMBER: builtins.int
+    LOCATION_NODE_FIELD_NUMBER: builtins.int
+    HELPERS_FIELD_NUMBER: builtins.int
     TICKET_FIELD_NUMBER: builtins.int
     TAIL_FIELD_NUMBER: builtins.int
     UNVERIFIED_FIELD_NUMBER: builtins.int
@@ -681,8 +683,10 @@ class LoadStart(google.protobuf.message.Message):
     group_layers: builtins.int
     """layers per layer group; 0: all"""
     deadline_ms: builtins.int
-    block_node: builtins.bytes
-    """uint16 per block of keys[first:], index into nodes; 65535: local or unknown"""
+    location_block: builtins.bytes
+    """uint32, index into keys[first:]; with the next, columns: where the blocks may lie"""
+    location_node: builtins.bytes
+    """uint16, index into nodes"""
     ticket: builtins.bytes
     """receive: blocks that are not held come from the ticket's node, nodes[0]"""
     tail: builtins.bool
@@ -693,6 +697,10 @@ class LoadStart(google.protobuf.message.Message):
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.NodeAddress]: ...
+    @property
+    def helpers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.Helper]:
+        """nodes that could relay from storage"""
+
     def __init__(
         self,
         *,
@@ -706,13 +714,15 @@ class LoadStart(google.protobuf.message.Message):
         group_layers: builtins.int = ...,
         deadline_ms: builtins.int = ...,
         nodes: collections.abc.Iterable[kvstore.pb.types_pb2.NodeAddress] | None = ...,
-        block_node: builtins.bytes = ...,
+        location_block: builtins.bytes = ...,
+        location_node: builtins.bytes = ...,
+        helpers: collections.abc.Iterable[kvstore.pb.types_pb2.Helper] | None = ...,
         ticket: builtins.bytes = ...,
         tail: builtins.bool = ...,
         unverified: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block_node", b"block_node", "caller", b"caller", "deadline_ms", b"deadline_ms", "first", b"first", "group_layers", b"group_layers", "keys", b"keys", "namespace_id", b"namespace_id", "nodes", b"nodes", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "unverified", b"unverified"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "deadline_ms", b"deadline_ms", "first", b"first", "group_layers", b"group_layers", "helpers", b"helpers", "keys", b"keys", "location_block", b"location_block", "location_node", b"location_node", "namespace_id", b"namespace_id", "nodes", b"nodes", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "unverified", b"unverified"]) -> None: ...
 
 Global___LoadStart: typing_extensions.TypeAlias = LoadStart
 
@@ -721,22 +731,22 @@ class LoadConsumed(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PLACE_IDS_FIELD_NUMBER: builtins.int
-    CORRUPT_BLOCKS_FIELD_NUMBER: builtins.int
+    CORRUPT_PIECES_FIELD_NUMBER: builtins.int
     @property
     def place_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """landing places whose bytes have been copied out"""
 
     @property
-    def corrupt_blocks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """the checksum did not match"""
+    def corrupt_pieces(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """numbers of pieces whose checksum did not match: each comes again, or its block is lost"""
 
     def __init__(
         self,
         *,
         place_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        corrupt_blocks: collections.abc.Iterable[builtins.int] | None = ...,
+        corrupt_pieces: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["corrupt_blocks", b"corrupt_blocks", "place_ids", b"place_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["corrupt_pieces", b"corrupt_pieces", "place_ids", b"place_ids"]) -> None: ...
 
 Global___LoadConsumed: typing_extensions.TypeAlias = LoadConsumed
 
@@ -777,22 +787,18 @@ class LoadPlan(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OUTCOMES_FIELD_NUMBER: builtins.int
-    BLOCK_SOURCE_FIELD_NUMBER: builtins.int
-    SOURCES_FIELD_NUMBER: builtins.int
+    ROUTE_FIELD_NUMBER: builtins.int
     outcomes: builtins.bytes
     """per block of keys[first:], then the tail: READY means it will come"""
-    block_source: builtins.bytes
-    """uint16: index into sources"""
-    @property
-    def sources(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoadSource]: ...
+    route: builtins.str
+    """how the bytes from storage are shared among NICs, for people"""
     def __init__(
         self,
         *,
         outcomes: builtins.bytes = ...,
-        block_source: builtins.bytes = ...,
-        sources: collections.abc.Iterable[Global___LoadSource] | None = ...,
+        route: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block_source", b"block_source", "outcomes", b"outcomes", "sources", b"sources"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["outcomes", b"outcomes", "route", b"route"]) -> None: ...
 
 Global___LoadPlan: typing_extensions.TypeAlias = LoadPlan
 
@@ -804,9 +810,10 @@ class LoadSource(google.protobuf.message.Message):
     TIER_FIELD_NUMBER: builtins.int
     ROUTE_FIELD_NUMBER: builtins.int
     node_id: builtins.str
+    """whose bytes they are, or the helper's for a relay"""
     tier: kvstore.pb.types_pb2.Tier.ValueType
     route: builtins.str
-    """local | peer"""
+    """local | peer | direct | relay"""
     def __init__(
         self,
         *,
@@ -835,6 +842,9 @@ class PiecesReady(google.protobuf.message.Message):
     PLACE_IDS_FIELD_NUMBER: builtins.int
     CHECKSUM_LENGTHS_FIELD_NUMBER: builtins.int
     CHECKSUMS_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
+    NEW_SOURCES_FIELD_NUMBER: builtins.int
     checksums: builtins.bytes
     """xxh3-64 of the granules of each piece"""
     @property
@@ -857,6 +867,18 @@ class PiecesReady(google.protobuf.message.Message):
     def checksum_lengths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """bytes of each piece's part of `checksums`; 0: none known"""
 
+    @property
+    def numbers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """of the pieces, from 1 up; a piece that comes again has a new one"""
+
+    @property
+    def sources(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """index into the table of sources of this load"""
+
+    @property
+    def new_sources(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoadSource]:
+        """appended to that table"""
+
     def __init__(
         self,
         *,
@@ -869,24 +891,33 @@ class PiecesReady(google.protobuf.message.Message):
         place_ids: collections.abc.Iterable[builtins.int] | None = ...,
         checksum_lengths: collections.abc.Iterable[builtins.int] | None = ...,
         checksums: builtins.bytes = ...,
+        numbers: collections.abc.Iterable[builtins.int] | None = ...,
+        sources: collections.abc.Iterable[builtins.int] | None = ...,
+        new_sources: collections.abc.Iterable[Global___LoadSource] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "checksum_lengths", b"checksum_lengths", "checksums", b"checksums", "first_layers", b"first_layers", "generations", b"generations", "layer_counts", b"layer_counts", "offsets", b"offsets", "place_ids", b"place_ids", "slab_ids", b"slab_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "checksum_lengths", b"checksum_lengths", "checksums", b"checksums", "first_layers", b"first_layers", "generations", b"generations", "layer_counts", b"layer_counts", "new_sources", b"new_sources", "numbers", b"numbers", "offsets", b"offsets", "place_ids", b"place_ids", "slab_ids", b"slab_ids", "sources", b"sources"]) -> None: ...
 
 Global___PiecesReady: typing_extensions.TypeAlias = PiecesReady
 
 @typing.final
 class LoadDone(google.protobuf.message.Message):
+    """All that can come has come. Comes again after corrupt pieces, once all that were reported were dealt with."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OUTCOMES_FIELD_NUMBER: builtins.int
+    CORRUPT_PIECES_FIELD_NUMBER: builtins.int
     outcomes: builtins.bytes
     """per block of keys[first:], then the tail"""
+    corrupt_pieces: builtins.int
+    """how many reported ones were dealt with"""
     def __init__(
         self,
         *,
         outcomes: builtins.bytes = ...,
+        corrupt_pieces: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["outcomes", b"outcomes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["corrupt_pieces", b"corrupt_pieces", "outcomes", b"outcomes"]) -> None: ...
 
 Global___LoadDone: typing_extensions.TypeAlias = LoadDone
 
@@ -995,22 +1026,26 @@ class TransferUp(google.protobuf.message.Message):
     OPEN_FIELD_NUMBER: builtins.int
     CREDITS_FIELD_NUMBER: builtins.int
     CORRUPT_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
     @property
     def open(self) -> Global___TransferOpen: ...
     @property
     def credits(self) -> Global___Credits: ...
     @property
     def corrupt(self) -> Global___CorruptBlocks: ...
+    @property
+    def refused(self) -> Global___Refused: ...
     def __init__(
         self,
         *,
         open: Global___TransferOpen | None = ...,
         credits: Global___Credits | None = ...,
         corrupt: Global___CorruptBlocks | None = ...,
+        refused: Global___Refused | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "credits", "corrupt"] | None: ...
+    def HasField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open", "refused", b"refused"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open", "refused", b"refused"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "credits", "corrupt", "refused"] | None: ...
 
 Global___TransferUp: typing_extensions.TypeAlias = TransferUp
 
@@ -1032,6 +1067,7 @@ class TransferOpen(google.protobuf.message.Message):
     DEADLINE_MS_FIELD_NUMBER: builtins.int
     NETWORK_FIELD_NUMBER: builtins.int
     CONNECTION_FIELD_NUMBER: builtins.int
+    RELAY_FROM_FIELD_NUMBER: builtins.int
     transfer_ticket: builtins.bytes
     """signed by the control plane once security is on"""
     reader_node_id: builtins.str
@@ -1052,6 +1088,10 @@ class TransferOpen(google.protobuf.message.Message):
     """how often the reader gave up its fabric connection to this owner"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def relay_from(self) -> kvstore.pb.types_pb2.NodeAddress:
+        """the callee is a helper: it reads the blocks from this owner, over storage NICs"""
+
     def __init__(
         self,
         *,
@@ -1069,9 +1109,10 @@ class TransferOpen(google.protobuf.message.Message):
         deadline_ms: builtins.int = ...,
         network: builtins.str = ...,
         connection: builtins.int = ...,
+        relay_from: kvstore.pb.types_pb2.NodeAddress | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "relay_from", b"relay_from"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
 
 Global___TransferOpen: typing_extensions.TypeAlias = TransferOpen
 
@@ -1221,12 +1262,15 @@ Global___LayersReady: typing_extensions.TypeAlias = LayersReady
 
 @typing.final
 class Settled(google.protobuf.message.Message):
+    """Credits that the owner will not serve, and why. The reader answers by Refused; then the owner sends one byte under each
+    tag, which ends the receive that waits there: no posted receive can be taken back in another way.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TAGS_FIELD_NUMBER: builtins.int
     OUTCOMES_FIELD_NUMBER: builtins.int
     outcomes: builtins.bytes
-    """READY pushed; else not sent"""
     @property
     def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -1238,6 +1282,24 @@ class Settled(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["outcomes", b"outcomes", "tags", b"tags"]) -> None: ...
 
 Global___Settled: typing_extensions.TypeAlias = Settled
+
+@typing.final
+class Refused(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: builtins.int
+    @property
+    def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """the reader knows that what comes under them is not the piece"""
+
+    def __init__(
+        self,
+        *,
+        tags: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["tags", b"tags"]) -> None: ...
+
+Global___Refused: typing_extensions.TypeAlias = Refused
 
 @typing.final
 class UsageRequest(google.protobuf.message.Message):

@@ -239,6 +239,8 @@ class NodeAddress(google.protobuf.message.Message):
     INCARNATION_FIELD_NUMBER: builtins.int
     GRPC_FIELD_NUMBER: builtins.int
     HOST_FIELD_NUMBER: builtins.int
+    STORAGE_NODE_FIELD_NUMBER: builtins.int
+    STORAGE_NIC_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
     """random per start"""
@@ -246,6 +248,10 @@ class NodeAddress(google.protobuf.message.Message):
     """host:port or unix:path"""
     host: builtins.str
     """equal for processes that share memory"""
+    storage_node: builtins.bool
+    """has the role `storage`: engines reach it over their storage NICs"""
+    storage_nic: builtins.bool
+    """storage traffic has a NIC of its own there"""
     def __init__(
         self,
         *,
@@ -253,7 +259,78 @@ class NodeAddress(google.protobuf.message.Message):
         incarnation: builtins.int = ...,
         grpc: builtins.str = ...,
         host: builtins.str = ...,
+        storage_node: builtins.bool = ...,
+        storage_nic: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["grpc", b"grpc", "host", b"host", "incarnation", b"incarnation", "node_id", b"node_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["grpc", b"grpc", "host", b"host", "incarnation", b"incarnation", "node_id", b"node_id", "storage_nic", b"storage_nic", "storage_node", b"storage_node"]) -> None: ...
 
 Global___NodeAddress: typing_extensions.TypeAlias = NodeAddress
+
+@typing.final
+class LaneLoad(google.protobuf.message.Message):
+    """One direction of a NIC, or a disk."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LANE_FIELD_NUMBER: builtins.int
+    QUEUED_BYTES_FIELD_NUMBER: builtins.int
+    BYTES_PER_S_FIELD_NUMBER: builtins.int
+    MOVED_BYTES_FIELD_NUMBER: builtins.int
+    lane: builtins.str
+    """"storage-in", "compute-out", "nvme0" """
+    queued_bytes: builtins.int
+    """wait or are under way"""
+    bytes_per_s: builtins.int
+    """moving average while busy"""
+    moved_bytes: builtins.int
+    """since the node started"""
+    def __init__(
+        self,
+        *,
+        lane: builtins.str = ...,
+        queued_bytes: builtins.int = ...,
+        bytes_per_s: builtins.int = ...,
+        moved_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes_per_s", b"bytes_per_s", "lane", b"lane", "moved_bytes", b"moved_bytes", "queued_bytes", b"queued_bytes"]) -> None: ...
+
+Global___LaneLoad: typing_extensions.TypeAlias = LaneLoad
+
+@typing.final
+class NodeLoad(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LANES_FIELD_NUMBER: builtins.int
+    @property
+    def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LaneLoad]: ...
+    def __init__(
+        self,
+        *,
+        lanes: collections.abc.Iterable[Global___LaneLoad] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lanes", b"lanes"]) -> None: ...
+
+Global___NodeLoad: typing_extensions.TypeAlias = NodeLoad
+
+@typing.final
+class Helper(google.protobuf.message.Message):
+    """A node that could read for another over its own storage NIC."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    LOAD_FIELD_NUMBER: builtins.int
+    @property
+    def node(self) -> Global___NodeAddress: ...
+    @property
+    def load(self) -> Global___NodeLoad: ...
+    def __init__(
+        self,
+        *,
+        node: Global___NodeAddress | None = ...,
+        load: Global___NodeLoad | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["load", b"load", "node", b"node"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["load", b"load", "node", b"node"]) -> None: ...
+
+Global___Helper: typing_extensions.TypeAlias = Helper

@@ -43,7 +43,7 @@ class FakeNode:
             caller=caller("test"),
             node_id=self.node_id,
             incarnation=self.incarnation,
-            lanes=[control_pb2.LaneLoad(lane="dram", queued_bytes=5)],
+            lanes=[types_pb2.LaneLoad(lane="dram", queued_bytes=5)],
         )
         return (await self.stub.Heartbeat(request, timeout=DEADLINE_S)).known
 

@@ -6,10 +6,10 @@ from kvstore.control import directory as module
 from kvstore.control.directory import FORGOTTEN_MS, Directory
 from kvstore.control.index.base import NodeRecord
 from kvstore.errors import Refused
-from kvstore.pb import control_pb2, types_pb2
+from kvstore.pb import types_pb2
 
 LOST_MS = 2000
-LOAD = control_pb2.NodeLoad(lanes=[control_pb2.LaneLoad(lane="dram", queued_bytes=7)])
+LOAD = types_pb2.NodeLoad(lanes=[types_pb2.LaneLoad(lane="dram", queued_bytes=7)])
 
 
 def address(node_id: str, incarnation: int) -> types_pb2.NodeAddress:

@@ -177,7 +177,7 @@ BAD: list[tuple[str, Any, type[errors.KVStoreError], grpc.StatusCode]] = [
     ),
     (
         "Heartbeat",
-        control_pb2.HeartbeatRequest(caller=caller("test"), lanes=[control_pb2.LaneLoad()] * 65),
+        control_pb2.HeartbeatRequest(caller=caller("test"), lanes=[types_pb2.LaneLoad()] * 65),
         errors.TooLarge,
         grpc.StatusCode.OUT_OF_RANGE,
     ),

@@ -15,7 +15,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome
 from kvstore.client import AsyncClient, Load, Writer, buffers
 from kvstore.client.loading import LoadResult
-from kvstore.errors import HandoffLost, InvalidInput, NodeUnavailable, PeerLost, Refused, TicketInvalid
+from kvstore.errors import InvalidInput, NodeUnavailable, PeerLost, Refused, TicketInvalid
 from tests.cluster import Cluster, Running, cluster, random_blocks
 from tests.waiting import eventually
 
@@ -348,9 +348,9 @@ async def test_offering_engine_goes_before_it_sends(pair: Pair) -> None:
     load = pair.receive(await engine.offer(what.tokens), what)
     await eventually(lambda: ticket_is_taken(pair, before))
     await engine.close()
-    with pytest.raises(HandoffLost):
+    with pytest.raises(PeerLost):
         await asyncio.wait_for(load.wait_layer(0), 1)
-    with pytest.raises(HandoffLost):
+    with pytest.raises(PeerLost):
         await load.result()
 
 

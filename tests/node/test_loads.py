@@ -60,6 +60,7 @@ class Load:
         self.call = call
         self.replies = replies(call, NodeUnavailable, "node")
         self.plan = node_pb2.LoadPlan()
+        self.done = node_pb2.LoadDone()
         self.pieces: list[node_pb2.PiecesReady] = []
 
     async def read(self) -> node_pb2.LoadDown:
@@ -77,10 +78,11 @@ class Load:
             elif kind == "pieces":
                 self.pieces.append(down.pieces)
             else:
+                self.done = down.done
                 return [Outcome(o) for o in down.done.outcomes]
 
     async def consumed(self, place_ids: list[int], corrupt: tuple[int, ...] = ()) -> None:
-        message = node_pb2.LoadConsumed(place_ids=place_ids, corrupt_blocks=corrupt)
+        message = node_pb2.LoadConsumed(place_ids=place_ids, corrupt_pieces=corrupt)
         await self.call.write(node_pb2.LoadUp(consumed=message))
 
     async def end(self) -> None:
@@ -89,6 +91,11 @@ class Load:
 
     def column(self, name: str) -> list[int]:
         return [value for message in self.pieces for value in getattr(message, name)]
+
+    @property
+    def sources(self) -> list[tuple[str, int, str]]:
+        told = [source for message in self.pieces for source in message.new_sources]
+        return [(source.node_id, source.tier, source.route) for source in told]
 
 
 async def begin(client: AsyncClient, chain: Chain, **changes: Any) -> Load:
@@ -111,8 +118,13 @@ def address_of(node: NodeServer) -> types_pb2.NodeAddress:
     return types_pb2.NodeAddress(node_id=node.node_id, incarnation=node.incarnation, grpc=node.address)
 
 
-def hints(*nodes: int) -> bytes:
-    return np.array(nodes, "<u2").tobytes()
+def hints(*nodes: int | None) -> dict[str, bytes]:
+    """The columns that say where each block may lie; None: nobody knows."""
+    known = [(block, node) for block, node in enumerate(nodes) if node is not None]
+    return {
+        "location_block": np.array([block for block, _ in known], "<u4").tobytes(),
+        "location_node": np.array([node for _, node in known], "<u2").tobytes(),
+    }
 
 
 @pytest.fixture
@@ -130,7 +142,7 @@ async def test_own_blocks_are_read_where_they_lie(here: Site) -> None:
     source = await store(client, chain)
     load = await begin(client, chain, group_layers=1)
     assert await load.until_done() == [Outcome.READY] * BLOCKS
-    assert [(s.node_id, s.tier, s.route) for s in load.plan.sources] == [(node.node_id, 2, "local")]
+    assert load.sources == [(node.node_id, 2, "local")]
     assert load.column("first_layers") == [0, 0, 0, 2, 2, 2]
     assert load.column("blocks") == [0, 1, 2, 0, 1, 2]
     assert set(load.column("place_ids")) == {0}
@@ -150,7 +162,7 @@ async def test_nothing_comes_from_behind_a_hole(here: Site) -> None:
     writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
     chain = chain_of(client, blocks=4)
     await store(writer, chain)
-    load = await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 65535, 0, 0), unverified=True)
+    load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, None, 0, 0), unverified=True)
     outcomes = await load.until_done()
     assert outcomes == [Outcome.READY, Outcome.MISSING, Outcome.READY, Outcome.MISSING]
     assert set(load.column("blocks")) == {0}
@@ -167,7 +179,7 @@ async def test_an_owner_that_is_not_there(here: Site) -> None:
     await store(writer, chain)
     nobody = types_pb2.NodeAddress(node_id="nobody", grpc="unix:/nowhere")
     nodes = [address_of(owner), nobody]
-    load = await begin(client, chain, nodes=nodes, block_node=hints(0, 0, 1))
+    load = await begin(client, chain, nodes=nodes, **hints(0, 0, 1))
     assert await load.until_done() == [Outcome.READY, Outcome.READY, Outcome.NODE_LOST]
     assert sorted(set(load.column("blocks"))) == [0, 1]
     await load.consumed(load.column("place_ids"))
@@ -181,7 +193,7 @@ async def test_an_owner_that_dies_midway(here: Site) -> None:
     writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
     chain = chain_of(client)
     await store(writer, chain)
-    load = await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 0, 0))
+    load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0))
     while len(load.column("blocks")) < 2:
         down = await load.read()
         if down.WhichOneof("message") == "pieces":
@@ -201,7 +213,7 @@ async def test_landing_places_belong_to_their_load(here: Site) -> None:
     writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
     chain = chain_of(client)
     await store(writer, chain)
-    first, second = [await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 0, 0)) for _ in range(2)]
+    first, second = [await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0)) for _ in range(2)]
     for load in (first, second):
         await load.until_done()
     whole = node.landing.used_bytes
@@ -216,16 +228,79 @@ async def test_landing_places_belong_to_their_load(here: Site) -> None:
 
 
 async def test_corruption_at_home_is_dropped(here: Site) -> None:
-    """The client has read the very bytes; indices that mean nothing do nothing."""
+    """The client has read the very bytes: there is no better copy, and the block goes."""
     node = await here.node()
     client = await here.client(node, LAYOUT)
     chain = chain_of(client)
     await store(client, chain)
     load = await begin(client, chain, first=1)
     await load.until_done()
-    await load.consumed([], corrupt=(1, 99))
+    await load.consumed([], corrupt=(2,))
+    assert await load.until_done() == [Outcome.READY, Outcome.CORRUPT]
+    assert load.done.corrupt_pieces == 1
     await load.end()
     assert (await client.match(chain)).blocks == 2
+
+
+async def test_corruption_at_home_is_mended_from_another_copy(here: Site) -> None:
+    """Another node has the block too: it comes from there, as a new piece, and the load is whole."""
+    owner, node = await here.node(), await here.node()
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    await store(client, chain)
+    load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0))
+    await load.until_done()
+    assert load.sources == [(node.node_id, 2, "local")]
+    await load.consumed([], corrupt=(2,))
+    assert await load.until_done() == [Outcome.READY] * BLOCKS
+    assert load.sources[1:] == [(owner.node_id, 2, "peer")]
+    assert load.column("blocks")[BLOCKS:] == [1]
+    assert node.catalog.match(chain.namespace_id, 1, chain.keys, node.custody.clock()) == 1
+    await load.consumed(load.column("place_ids"))
+    await load.end()
+
+
+async def test_a_piece_that_was_never_told(here: Site) -> None:
+    """A number that means nothing ends the load with an error."""
+    node = await here.node()
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(client, chain)
+    load = await begin(client, chain)
+    await load.until_done()
+    await load.consumed([], corrupt=(99,))
+    with pytest.raises(InvalidInput):
+        await load.until_done()
+
+
+async def test_an_owner_that_dies_is_replaced_by_another_copy(here: Site) -> None:
+    """Two nodes have all blocks; one stalls midway, and what it still had to bring comes from the other."""
+    owners = [await here.node(), await here.node()]
+    node = await here.node(landing_bytes_max=LAYOUT.block_bytes, piece_bytes=1, progress_ms=100)
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    for owner in owners:
+        await store(await here.client(owner, LAYOUT), chain)
+    both = {"location_block": np.repeat(np.arange(BLOCKS, dtype="<u4"), 2).tobytes()}
+    both["location_node"] = np.tile(np.arange(2, dtype="<u2"), BLOCKS).tobytes()
+    load = await begin(client, chain, nodes=[address_of(owner) for owner in owners], **both)
+    while not load.column("blocks"):
+        down = await load.read()
+        if down.WhichOneof("message") == "pieces":
+            load.pieces.append(down.pieces)
+    fabric_of(owners[0]).faults.stalled = True
+    await load.consumed(load.column("place_ids"))
+    while not load.done.outcomes:
+        down = await load.read()
+        if down.WhichOneof("message") == "pieces":
+            load.pieces.append(down.pieces)
+            await load.consumed(list(down.pieces.place_ids))
+        else:
+            load.done = down.done
+    assert [Outcome(o) for o in load.done.outcomes] == [Outcome.READY] * BLOCKS
+    fabric_of(owners[0]).faults.stalled = False
+    await load.end()
 
 
 async def test_a_session_that_ends_ends_its_loads(here: Site) -> None:
@@ -234,7 +309,7 @@ async def test_a_session_that_ends_ends_its_loads(here: Site) -> None:
     writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
     chain = chain_of(client)
     await store(writer, chain)
-    load = await begin(client, chain, nodes=[address_of(owner)], block_node=hints(0, 0, 0), deadline_ms=60_000)
+    load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0), deadline_ms=60_000)
     await eventually(lambda: node.landing.used_bytes)
     client._link.slabs.close()
     await at_rest(owner, node)
@@ -250,7 +325,7 @@ async def test_a_session_that_ends_ends_its_loads(here: Site) -> None:
         ({"first": BLOCKS + 1}, InvalidInput),
         ({"keys": b"odd"}, InvalidInput),
         ({"shard_rank": 1}, InvalidInput),
-        ({"block_node": hints(0)}, InvalidInput),
+        ({"location_block": bytes(4)}, InvalidInput),
         ({"ticket": bytes(16)}, InvalidInput),
         ({"ticket": bytes(16), "nodes": [types_pb2.NodeAddress(node_id="x")]}, TicketInvalid),
     ],
@@ -334,7 +409,7 @@ async def test_a_place_is_kept_while_a_copy_into_it_runs(here: Site, how: str) -
         await load.consumed([1, 2, 3])
     await asyncio.sleep(0.05)
     tier = next(tier for tier in node.catalog.usage().tiers if tier.tier is Tier.HBM)
-    assert (node.landing.used_bytes, tier.pins) == (LAYOUT.block_bytes, BLOCKS)
+    assert (node.landing.used_bytes, tier.pins) == (BLOCKS * LAYOUT.block_bytes, BLOCKS)
     memory.go_on.set()
     await within(asyncio.to_thread(memory.done.wait, DEADLINE_S))
     if how == "given back early":

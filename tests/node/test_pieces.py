@@ -24,7 +24,7 @@ def test_every_byte_comes_once_and_in_order(
 ) -> None:
     """Pieces tile each block from end to end; group by group, blocks in the order given, layers rising."""
     groups = layer_groups(layout, group_layers)
-    pieces = list(cut(layout, groups, blocks, piece_bytes))
+    pieces = [piece for group in cut(layout, groups, blocks, piece_bytes) for piece in group]
     for block in blocks:
         at = 0
         for piece in (p for p in pieces if p.block == block):
@@ -45,7 +45,7 @@ def test_pieces_are_whole_granules_within_their_bound(layout: Layout, group_laye
     """A piece begins and ends at the border of a granule, stays in its group, and exceeds the bound only for a granule
     that is larger itself."""
     groups = layer_groups(layout, group_layers)
-    for piece in cut(layout, groups, [0], piece_bytes):
+    for piece in (piece for group in cut(layout, groups, [0], piece_bytes) for piece in group):
         end = piece.first_layer + piece.layers
         assert piece.first_layer % layout.granule_layers == 0
         assert end % layout.granule_layers == 0 or end == layout.layers

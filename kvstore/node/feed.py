@@ -1,0 +1,106 @@
+"""Between a load's board and one of its paths: the next piece, and what became of it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from kvstore.blocks.state import Outcome
+from kvstore.node.answers import Place
+from kvstore.node.board import Board
+from kvstore.node.pieces import Piece
+
+
+class Arrival(NamedTuple):
+    """One piece, readable at `offset` of the slab. place_id: of its landing place, to be given back; 0: none."""
+
+    piece: Piece
+    place_id: int
+    slab_id: int
+    offset: int
+    generation: int
+    checksums: bytes
+
+    @classmethod
+    def at(cls, piece: Piece, place_id: int, place: Place, offset: int, checksums: bytes) -> "Arrival":
+        return cls(piece, place_id, place.slab_id, place.offset + offset, place.generation, checksums)
+
+
+class Feed(Protocol):
+    """What a path sees of the load. Belongs to the event loop."""
+
+    async def next(self) -> Piece | None:
+        """The next piece to bring, as soon as there is one; None: no more are wanted."""
+
+    def arrived(self, arrival: Arrival) -> None:
+        """The piece is there; its landing place is the load's now."""
+
+    def refused(self, piece: Piece, outcome: Outcome) -> None:
+        """The piece will not come this way, nor any other of its block."""
+
+
+class BoardFeed:
+    """One path's feed from a board. on_arrival gets what counts: a second copy of a piece is given back unseen."""
+
+    def __init__(
+        self,
+        board: Board,
+        path: int,
+        clock: Callable[[], int],
+        changed: "Changed",
+        on_arrival: Callable[[int, Arrival], None],
+        on_spare: Callable[[int], None],
+        on_refused: Callable[[int, Outcome], None],
+    ) -> None:
+        self._board = board
+        self._path = path
+        self._clock = clock
+        self._changed = changed
+        self._on_arrival = on_arrival
+        self._on_spare = on_spare
+        self._on_refused = on_refused
+
+    async def next(self) -> Piece | None:
+        while not self._changed.over:
+            now_ns = self._clock()
+            piece = self._board.take(self._path, now_ns)
+            if piece is not None:
+                return piece
+            late_ns = self._board.next_late_ns(self._path)
+            await self._changed.wait(None if late_ns is None else max(late_ns - now_ns, 1_000_000) / 1e9)
+        return None
+
+    def arrived(self, arrival: Arrival) -> None:
+        if self._board.arrived(self._path, arrival.piece, self._clock()):
+            self._on_arrival(self._path, arrival)
+        else:
+            self._on_spare(arrival.place_id)
+        self._changed.set()
+
+    def refused(self, piece: Piece, outcome: Outcome) -> None:
+        if not self._board.returned(self._path, piece):
+            self._on_refused(piece.block, outcome)
+        self._changed.set()
+
+
+class Changed:
+    """Wakes everybody who waits for a board to change. over: nothing more will be wanted."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.over = False
+
+    def set(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    def end(self) -> None:
+        self.over = True
+        self.set()
+
+    async def wait(self, timeout_s: float | None = None) -> None:
+        """Until the next change, or for so long."""
+        event = self._event
+        try:
+            await asyncio.wait_for(event.wait(), timeout_s)
+        except TimeoutError:
+            return

@@ -1,0 +1,32 @@
+"""What the loads of one node share."""
+
+from dataclasses import dataclass, field
+
+from kvstore.config import NodeConfig
+from kvstore.node.custody import Custody
+from kvstore.node.landing import Landing
+from kvstore.node.neighbours import Neighbours
+from kvstore.node.networks import Networks
+from kvstore.pb import types_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """address: this node's own. counters: since its start."""
+
+    config: NodeConfig
+    custody: Custody
+    landing: Landing
+    networks: Networks
+    neighbours: Neighbours
+    address: types_pb2.NodeAddress
+    counters: dict[str, int] = field(
+        default_factory=lambda: {
+            "loads": 0,
+            "loaded_local_bytes": 0,
+            "loaded_peer_bytes": 0,
+            "loaded_direct_bytes": 0,
+            "loaded_relay_bytes": 0,
+            "corrupt_pieces": 0,
+        }
+    )
