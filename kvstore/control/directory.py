@@ -99,7 +99,7 @@ class Directory:
         able = [
             state
             for state in self._by_id.values()
-            if state.address.storage_nic and not state.address.storage_node and self.alive(state, now_ms)
+            if state.address.relays and not state.address.storage_node and self.alive(state, now_ms)
         ]
         able.sort(key=lambda state: sum(lane.queued_bytes for lane in state.load.lanes))
         return able[:HELPERS_MAX]

@@ -128,7 +128,7 @@ class NodeServer:
             grpc=self.address,
             host=_host_identity(),
             storage_node="storage" in config.roles,
-            storage_nic=self.networks.has_storage,
+            relays=self.networks.has_storage and config.relay,
         )
         self._add_services(address, str(slab_path))
         self.sessions.listen(slab_path)
@@ -147,9 +147,9 @@ class NodeServer:
 
     def _add_services(self, address: types_pb2.NodeAddress, slab_socket: str) -> None:
         assert self._server is not None
-        transfers = Transfers(self._config, self.custody, self.handoffs, self.networks, self.background)
         resources = Resources(self._config, self.custody, self.landing, self.networks, self.neighbours, address)
-        loads = Loads(resources, self.background)
+        self.transfers = transfers = Transfers(resources, self.handoffs, self.background)
+        self.loads = loads = Loads(resources, self.background)
         service = NodeService(
             self._config,
             self.custody,

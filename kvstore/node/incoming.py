@@ -32,7 +32,8 @@ _WRITE_PACE_S = 0.002  # a fraction of what the bytes in flight take
 class Incoming:
     """Belongs to the event loop. `open`, then `run`; `settle` always, last.
 
-    network: by which NIC the bytes come. peer_address: the other node's, for gRPC.
+    network: by which NIC the bytes come. peer_address: the other node's, for gRPC. layout: None for one who passes
+    bytes on and needs no checksums.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Incoming:
         network: str,
         peer_address: str,
         stub: "node_pb2_grpc.NodeAsyncStub",
-        layout: Layout,
+        layout: Layout | None,
         tenant: str,
     ) -> None:
         self._config = config
@@ -79,8 +80,8 @@ class Incoming:
         self._peer: Peer | None = None
         self.call: Call | None = None
         self._replies: AsyncGenerator[node_pb2.TransferDown, None] | None = None
+        self.pinned = node_pb2.TransferPinned()
         self.tiers: list[Tier] = []
-        self.bytes = 0
 
     # ---- opening ---------------------------------------------------------------------------------------------------
 
@@ -105,10 +106,11 @@ class Incoming:
             raise NodeUnavailable("the owner cannot be reached, or does not answer in time") from None
         if first is None or first.WhichOneof("message") != "pinned":
             raise NodeUnavailable("the owner ended the transfer, or answers out of turn")
-        pinned = first.pinned
+        pinned = self.pinned = first.pinned
         self._peer = self._fabric.connect(pinned.fabric_address)
         self.tiers = [Tier(t) for t in pinned.tiers]
-        self._take_checksums(pinned.checksums, pinned.has_checksums)
+        if self._layout is not None:
+            self._take_checksums(pinned.checksums, pinned.has_checksums, self._layout.granules)
         self._written = [bool(flag) for flag in pinned.stored]
         return [Outcome(o) for o in pinned.outcomes]
 
@@ -117,20 +119,11 @@ class Incoming:
         """A name for what connects the two nodes."""
         return f"{self._network} {self._peer_address}"
 
-    def _take_checksums(self, packed: bytes, known: bytes) -> None:
-        step, at = self._layout.granules * CHECKSUM_BYTES, 0
+    def _take_checksums(self, packed: bytes, known: bytes, granules: int) -> None:
+        step, at = granules * CHECKSUM_BYTES, 0
         for flag in known:
             self._checksums.append(bytearray(packed[at : at + step] if flag else b""))
             at += step * flag
-
-    def checksums(self) -> list[bytes]:
-        """Of each wanted block, as the owner told them; b"": none known."""
-        return [bytes(known) for known in self._checksums]
-
-    @property
-    def written(self) -> Sequence[bool]:
-        """Per wanted block: all layers are there. False: a handoff's block that is being written."""
-        return self._written
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -208,11 +201,12 @@ class Incoming:
             self._landing.give_back(place_id)
             feed.refused(piece, refused)
             return
-        self.bytes += piece.length
         place = self._landing.place(place_id)
         feed.arrived(Arrival.at(piece, place_id, place, 0, self._piece_checksums(piece)))
 
     def _piece_checksums(self, piece: Piece) -> bytes:
+        if self._layout is None:
+            return b""
         return piece.checksums_of(bytes(self._checksums[self._index[piece.block]]), self._layout)
 
     async def _write_stream(self) -> None:

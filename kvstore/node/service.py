@@ -63,6 +63,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def Attach(self, request: node_pb2.AttachRequest, context: Context) -> node_pb2.AttachReply:
         if not request.tenant:
             raise InvalidInput("attach: a tenant is needed")
+        if "\0" in request.tenant:
+            raise InvalidInput("attach: a tenant's name has no NUL")  # such names are the node's own
         session = self._sessions.attach(request.pid, request.tenant, request.read_only)
         return node_pb2.AttachReply(
             session_id=session.id,

@@ -1,37 +1,50 @@
-"""The owner's side of a transfer: pins what a reader asks for and pushes it, credit by credit.
+"""The `Transfer` call: this node sends blocks to another, its own or those that it relays.
 
-The reader posts a receive for a piece, then grants a credit that names its tag; this side sends exactly that piece, or
-answers that it will not; then, once the reader knows, one byte ends the receive. Pins last until every send has
-settled: a slot with an outstanding request is never free.
+An owner pins what a reader asks for, or takes the ticket of a handoff, and sends what the reader grants credits for.
+Pins last until every send has settled: a slot with an outstanding request is never free.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, Protocol
 
-import numpy as np
 import xxhash
 
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
-from kvstore.config import NodeConfig
-from kvstore.errors import Closed, InvalidInput, KVStoreError, PeerLost
-from kvstore.fabric.base import Peer
+from kvstore.errors import InvalidInput, PeerLost
 from kvstore.node.background import Background
 from kvstore.node.catalog import Place, ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.handoff import Handoff, Handoffs
-from kvstore.node.networks import Networks
-from kvstore.node.progress import Progress
+from kvstore.node.landing import Landing
+from kvstore.node.lanes import TrafficClass
+from kvstore.node.networks import COMPUTE
+from kvstore.node.outgoing import Held, Outgoing
+from kvstore.node.relay import Relayed
+from kvstore.node.resources import Resources
 from kvstore.pb import node_pb2
 from kvstore.rpc.keys import keys_of
 from kvstore.rpc.status import check_version
 
-_SETTLE_S = 0.5
-_ONE_BYTE = np.zeros(1, np.uint8)
 log = logging.getLogger(__name__)
+
+
+class Sender(Protocol):
+    """One transfer's sending side. `pin`, then `work`; `settle` always, last."""
+
+    outbox: "asyncio.Queue[node_pb2.TransferDown | None]"
+
+    async def pin(self) -> node_pb2.TransferDown:
+        """Makes sure of the blocks; the first message for the reader."""
+
+    def work(self, requests: AsyncIterator[node_pb2.TransferUp]) -> Sequence[Coroutine[Any, Any, None]]:
+        """What to run until the outbox ends the transfer with None; each of them may end by itself."""
+
+    async def settle(self) -> None:
+        """Nothing is under way any more when this returns."""
 
 
 @dataclass(slots=True)
@@ -47,15 +60,26 @@ class _Source:
 class Transfers:
     """All transfers out of this node."""
 
-    def __init__(
-        self, config: NodeConfig, custody: Custody, handoffs: Handoffs, networks: Networks, background: Background
-    ) -> None:
-        self.config = config
-        self.custody = custody
+    def __init__(self, resources: Resources, handoffs: Handoffs, background: Background) -> None:
+        self.resources = resources
+        self.config = resources.config
+        self.custody = resources.custody
+        self.networks = resources.networks
         self.handoffs = handoffs
-        self.networks = networks
         self.background = background
-        self.counters = {"transfers": 0, "pushed_bytes": 0, "push_failures": 0, "corrupt_reports": 0}
+        self._staging = Landing(self.custody, self.config.relay_bytes_max)
+        self.counters = {
+            "transfers": 0,
+            "relayed_bytes": 0,
+            "pushed_bytes": 0,
+            "push_failures": 0,
+            "corrupt_reports": 0,
+        }
+
+    @property
+    def staged_bytes(self) -> int:
+        """Memory of what is on its way through this node."""
+        return self._staging.used_bytes
 
     async def serve(self, requests: AsyncIterator[node_pb2.TransferUp]) -> AsyncIterator[node_pb2.TransferDown]:
         """The `Transfer` call."""
@@ -63,19 +87,14 @@ class Transfers:
         if first is None or first.WhichOneof("message") != "open":
             raise InvalidInput("transfer: the first message must be `open`")
         check_version(first.open.caller)
-        transfer = _Transfer(self, first.open)
+        transfer = self._sender(first.open)
         self.counters["transfers"] += 1
         try:
             async with asyncio.timeout(self._longest_s(first.open)):
                 yield await transfer.pin()
-                work = [
-                    asyncio.create_task(transfer.take_credits(requests)),
-                    asyncio.create_task(transfer.push()),
-                    asyncio.create_task(transfer.announce()),
-                    asyncio.create_task(transfer.watch()),
-                ]
+                work = [asyncio.create_task(part) for part in transfer.work(requests)]
                 for task in work:
-                    task.add_done_callback(transfer.task_ended)
+                    task.add_done_callback(lambda task: _ended(task, transfer))
                 try:
                     while (message := await transfer.outbox.get()) is not None:
                         yield message
@@ -88,13 +107,27 @@ class Transfers:
         finally:
             self.background.spawn(transfer.settle())
 
+    def _sender(self, opened: node_pb2.TransferOpen) -> Sender:
+        if opened.HasField("relay_from"):
+            return Relayed(self.resources, self._staging, opened, self.counters)
+        return _Owned(self, opened)
+
     def _longest_s(self, opened: node_pb2.TransferOpen) -> float:
         """A reader that never ends keeps its pins no longer than any hold; a ticket has a deadline of its own."""
         longest_ms = opened.deadline_ms if opened.ticket else min(opened.deadline_ms, self.config.hold_ms_max)
         return max(longest_ms, 1) / 1000
 
 
-class _Transfer:
+def _ended(task: "asyncio.Task[None]", transfer: Sender) -> None:
+    """A part that failed ends the transfer, else the reader would wait for it."""
+    if not task.cancelled() and task.exception() is not None:
+        log.warning("transfer: %r", task.exception())
+        transfer.outbox.put_nowait(None)
+
+
+class _Owned:
+    """Blocks of this node."""
+
     def __init__(self, owner: Transfers, opened: node_pb2.TransferOpen) -> None:
         self._owner = owner
         self._custody = owner.custody
@@ -102,18 +135,13 @@ class _Transfer:
         self._namespace_id = opened.namespace_id
         self._layout: Layout = self._custody.catalog.layout(opened.namespace_id)
         self._shard = ShardId(opened.shard_rank, opened.shard_count)
-        self._fabric = owner.networks.fabric(opened.network or "compute")
-        self._lane = owner.networks.lane(opened.network or "compute")
-        self._peer: Peer | None = None
+        self._network = opened.network or COMPUTE
+        self._fabric = owner.networks.fabric(self._network)
+        self._outgoing: Outgoing | None = None
         self._pin_id = b""
         self._handoff: Handoff | None = None
         self._sources: list[_Source | None] = []
         self._blocks: list[int] = []  # handoff: its block for each wanted one
-        self._credits: asyncio.Queue[tuple[int, int, int, int]] = asyncio.Queue()
-        self._sends: set[asyncio.Future[None]] = set()
-        self._progress = Progress(owner.config.progress_ms, self._lane, lambda: bool(self._sends), owner.custody.clock)
-        self._silent = False
-        self._refused: set[int] = set()
         self.outbox: asyncio.Queue[node_pb2.TransferDown | None] = asyncio.Queue()
 
     # ---- opening ---------------------------------------------------------------------------------------------------
@@ -121,7 +149,17 @@ class _Transfer:
     async def pin(self) -> node_pb2.TransferDown:
         """Pins what is wanted, or takes the ticket and waits until it is fed."""
         connections, reader = self._owner.networks.connections, self._opened.fabric_address
-        self._peer = await connections.to_reader(self._fabric, reader, self._opened.connection)
+        peer = await connections.to_reader(self._fabric, reader, self._opened.connection)
+        self._outgoing = Outgoing(
+            self._owner.config,
+            peer,
+            self._owner.networks.lane(self._network),
+            TrafficClass.HANDOFF if self._opened.ticket else TrafficClass.LOAD,
+            self._fetch,
+            self._custody.clock,
+            self._owner.counters,
+            self.outbox.put_nowait,
+        )
         keys = keys_of(self._opened.keys)
         wanted = [bool(flag) for flag in self._opened.wanted]
         if len(wanted) != len(keys):
@@ -168,7 +206,11 @@ class _Transfer:
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
-    async def announce(self) -> None:
+    def work(self, requests: AsyncIterator[node_pb2.TransferUp]) -> Sequence[Coroutine[Any, Any, None]]:
+        assert self._outgoing is not None
+        return self._listen(requests, self._outgoing), self._announce(), self._outgoing.watch()
+
+    async def _announce(self) -> None:
         """Handoff: tells the reader which layers it may ask for, as they are written."""
         handoff = self._handoff
         if handoff is None:
@@ -193,36 +235,21 @@ class _Transfer:
                 return
             await changed.wait()
 
-    async def take_credits(self, requests: AsyncIterator[node_pb2.TransferUp]) -> None:
+    async def _listen(self, requests: AsyncIterator[node_pb2.TransferUp], outgoing: Outgoing) -> None:
         """Reads the stream until the reader ends it."""
         async for request in requests:
             kind = request.WhichOneof("message")
             if kind == "credits":
-                c = request.credits
-                for credit in zip(c.tags, c.blocks, c.offsets, c.lengths, strict=True):
-                    self._credits.put_nowait(credit)
+                outgoing.grant(request.credits)
             elif kind == "corrupt":
                 await self._drop_corrupt(request.corrupt.blocks)
             elif kind == "refused":
-                self._end_receives(request.refused.tags)
+                outgoing.end_receives(request.refused.tags)
         self.outbox.put_nowait(None)
 
-    async def push(self) -> None:
-        """Sends one piece per credit, in order, as the lane has room."""
-        while True:
-            tag, block, offset, length = await self._credits.get()
-            try:
-                place = self._granted(block, offset, length)
-            except KVStoreError:
-                self._refuse(tag)
-                continue
-            await self._lane.acquire(length)
-            if not self._sends:
-                self._progress.note()
-            assert self._peer is not None
-            send = self._peer.send(tag, self._custody.view(place, offset, length))
-            self._sends.add(send)
-            send.add_done_callback(partial(self._sent, tag, length))
+    async def _fetch(self, block: int, offset: int, length: int) -> Held:
+        place = self._granted(block, offset, length)
+        return Held(self._custody.view(place, offset, length), _nothing)
 
     def _granted(self, block: int, offset: int, length: int) -> Place:
         """The place of a credit's piece. Raises InvalidInput for one that was not offered."""
@@ -234,51 +261,6 @@ class _Transfer:
             if offset + length > self._handoff.layers * self._layout.layer_bytes:
                 raise InvalidInput("transfer: these layers are not written yet")
         return source.place
-
-    def _sent(self, tag: int, length: int, send: asyncio.Future[None]) -> None:
-        self._sends.discard(send)
-        error = send.exception() if not send.cancelled() else Closed("cancelled")
-        self._lane.release(length, moved=error is None)
-        if error is None:
-            self._progress.note()
-            self._owner.counters["pushed_bytes"] += length
-            return
-        self._owner.counters["push_failures"] += 1
-        self._refuse(tag)
-        if isinstance(error, PeerLost | Closed):
-            self.outbox.put_nowait(None)
-
-    async def watch(self) -> None:
-        """Gives up a reader that takes nothing any more: what it holds of the lane, others wait for."""
-        await self._progress.stalled()
-        self._silent = True
-        self.outbox.put_nowait(None)
-
-    def task_ended(self, task: "asyncio.Task[None]") -> None:
-        """A task that failed ends the transfer, else the reader would wait for it."""
-        if not task.cancelled() and task.exception() is not None:
-            log.warning("transfer to %s: %r", self._opened.reader_node_id, task.exception())
-            self.outbox.put_nowait(None)
-
-    def _end_receives(self, tags: Sequence[int]) -> None:
-        """The reader knows that these pieces do not come; one byte ends the receive that waits for each."""
-        assert self._peer is not None
-        for tag in tags:
-            if tag in self._refused:
-                self._refused.discard(tag)
-                end = self._peer.send(tag, _ONE_BYTE)
-                self._sends.add(end)
-                end.add_done_callback(self._end_sent)
-
-    def _end_sent(self, end: asyncio.Future[None]) -> None:
-        self._sends.discard(end)
-        if not end.cancelled():
-            end.exception()  # a connection that is lost ends its receives by itself
-
-    def _refuse(self, tag: int) -> None:
-        self._refused.add(tag)
-        settled = node_pb2.Settled(tags=[tag], outcomes=bytes([Outcome.STALE]))
-        self.outbox.put_nowait(node_pb2.TransferDown(settled=settled))
 
     async def _drop_corrupt(self, blocks: Sequence[int]) -> None:
         """A reader found a checksum wrong: bytes that are wrong here too are dropped, else it was the wire."""
@@ -294,19 +276,18 @@ class _Transfer:
     # ---- ending ----------------------------------------------------------------------------------------------------
 
     async def settle(self) -> None:
-        """Waits for what is in flight; a reader that takes nothing any more loses its connection. Then unpins."""
-        if self._sends:
-            _, late = await asyncio.wait(self._sends, timeout=0 if self._silent else _SETTLE_S)
-            if late:
-                assert self._peer is not None
-                await self._peer.close()
-                # Without a bound: a slot that a send may still read is never given to anybody.
-                await asyncio.wait(late)
+        """Sends settle first, then pins end."""
+        if self._outgoing is not None:
+            await self._outgoing.settle()
         if self._handoff is not None:
             self._owner.handoffs.received(self._handoff)
         if self._pin_id:
             self._custody.catalog.unpin(self._pin_id)
             self._custody.settle()
+
+
+def _nothing() -> None:
+    """A slot is held by its pin."""
 
 
 def _intact(custody: Custody, source: _Source, layout: Layout) -> bool:

@@ -240,7 +240,7 @@ class NodeAddress(google.protobuf.message.Message):
     GRPC_FIELD_NUMBER: builtins.int
     HOST_FIELD_NUMBER: builtins.int
     STORAGE_NODE_FIELD_NUMBER: builtins.int
-    STORAGE_NIC_FIELD_NUMBER: builtins.int
+    RELAYS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
     """random per start"""
@@ -250,8 +250,8 @@ class NodeAddress(google.protobuf.message.Message):
     """equal for processes that share memory"""
     storage_node: builtins.bool
     """has the role `storage`: engines reach it over their storage NICs"""
-    storage_nic: builtins.bool
-    """storage traffic has a NIC of its own there"""
+    relays: builtins.bool
+    """lends its storage NIC to others"""
     def __init__(
         self,
         *,
@@ -260,9 +260,9 @@ class NodeAddress(google.protobuf.message.Message):
         grpc: builtins.str = ...,
         host: builtins.str = ...,
         storage_node: builtins.bool = ...,
-        storage_nic: builtins.bool = ...,
+        relays: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["grpc", b"grpc", "host", b"host", "incarnation", b"incarnation", "node_id", b"node_id", "storage_nic", b"storage_nic", "storage_node", b"storage_node"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["grpc", b"grpc", "host", b"host", "incarnation", b"incarnation", "node_id", b"node_id", "relays", b"relays", "storage_node", b"storage_node"]) -> None: ...
 
 Global___NodeAddress: typing_extensions.TypeAlias = NodeAddress
 

@@ -1,0 +1,159 @@
+"""The sending half of a transfer: one piece per credit, as the lane has room.
+
+The reader posts a receive for a piece, then grants a credit that names its tag; this side sends exactly that piece, or
+answers that it will not; then, once the reader knows, one byte ends the receive. Memory that a send reads from is held
+until the send has settled.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from kvstore.blocks.state import Outcome
+from kvstore.config import NodeConfig
+from kvstore.errors import ChecksumMismatch, Closed, DeviceFailed, InvalidInput, KVStoreError, PeerLost
+from kvstore.fabric.base import Buffer, Peer
+from kvstore.node.lanes import Lane, TrafficClass
+from kvstore.node.progress import Progress
+from kvstore.pb import node_pb2
+
+CREDITS_MAX = 4096
+_SETTLE_S = 0.5
+_ONE_BYTE = np.zeros(1, np.uint8)
+log = logging.getLogger(__name__)
+
+
+class Held(NamedTuple):
+    """Bytes that stay where they are until `release`."""
+
+    view: Buffer
+    release: Callable[[], None]
+
+
+Fetch = Callable[[int, int, int], Awaitable[Held]]
+"""(block, offset, length) → the piece's bytes. Raises KVStoreError for what will not be sent: ChecksumMismatch and
+DeviceFailed tell why, anything else means that the block has moved on. Cleans up after itself when it is cancelled."""
+
+
+class Outgoing:
+    """Of one transfer. Belongs to the event loop. `settle` always, last.
+
+    tell: takes a message for the reader; None ends the transfer. counters: pushed_bytes and push_failures are counted.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        peer: Peer,
+        lane: Lane,
+        traffic: TrafficClass,
+        fetch: Fetch,
+        clock: Callable[[], int],
+        counters: dict[str, int],
+        tell: Callable[[node_pb2.TransferDown | None], None],
+    ) -> None:
+        self._peer = peer
+        self._lane = lane
+        self._traffic = traffic
+        self._fetch = fetch
+        self._counters = counters
+        self._tell = tell
+        self._serving: set[asyncio.Task[None]] = set()
+        self._sends: set[asyncio.Future[None]] = set()
+        self._refused: set[int] = set()
+        self._progress = Progress(config.progress_ms, lane, lambda: bool(self._sends), clock)
+        self._silent = False
+
+    def grant(self, credits: node_pb2.Credits) -> None:
+        """Serves credits, in their order. Raises InvalidInput when the reader grants more than anybody needs."""
+        if len(self._serving) + len(credits.tags) > CREDITS_MAX:
+            raise InvalidInput(f"transfer: more than {CREDITS_MAX} credits at once")
+        columns = zip(credits.tags, credits.blocks, credits.offsets, credits.lengths, strict=True)
+        for tag, block, offset, length in columns:
+            serving = asyncio.create_task(self._serve(tag, block, offset, length))
+            self._serving.add(serving)
+            serving.add_done_callback(self._served)
+
+    async def _serve(self, tag: int, block: int, offset: int, length: int) -> None:
+        try:
+            held = await self._fetch(block, offset, length)
+        except KVStoreError as error:
+            self._refuse(tag, _outcome_of(error))
+            return
+        try:
+            await self._lane.acquire(length, self._traffic)
+        except BaseException:
+            held.release()
+            raise
+        if not self._sends:
+            self._progress.note()
+        send = self._peer.send(tag, held.view)
+        self._sends.add(send)
+        send.add_done_callback(partial(self._sent, tag, length, held))
+
+    def _served(self, serving: "asyncio.Task[None]") -> None:
+        self._serving.discard(serving)
+        if not serving.cancelled() and serving.exception() is not None:
+            log.warning("transfer: %r", serving.exception())
+            self._tell(None)  # else the reader would wait for it
+
+    def _sent(self, tag: int, length: int, held: Held, send: asyncio.Future[None]) -> None:
+        self._sends.discard(send)
+        error = send.exception() if not send.cancelled() else Closed("cancelled")
+        self._lane.release(length, self._traffic, moved=error is None)
+        held.release()
+        if error is None:
+            self._progress.note()
+            self._counters["pushed_bytes"] += length
+            return
+        self._counters["push_failures"] += 1
+        self._refuse(tag, Outcome.STALE)
+        if isinstance(error, PeerLost | Closed):
+            self._tell(None)
+
+    def _refuse(self, tag: int, outcome: Outcome) -> None:
+        self._refused.add(tag)
+        settled = node_pb2.Settled(tags=[tag], outcomes=bytes([outcome]))
+        self._tell(node_pb2.TransferDown(settled=settled))
+
+    def end_receives(self, tags: Sequence[int]) -> None:
+        """The reader knows that these pieces do not come; one byte ends the receive that waits for each."""
+        for tag in tags:
+            if tag in self._refused:
+                self._refused.discard(tag)
+                end = self._peer.send(tag, _ONE_BYTE)
+                self._sends.add(end)
+                end.add_done_callback(self._end_sent)
+
+    def _end_sent(self, end: asyncio.Future[None]) -> None:
+        self._sends.discard(end)
+        if not end.cancelled():
+            end.exception()  # a connection that is lost ends its receives by itself
+
+    async def watch(self) -> None:
+        """Gives up a reader that takes nothing any more: what it holds of the lane, others wait for."""
+        await self._progress.stalled()
+        self._silent = True
+        self._tell(None)
+
+    async def settle(self) -> None:
+        """Waits for what is in flight; a reader that takes nothing any more loses its connection."""
+        for serving in self._serving:
+            serving.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        if self._sends:
+            _, late = await asyncio.wait(self._sends, timeout=0 if self._silent else _SETTLE_S)
+            if late:
+                await self._peer.close()
+                # Without a bound: a slot that a send may still read is never given to anybody.
+                await asyncio.wait(late)
+
+
+def _outcome_of(error: KVStoreError) -> Outcome:
+    if isinstance(error, ChecksumMismatch):
+        return Outcome.CORRUPT
+    return Outcome.MISSING if isinstance(error, DeviceFailed) else Outcome.STALE
