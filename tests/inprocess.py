@@ -123,7 +123,6 @@ def make_custody(
     ids = (i.to_bytes(16, "big") for i in itertools.count(1))
     catalog = Catalog(
         {Tier.DRAM: SlotSpace(dram_bytes, slab_bytes, itertools.count(1))},
-        ttl_ns=3600 * SECOND_NS,
         lease_ns=lease_ns,
         hold_ns_max=60 * SECOND_NS,
         pinned_bytes_max=dram_bytes // 2,

@@ -37,6 +37,8 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.pb import control_pb2, node_pb2
+from kvstore.policy.rulebook import check_asked
+from kvstore.policy.rules import DEFAULT_RULES
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
 Tokens = Sequence[int] | npt.NDArray[Any]
@@ -102,12 +104,14 @@ class AsyncClient:
         control: str = "",
         config: ClientConfig | None = None,
         ttl_s: float | None = None,
+        rules: Mapping[str, Any] | None = None,
         read_only: bool = False,
     ) -> Self:
         """Attaches to the node of this host.
 
         node: its unix socket, "unix:/path". shard: (rank, count). control: the control plane's address; the node's own
-        when empty. ttl_s: the namespace's time to live, sliding; the node's default when None.
+        when empty. ttl_s: the namespace's time to live; the node's when None. rules: other fields of the namespace's
+        rules (`kvstore.policy.rules`), the bounds excepted; what an operator has set counts more.
         Raises NodeUnavailable, VersionMismatch, InvalidInput, UnsupportedLayout, PermissionRefused.
         """
         rank, count = shard
@@ -116,7 +120,7 @@ class AsyncClient:
         if namespace.layout_fingerprint != layout.fingerprint:
             raise InvalidInput("connect: the namespace is of another layout")
         config = config or ClientConfig()
-        client = cls(Link(node, control, namespace, layout, shard, config, _ttl_ms(ttl_s), read_only))
+        client = cls(Link(node, control, namespace, layout, shard, config, _rules(rules or {}, ttl_s), read_only))
         try:
             await client._link.open()
         except BaseException:
@@ -483,6 +487,13 @@ def _ttl_ms(ttl_s: float | None) -> int:
     if ttl_s is not None and not ttl_s > 0:
         raise InvalidInput(f"ttl_s: {ttl_s} is no time to live")
     return 0 if ttl_s is None else _milliseconds("ttl_s", ttl_s)
+
+
+def _rules(fields: Mapping[str, Any], ttl_s: float | None) -> dict[str, Any]:
+    """What to ask for at OpenNamespace, of which the node accepts all fields that are known here."""
+    asked = {**fields, **({} if ttl_s is None else {"ttl_ms": _ttl_ms(ttl_s)})}
+    check_asked(asked, DEFAULT_RULES)
+    return asked
 
 
 def _fits(kv: KVBuffers, blocks: int, writable: bool = False) -> None:

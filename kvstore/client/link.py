@@ -5,9 +5,9 @@ A node that restarted has forgotten the session: the link attaches anew, once, a
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -27,6 +27,7 @@ from kvstore.errors import (
 )
 from kvstore.pb import control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
+from kvstore.rpc.rules import rules_message
 from kvstore.rpc.status import from_rpc
 
 Request = TypeVar("Request")
@@ -45,7 +46,7 @@ class Link:
         layout: Layout,
         shard: tuple[int, int],
         config: ClientConfig,
-        ttl_ms: int,
+        rules: Mapping[str, Any],
         read_only: bool,
     ) -> None:
         self.namespace = namespace
@@ -57,7 +58,7 @@ class Link:
         self.session_id = b""
         self._address = address
         self._control_address = control
-        self._ttl_ms = ttl_ms
+        self._rules = rules
         self._read_only = read_only
         self._channel = open_channel(address)
         self.stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(self._channel)
@@ -230,7 +231,7 @@ class Link:
                 ],
             ),
             shard=types_pb2.Shard(rank=self.shard_rank, count=self.shard_count),
-            ttl_ms=self._ttl_ms,
+            rules=rules_message(self._rules),
         )
 
 

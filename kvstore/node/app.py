@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -32,6 +33,7 @@ from kvstore.node.networks import Networks
 from kvstore.node.placement import Placement
 from kvstore.node.publisher import Publisher
 from kvstore.node.resources import Resources
+from kvstore.node.retention import Retention
 from kvstore.node.service import NodeService
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.tiers.base import TierMemory
@@ -39,6 +41,8 @@ from kvstore.node.tiers.dram import DramMemory
 from kvstore.node.tiers.hbm import HbmMemory
 from kvstore.node.transfers import Transfers
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.policy.rulebook import RuleBook
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace
 from kvstore.rpc.address_file import write_address
 from kvstore.rpc.channel import make_server
@@ -48,12 +52,17 @@ _STOP_GRACE_S = 0.5
 _BIND_ATTEMPTS = 5  # of connect_ms each
 
 
-async def serve(config: NodeConfig, memories: Mapping[Tier, TierMemory] | None = None) -> "NodeServer":
+async def serve(
+    config: NodeConfig,
+    memories: Mapping[Tier, TierMemory] | None = None,
+    namespaces: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "NodeServer":
     """Starts a node. Raises ConfigError for an address that cannot be bound, FabricUnavailable without a data plane.
 
     memories: of tiers other than DRAM, for tests and for hardware that is absent; HBM is made from the config else.
+    namespaces: rules by pattern, see `kvstore.policy.rulebook`.
     """
-    server = NodeServer(config, dict(memories or {}))
+    server = NodeServer(config, dict(memories or {}), namespaces or {})
     try:
         await server.start()
     except BaseException:
@@ -65,7 +74,9 @@ async def serve(config: NodeConfig, memories: Mapping[Tier, TierMemory] | None =
 class NodeServer:
     """A running node. `address` is for other nodes (host:port), `socket` for engines on this host (unix:path)."""
 
-    def __init__(self, config: NodeConfig, memories: dict[Tier, TierMemory]) -> None:
+    def __init__(
+        self, config: NodeConfig, memories: dict[Tier, TierMemory], namespaces: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self._config = config
         self._stopped = False
         self._scratch: Path | None = None
@@ -79,6 +90,7 @@ class NodeServer:
         self.background = Background()
         self.neighbours = Neighbours()
 
+        rules = NamespaceRules.from_fields({"ttl_ms": config.ttl_ms})
         slab_ids = count(1)
         spaces = {Tier.DRAM: SlotSpace(config.dram_bytes, config.slab_bytes, slab_ids)}
         dram = DramMemory(hugepages=config.hugepages)
@@ -89,12 +101,13 @@ class NodeServer:
                 memories[Tier.HBM] = HbmMemory.on_device()
         self.catalog = Catalog(
             spaces,
-            ttl_ns=config.ttl_ms * 1_000_000,
             lease_ns=config.lease_ms * 1_000_000,
             hold_ns_max=config.hold_ms_max * 1_000_000,
             pinned_bytes_max=config.pinned_bytes_max or config.dram_bytes // 2,
             new_id=lambda: secrets.token_bytes(16),
+            rules=rules,
         )
+        self.retention = Retention(self.catalog, RuleBook(rules, namespaces))
         self.custody = Custody(self.catalog, memories)
         self.sessions = Sessions(
             dram, self.custody.slab_tenant, self._session_ended, bind_ns=_BIND_ATTEMPTS * config.connect_ms * 1_000_000
@@ -154,6 +167,7 @@ class NodeServer:
             self._config,
             self.custody,
             self.sessions,
+            self.retention,
             self.handoffs,
             self.holds,
             loads,

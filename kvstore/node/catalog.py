@@ -47,8 +47,8 @@ from kvstore.node.room import Room
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, OpenNamespace
 from kvstore.policy.evict import EvictionOrder
+from kvstore.policy.rules import DEFAULT_RULES, NamespaceRules
 from kvstore.policy.slots import Slot, Space
-from kvstore.policy.ttl import TtlKind, TtlRule
 
 __all__ = [
     "Action",
@@ -75,26 +75,26 @@ _EXPIRED_PER_TICK_MAX = 4096
 class Catalog:
     """Blocks, slots, leases and pins of one node.
 
-    spaces: the slots of each tier. ttl_ns: sliding time of blocks whose namespace has no rule. lease_ns: how long an
-    unfinished put may be silent. hold_ns_max: longest time of a pin. pinned_bytes_max: bytes that same-host readers may
-    keep pinned past their deadline. new_id: 16 bytes that were never given before. spill_from_hits: at which touch a
-    block in DRAM is owed to NVMe (1: its own store, 2: the first one after it); 0: never. new_orders: the eviction
-    order of each tier; LRU where none is named.
+    spaces: the slots of each tier. lease_ns: how long an unfinished put may be silent. hold_ns_max: longest time of a
+    pin. pinned_bytes_max: bytes that same-host readers may keep pinned past their deadline. new_id: 16 bytes that were
+    never given before. rules: of namespaces that are opened without. spill_from_hits: at which touch a block in DRAM is
+    owed to NVMe (1: its own store, 2: the first one after it); 0: never. new_orders: the eviction order of each tier;
+    LRU where none is named.
     """
 
     def __init__(
         self,
         spaces: Mapping[Tier, Space],
         *,
-        ttl_ns: int,
         lease_ns: int,
         hold_ns_max: int,
         pinned_bytes_max: int,
         new_id: Callable[[], bytes],
+        rules: NamespaceRules = DEFAULT_RULES,
         spill_from_hits: int = 0,
         new_orders: Mapping[Tier, Callable[[], EvictionOrder[Block]]] | None = None,
     ) -> None:
-        self._rule = TtlRule(TtlKind.SLIDING, ttl_ns)
+        self._rules = rules
         self._counters: Counter[str] = Counter()
         self._journal = Journal()
         self._stock = Stock(spaces, self._journal, self._counters, new_orders)
@@ -112,20 +112,34 @@ class Catalog:
 
     # ---- namespaces --------------------------------------------------------------------------------------------------
 
-    def open_namespace(self, namespace_id: bytes, tenant: str, layout: Layout, ttl: TtlRule | None = None) -> None:
-        """Makes a namespace known. Again is allowed, and may bring another `ttl` for later stores.
+    def open_namespace(
+        self, namespace_id: bytes, tenant: str, layout: Layout, rules: NamespaceRules | None = None
+    ) -> None:
+        """Makes a namespace known. Again is allowed, and may bring other rules, as `set_rules` does.
 
         Raises InvalidInput when it was opened with another layout or tenant.
         """
         known = self._stock.namespaces.get(namespace_id)
         if known is None:
-            rule = ttl or self._rule
-            self._stock.namespaces[namespace_id] = OpenNamespace(namespace_id, tenant, layout, rule, self._stock.offer)
+            self._stock.namespaces[namespace_id] = OpenNamespace(
+                namespace_id, tenant, layout, rules or self._rules, self._stock.offer
+            )
             return
         if known.layout != layout or known.tenant != tenant:
             raise InvalidInput(f"namespace {namespace_id.hex()} was opened before, with another layout or tenant")
-        if ttl is not None:
-            known.rule = ttl
+        if rules is not None:
+            known.rules = rules
+
+    def set_rules(self, namespace_id: bytes, rules: NamespaceRules) -> None:
+        """Other rules from now on. What is stored already follows them from its next touch; no deadline ever falls.
+
+        Raises UnknownNamespace.
+        """
+        self._namespace(namespace_id).rules = rules
+
+    def rules(self, namespace_id: bytes) -> NamespaceRules:
+        """Raises UnknownNamespace."""
+        return self._namespace(namespace_id).rules
 
     def layout(self, namespace_id: bytes) -> Layout:
         """Raises UnknownNamespace."""
@@ -155,8 +169,9 @@ class Catalog:
         from capacity, expired blocks, eviction and overdue pins (see `room`). Private slots come last; nobody can find
         them.
 
-        ttl_ns: how long the blocks and at least their ancestors live; 0: the namespace's rule. lease_id: drawn by the
-        writer; b"": by the node. depth: blocks of the chain before keys[0], of a chain that is stored in parts.
+        ttl_ns: how long the blocks and at least their ancestors live, within the bounds; 0: the namespace's.
+        lease_id: drawn by the writer; b"": by the node. depth: blocks of the chain before keys[0], of a chain that is
+        stored in parts.
 
         Raises UnknownNamespace; InvalidInput for keys that are not 16 bytes or come twice, `first` beyond the keys, a
         rank outside its count, a tier that is not here, a lease's id that is not new; TooLarge when one slot can never

@@ -150,11 +150,10 @@ class LeaseTable:
             self.end(lease)
 
     def _store(self, lease: Lease, copies: list[tuple[Block, Slot, bytes]], now_ns: int) -> None:
-        rule = lease.tree.namespace.rule
-        self._stock.add(lease.tier, copies, rule.of_store(lease.asked_ttl_ns), now_ns)
+        self._stock.add(lease.tier, copies, lease.asked_ttl_ns, now_ns)
         for block, _, _ in copies:
             block.writer = None
-        self._stock.touch(lease.tree, lease.keys, now_ns, rule.of_ancestors(lease.asked_ttl_ns))
+        self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
         for block, _, _ in copies:
             self._stock.offer(block)
         self._counters["stored_blocks"] += len(copies)

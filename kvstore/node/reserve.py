@@ -70,8 +70,7 @@ class Reserving:
     def _fill(
         self, lease: Lease, first: int, depth: int, private_slots: int, size_class: SizeClass, now_ns: int
     ) -> None:
-        rule = lease.tree.namespace.rule
-        self._stock.touch(lease.tree, lease.keys, now_ns, rule.of_ancestors(lease.asked_ttl_ns))
+        self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
         lease.outcomes = [self._look(lease, key, now_ns) for key in lease.keys[first:]]
         lease.outcomes += [Outcome.GRANTED] * private_slots
         lease.blocks = [*self._enter(lease, first, depth), *[None] * private_slots]

@@ -18,12 +18,13 @@ from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.loads import Loads
 from kvstore.node.placement import Placement
+from kvstore.node.retention import Retention
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.transfers import Transfers
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
-from kvstore.policy.ttl import TtlKind, TtlRule
 from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.keys import keys_of
+from kvstore.rpc.rules import rules_message, rules_of
 from kvstore.rpc.status import streaming, unary
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,6 +38,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         config: NodeConfig,
         custody: Custody,
         sessions: Sessions,
+        retention: Retention,
         handoffs: Handoffs,
         holds: Holds,
         loads: Loads,
@@ -48,6 +50,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._config = config
         self._custody = custody
         self._sessions = sessions
+        self._retention = retention
         self._handoffs = handoffs
         self._holds = holds
         self._loads = loads
@@ -84,11 +87,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
             raise InvalidInput("namespace: the layout's fingerprint is not the namespace's")
         if namespace.tenant != session.tenant:
             raise PermissionRefused(f"the session is of tenant {session.tenant!r}, not {namespace.tenant!r}")
-        kind = TtlKind.FIXED if request.ttl_kind == types_pb2.TTL_FIXED else TtlKind.SLIDING
-        rule = TtlRule(kind, request.ttl_ms * 1_000_000) if request.ttl_ms else None
-        self._custody.catalog.open_namespace(namespace.id, namespace.tenant, layout, rule)
+        rules = self._retention.opened(namespace, layout, rules_of(request.rules))
         self._tenants[namespace.id] = namespace.tenant
-        return node_pb2.OpenNamespaceReply(namespace_id=namespace.id, granule_bytes=layout.granule_bytes)
+        return node_pb2.OpenNamespaceReply(
+            namespace_id=namespace.id,
+            granule_bytes=layout.granule_bytes,
+            rules=rules_message(rules.to_fields()),
+        )
 
     def _caller(self, session_id: bytes, namespace_id: bytes) -> Session:
         """The session of a call on a namespace; refused on another tenant's."""

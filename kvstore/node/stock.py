@@ -83,12 +83,19 @@ class Stock:
 
     # ---- blocks in ---------------------------------------------------------------------------------------------------
 
-    def add(self, tier: Tier, copies: Sequence[tuple[Block, Slot, bytes]], ttl_ns: int, now_ns: int) -> None:
+    def add(self, tier: Tier, copies: Sequence[tuple[Block, Slot, bytes]], asked_ns: int, now_ns: int) -> None:
         """Written slots become copies of blocks of one chain, given root first, with their checksums. The chain is to
-        be touched then."""
+        be touched then.
+
+        asked_ns: the time that the store asked for; 0: the namespace's.
+        """
+        if not copies:
+            return
         self.spaces[tier].move([slot for _, slot, _ in copies], SlotState.LIVE)
-        deadline_ns = now_ns + ttl_ns
+        deadline_ns = now_ns + copies[0][0].tree.namespace.rules.ttl.of_store(asked_ns)
         for block, slot, checksums in copies:
+            if not block.slots:
+                block.asked_ns = asked_ns
             slot.owner = block
             block.slots.append((tier, slot))
             if len(block.slots) > 1:
@@ -113,14 +120,16 @@ class Stock:
             self.excuse(block)
         self.offer(block)
 
-    def touch(self, tree: Tree, keys: Sequence[bytes], now_ns: int, least_ttl_ns: int = 0) -> None:
-        """The chain is in use: what is live of it becomes the most recent, and lives on by the namespace's rule.
+    def touch(self, tree: Tree, keys: Sequence[bytes], now_ns: int, asked_ns: int | None = None) -> None:
+        """The chain is in use: what is live of it becomes the most recent, and lives on by the namespace's rules.
 
-        least_ttl_ns: the blocks live at least this long from now.
+        asked_ns: the time that a store asks for, 0: the namespace's; None: a reader touches. No deadline ever falls.
         """
         self._touches += 1
         touch = self._touches
-        sliding = tree.namespace.rule.sliding
+        rule = tree.namespace.rules.ttl
+        sliding = rule.sliding
+        least_ns = 0 if asked_ns is None else rule.of_ancestors(asked_ns)
         find = tree.blocks.get
         for key in keys:
             block = find(key)
@@ -132,12 +141,13 @@ class Stock:
                 self._owe(block)
             for _, slot in block.slots:
                 slot.slab.touched = touch
-            if least_ttl_ns > block.ttl_ns:
-                block.ttl_ns = least_ttl_ns
-            deadline_ns = now_ns + (block.ttl_ns if sliding else least_ttl_ns)
+            ttl_ns = rule.of_store(block.asked_ns)
+            if least_ns > ttl_ns:
+                ttl_ns, block.asked_ns = least_ns, asked_ns or 0
+            deadline_ns = now_ns + (ttl_ns if sliding else least_ns)
             if deadline_ns > block.deadline_ns:
                 block.deadline_ns = deadline_ns
-                if deadline_ns - block.published_ns > block.ttl_ns // _PUBLISHED_PART:
+                if deadline_ns - block.published_ns > ttl_ns // _PUBLISHED_PART:
                     self.journal.prolonged(block, now_ns)
 
     def offer(self, block: Block) -> None:
@@ -251,7 +261,7 @@ class Stock:
         if not block.slots:
             self._expiry.discard(block)
             block.checksums = b""
-            block.deadline_ns = block.ttl_ns = block.hits = 0
+            block.deadline_ns = block.asked_ns = block.hits = 0
             block.tree.prune(block)
 
     def _order(self, tier: Tier, size_class: SizeClass) -> EvictionOrder[Block]:

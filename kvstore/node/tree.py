@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Tier
 from kvstore.node.answers import ShardId
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import Slot
-from kvstore.policy.ttl import TtlRule
 
 if TYPE_CHECKING:
     from kvstore.node.leases import Lease
@@ -25,15 +25,20 @@ class OpenNamespace:
 
     turned_leaf: told of each live entry that has lost its last child."""
 
-    __slots__ = ("layout", "namespace_id", "rule", "tenant", "trees", "turned_leaf")
+    __slots__ = ("layout", "namespace_id", "rules", "tenant", "trees", "turned_leaf")
 
     def __init__(
-        self, namespace_id: bytes, tenant: str, layout: Layout, rule: TtlRule, turned_leaf: "Callable[[Block], None]"
+        self,
+        namespace_id: bytes,
+        tenant: str,
+        layout: Layout,
+        rules: NamespaceRules,
+        turned_leaf: "Callable[[Block], None]",
     ) -> None:
         self.namespace_id = namespace_id
         self.tenant = tenant
         self.layout = layout
-        self.rule = rule
+        self.rules = rules
         self.turned_leaf = turned_leaf
         self.trees: dict[ShardId, Tree] = {}
 
@@ -47,10 +52,12 @@ class OpenNamespace:
 
 class Block:
     """One entry. depth: position in its chain. slots: by tier, fastest first. touched: see `policy.evict.Recency`.
-    hits: touches since it came. published_ns: the deadline that the control plane knows. writer: the open lease that is
-    writing it. owed: the slot that must not be given up before the block is on NVMe."""
+    hits: touches since it came. asked_ns: the time that its store asked for, 0: the namespace's. published_ns: the
+    deadline that the control plane knows. writer: the open lease that is writing it. owed: the slot that must not be
+    given up before the block is on NVMe."""
 
     __slots__ = (
+        "asked_ns",
         "checksums",
         "deadline_ns",
         "depth",
@@ -65,7 +72,6 @@ class Block:
         "slots",
         "touched",
         "tree",
-        "ttl_ns",
         "writer",
     )
 
@@ -80,7 +86,7 @@ class Block:
         self.owed: Slot | None = None
         self.deadline_ns = 0
         self.published_ns = 0
-        self.ttl_ns = 0
+        self.asked_ns = 0
         self.writer: Lease | None = None
         self.parent: Block | None = None
         self.first_child: Block | None = None

@@ -203,12 +203,8 @@ class OpenNamespaceRequest(google.protobuf.message.Message):
     NAMESPACE_FIELD_NUMBER: builtins.int
     LAYOUT_FIELD_NUMBER: builtins.int
     SHARD_FIELD_NUMBER: builtins.int
-    TTL_MS_FIELD_NUMBER: builtins.int
-    TTL_KIND_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
-    ttl_ms: builtins.int
-    """0: the node's default"""
-    ttl_kind: kvstore.pb.types_pb2.Ttl.ValueType
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
@@ -217,6 +213,10 @@ class OpenNamespaceRequest(google.protobuf.message.Message):
     def layout(self) -> kvstore.pb.types_pb2.Layout: ...
     @property
     def shard(self) -> kvstore.pb.types_pb2.Shard: ...
+    @property
+    def rules(self) -> kvstore.pb.types_pb2.Rules:
+        """what the client asks for; the bounds of times are the operator's"""
+
     def __init__(
         self,
         *,
@@ -225,11 +225,10 @@ class OpenNamespaceRequest(google.protobuf.message.Message):
         namespace: kvstore.pb.types_pb2.Namespace | None = ...,
         layout: kvstore.pb.types_pb2.Layout | None = ...,
         shard: kvstore.pb.types_pb2.Shard | None = ...,
-        ttl_ms: builtins.int = ...,
-        ttl_kind: kvstore.pb.types_pb2.Ttl.ValueType = ...,
+        rules: kvstore.pb.types_pb2.Rules | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["caller", b"caller", "layout", b"layout", "namespace", b"namespace", "shard", b"shard"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "layout", b"layout", "namespace", b"namespace", "session_id", b"session_id", "shard", b"shard", "ttl_kind", b"ttl_kind", "ttl_ms", b"ttl_ms"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "layout", b"layout", "namespace", b"namespace", "rules", b"rules", "shard", b"shard"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "layout", b"layout", "namespace", b"namespace", "rules", b"rules", "session_id", b"session_id", "shard", b"shard"]) -> None: ...
 
 Global___OpenNamespaceRequest: typing_extensions.TypeAlias = OpenNamespaceRequest
 
@@ -239,15 +238,22 @@ class OpenNamespaceReply(google.protobuf.message.Message):
 
     NAMESPACE_ID_FIELD_NUMBER: builtins.int
     GRANULE_BYTES_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
     namespace_id: builtins.bytes
     granule_bytes: builtins.int
+    @property
+    def rules(self) -> kvstore.pb.types_pb2.Rules:
+        """those that hold now, all fields"""
+
     def __init__(
         self,
         *,
         namespace_id: builtins.bytes = ...,
         granule_bytes: builtins.int = ...,
+        rules: kvstore.pb.types_pb2.Rules | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["granule_bytes", b"granule_bytes", "namespace_id", b"namespace_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["granule_bytes", b"granule_bytes", "namespace_id", b"namespace_id", "rules", b"rules"]) -> None: ...
 
 Global___OpenNamespaceReply: typing_extensions.TypeAlias = OpenNamespaceReply
 

@@ -38,23 +38,6 @@ TIER_DRAM: Tier.ValueType  # 2
 TIER_NVME: Tier.ValueType  # 3
 Global___Tier: typing_extensions.TypeAlias = Tier
 
-class _Ttl:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
-
-class _TtlEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Ttl.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
-    TTL_UNSPECIFIED: _Ttl.ValueType  # 0
-    TTL_SLIDING: _Ttl.ValueType  # 1
-    TTL_FIXED: _Ttl.ValueType  # 2
-
-class Ttl(_Ttl, metaclass=_TtlEnumTypeWrapper): ...
-
-TTL_UNSPECIFIED: Ttl.ValueType  # 0
-TTL_SLIDING: Ttl.ValueType  # 1
-TTL_FIXED: Ttl.ValueType  # 2
-Global___Ttl: typing_extensions.TypeAlias = Ttl
-
 @typing.final
 class Caller(google.protobuf.message.Message):
     """Words shared by all services. Columns that have one entry per block travel as `bytes` (little endian, fixed width):
@@ -265,6 +248,69 @@ class NodeAddress(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["grpc", b"grpc", "host", b"host", "incarnation", b"incarnation", "node_id", b"node_id", "relays", b"relays", "storage_node", b"storage_node"]) -> None: ...
 
 Global___NodeAddress: typing_extensions.TypeAlias = NodeAddress
+
+@typing.final
+class Rules(google.protobuf.message.Message):
+    """A namespace's rules (kvstore.policy.rules). A field that is not set stays as it is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TTL_KIND_FIELD_NUMBER: builtins.int
+    TTL_MS_FIELD_NUMBER: builtins.int
+    TTL_MS_MIN_FIELD_NUMBER: builtins.int
+    TTL_MS_MAX_FIELD_NUMBER: builtins.int
+    PROBE_EXTENDS_FIELD_NUMBER: builtins.int
+    COPIES_FIELD_NUMBER: builtins.int
+    COMPRESSION_FIELD_NUMBER: builtins.int
+    KEEP_COPY_FIELD_NUMBER: builtins.int
+    ttl_kind: builtins.str
+    """sliding | fixed"""
+    ttl_ms: builtins.int
+    """of a block whose store names none"""
+    ttl_ms_min: builtins.int
+    """bounds of every block's time"""
+    ttl_ms_max: builtins.int
+    """0: none"""
+    probe_extends: builtins.bool
+    """a match without a load is a touch too"""
+    copies: builtins.int
+    """nodes that each block is to be on"""
+    compression: builtins.str
+    """off | zstd | shuffle; of blocks on NVMe"""
+    keep_copy: builtins.bool
+    """a load leaves a copy at the reader's node"""
+    def __init__(
+        self,
+        *,
+        ttl_kind: builtins.str | None = ...,
+        ttl_ms: builtins.int | None = ...,
+        ttl_ms_min: builtins.int | None = ...,
+        ttl_ms_max: builtins.int | None = ...,
+        probe_extends: builtins.bool | None = ...,
+        copies: builtins.int | None = ...,
+        compression: builtins.str | None = ...,
+        keep_copy: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_compression", b"_compression", "_copies", b"_copies", "_keep_copy", b"_keep_copy", "_probe_extends", b"_probe_extends", "_ttl_kind", b"_ttl_kind", "_ttl_ms", b"_ttl_ms", "_ttl_ms_max", b"_ttl_ms_max", "_ttl_ms_min", b"_ttl_ms_min", "compression", b"compression", "copies", b"copies", "keep_copy", b"keep_copy", "probe_extends", b"probe_extends", "ttl_kind", b"ttl_kind", "ttl_ms", b"ttl_ms", "ttl_ms_max", b"ttl_ms_max", "ttl_ms_min", b"ttl_ms_min"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_compression", b"_compression", "_copies", b"_copies", "_keep_copy", b"_keep_copy", "_probe_extends", b"_probe_extends", "_ttl_kind", b"_ttl_kind", "_ttl_ms", b"_ttl_ms", "_ttl_ms_max", b"_ttl_ms_max", "_ttl_ms_min", b"_ttl_ms_min", "compression", b"compression", "copies", b"copies", "keep_copy", b"keep_copy", "probe_extends", b"probe_extends", "ttl_kind", b"ttl_kind", "ttl_ms", b"ttl_ms", "ttl_ms_max", b"ttl_ms_max", "ttl_ms_min", b"ttl_ms_min"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_compression", b"_compression"]) -> typing.Literal["compression"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_copies", b"_copies"]) -> typing.Literal["copies"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_keep_copy", b"_keep_copy"]) -> typing.Literal["keep_copy"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_probe_extends", b"_probe_extends"]) -> typing.Literal["probe_extends"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttl_kind", b"_ttl_kind"]) -> typing.Literal["ttl_kind"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttl_ms", b"_ttl_ms"]) -> typing.Literal["ttl_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttl_ms_max", b"_ttl_ms_max"]) -> typing.Literal["ttl_ms_max"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttl_ms_min", b"_ttl_ms_min"]) -> typing.Literal["ttl_ms_min"] | None: ...
+
+Global___Rules: typing_extensions.TypeAlias = Rules
 
 @typing.final
 class LaneLoad(google.protobuf.message.Message):

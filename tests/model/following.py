@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from kvstore.blocks.layout import LayerGroup, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.node.catalog import Catalog, Pins, Record, ShardId
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.model.world import ModelBlock, ModelLease, ModelPin, Name, Path, World, chain_of, key_of
@@ -24,8 +25,8 @@ def layout(block_bytes: int) -> Layout:
 
 
 TENANTS = {
-    "a": (layout(SLOT_BYTES - 96), TtlRule(TtlKind.SLIDING, TTL_NS)),
-    "b": (layout(3 * SLOT_BYTES), TtlRule(TtlKind.FIXED, TTL_NS)),
+    "a": (layout(SLOT_BYTES - 96), NamespaceRules(TtlRule(TtlKind.SLIDING, TTL_NS))),
+    "b": (layout(3 * SLOT_BYTES), NamespaceRules(TtlRule(TtlKind.FIXED, TTL_NS))),
 }
 SHARDS = [ShardId(0, 2), ShardId(1, 2)]
 
@@ -39,7 +40,6 @@ class Following(RuleBasedStateMachine):
         ids = count(1)
         self.catalog = Catalog(
             {Tier.DRAM: SlotSpace(CAPACITY_BYTES, 2 * SLOT_BYTES, count(1))},
-            ttl_ns=TTL_NS,
             lease_ns=LEASE_NS,
             hold_ns_max=HOLD_NS,
             pinned_bytes_max=PINNED_BYTES_MAX,
@@ -49,8 +49,8 @@ class Following(RuleBasedStateMachine):
         self.writes = count()
         self.names: dict[tuple[bytes, bytes, ShardId], Name] = {}
         self.leaving: set[Name] = set()  # what the call in hand removes by right
-        for tenant, (tenant_layout, ttl) in TENANTS.items():
-            self.catalog.open_namespace(key_of(tenant, ()), tenant, tenant_layout, ttl)
+        for tenant, (tenant_layout, rules) in TENANTS.items():
+            self.catalog.open_namespace(key_of(tenant, ()), tenant, tenant_layout, rules)
 
     def _chain(self, tenant: str, shard: ShardId, path: Path) -> list[Name]:
         chain = [Name(tenant, shard, part) for part in chain_of(path)]
@@ -89,7 +89,7 @@ class Following(RuleBasedStateMachine):
 
     def _store(self, lease: ModelLease, flags: list[bool]) -> None:
         world = self.world
-        rule = TENANTS[lease.chain[0].tenant][1]
+        rule = TENANTS[lease.chain[0].tenant][1].ttl
         ttl_ns = rule.of_store(lease.ttl_ns)
         for (name, place), flag in zip(lease.granted, flags, strict=True):
             if flag and name is not None:

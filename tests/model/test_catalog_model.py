@@ -40,7 +40,7 @@ class CatalogMachine(Following):
     def _reserve(self, chain: list[Name], first: int, holder: str, ttl_ns: int, private_slots: int) -> bytes:
         tenant, shard = chain[0].tenant, chain[0].shard
         world, now_ns = self.world, self.now_ns
-        rule = TENANTS[tenant][1]
+        rule = TENANTS[tenant][1].ttl
         expected = [self._outlook(name) for name in chain[first:]] + [Outcome.GRANTED] * private_slots
         self.leaving |= {name for name in chain[first:] if name in world.live and not world.is_live(name, now_ns)}
 
@@ -150,7 +150,7 @@ class CatalogMachine(Following):
         ]
         for name, block in zip(names, pins.blocks, strict=True):
             assert block is None or block.checksums == sum_of(name.path)
-        self.world.touch(chain, self.now_ns, TENANTS[tenant][1].sliding)
+        self.world.touch(chain, self.now_ns, TENANTS[tenant][1].ttl.sliding)
         self._keep(pins, holder, hold_ns, contents)
 
     @precondition(lambda self: self.world.leases)

@@ -7,12 +7,14 @@ from itertools import count
 from kvstore.blocks.layout import LayerGroup, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.node.catalog import Catalog, Copy, Pins, Place, Record, Reservation, SetGeneration, ShardId
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import BankedSpace, SlotSpace, Space
-from kvstore.policy.ttl import TtlRule
+from kvstore.policy.ttl import TtlKind, TtlRule
 
 SLOT_BYTES = 4096
 SHARD = ShardId(0, 1)
 TTL_NS, LEASE_NS, HOLD_NS = 1000, 100, 200
+RULES = NamespaceRules(TtlRule(TtlKind.SLIDING, TTL_NS))
 G, P, I, R = Outcome.GRANTED, Outcome.PRESENT, Outcome.IN_PROGRESS, Outcome.REFUSED  # noqa: E741  # as tables show them
 
 
@@ -48,7 +50,7 @@ class SmallCatalog:
         nvme_files: Sequence[int] = (),
         spill_from_hits: int = 0,
         pinned_slots_max: int = 0,
-        ttl: TtlRule | None = None,
+        rules: NamespaceRules | None = None,
     ) -> None:
         ids, slab_ids = count(1), count(1)
         spaces: dict[Tier, Space] = {Tier.DRAM: SlotSpace(slots * SLOT_BYTES, slab_slots * SLOT_BYTES, slab_ids)}
@@ -60,15 +62,15 @@ class SmallCatalog:
         self.spaces = spaces
         self.catalog = Catalog(
             spaces,
-            ttl_ns=TTL_NS,
             lease_ns=LEASE_NS,
             hold_ns_max=HOLD_NS,
             pinned_bytes_max=pinned_slots_max * SLOT_BYTES,
             new_id=lambda: next(ids).to_bytes(16, "big"),
+            rules=RULES,
             spill_from_hits=spill_from_hits,
         )
         for tenant, slots_per_block in (("one", 1), ("two", 1), ("wide", 2)):
-            self.catalog.open_namespace(namespace(tenant), tenant, layout(slots_per_block * SLOT_BYTES), ttl)
+            self.catalog.open_namespace(namespace(tenant), tenant, layout(slots_per_block * SLOT_BYTES), rules)
 
     def reserve(
         self,

@@ -6,6 +6,7 @@ import pytest
 
 from kvstore.blocks.state import Tier
 from kvstore.node.catalog import CloseSlab, OpenSlab
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.node.small_catalog import HOLD_NS, LEASE_NS, SHARD, G, P, R, SmallCatalog, key, namespace
 
@@ -80,7 +81,7 @@ def test_a_chain_makes_no_room_for_itself_by_its_own_blocks() -> None:
 
 def test_expired_blocks_go_before_live_ones() -> None:
     """Without waiting for a tick, and whoever is more recent."""
-    small = SmallCatalog(slots=2, ttl=TtlRule(TtlKind.FIXED, 1000))
+    small = SmallCatalog(slots=2, rules=NamespaceRules(TtlRule(TtlKind.FIXED, 1000)))
     small.store("a")
     small.store("b", ttl_ns=10)
     small.now_ns = 10

@@ -7,6 +7,7 @@ import pytest
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput, TooLarge, UnknownNamespace
 from kvstore.node.catalog import CloseSlab, OpenSlab, SetGeneration, ShardId
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.node.small_catalog import SHARD, SLOT_BYTES, G, I, P, R, SmallCatalog, key, layout, names, namespace
 
@@ -190,7 +191,7 @@ def test_opening_a_namespace_again_may_bring_another_rule() -> None:
     """It counts for what is stored from then on; without one nothing changes."""
     small = SmallCatalog()
     small.store("a")
-    small.catalog.open_namespace(namespace("one"), "one", layout(), TtlRule(TtlKind.FIXED, 10))
+    small.catalog.open_namespace(namespace("one"), "one", layout(), NamespaceRules(TtlRule(TtlKind.FIXED, 10)))
     small.catalog.open_namespace(namespace("one"), "one", layout())
     small.store("b")
     small.tick(10)

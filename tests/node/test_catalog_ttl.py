@@ -4,10 +4,11 @@ import pytest
 
 from kvstore.blocks.state import Outcome
 from kvstore.node.catalog import ShardId
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.node.small_catalog import SHARD, TTL_NS, SmallCatalog, key, namespace
 
-FIXED = TtlRule(TtlKind.FIXED, TTL_NS)
+FIXED = NamespaceRules(TtlRule(TtlKind.FIXED, TTL_NS))
 
 
 def remaining(small: SmallCatalog) -> dict[bytes, int]:
@@ -46,7 +47,7 @@ def test_looking_extends_nothing() -> None:
 
 def test_a_fixed_deadline_stays() -> None:
     """It runs from the store, whatever touches the block, and a store below it."""
-    small = SmallCatalog(ttl=FIXED)
+    small = SmallCatalog(rules=FIXED)
     small.store("a")
     small.now_ns = TTL_NS - 1
     small.pin("a")
@@ -56,10 +57,10 @@ def test_a_fixed_deadline_stays() -> None:
     assert small.pin("ab").outcomes == [Outcome.EXPIRED, Outcome.READY]
 
 
-@pytest.mark.parametrize("rule", [None, FIXED], ids=["sliding", "fixed"])
-def test_a_stores_own_time_raises_its_ancestors(rule: TtlRule | None) -> None:
+@pytest.mark.parametrize("rules", [None, FIXED], ids=["sliding", "fixed"])
+def test_a_stores_own_time_raises_its_ancestors(rules: NamespaceRules | None) -> None:
     """Else it would outlive them, and be of no use."""
-    small = SmallCatalog(ttl=rule)
+    small = SmallCatalog(rules=rules)
     small.store("ab")
     small.store("abc", first=2, ttl_ns=5 * TTL_NS)
     small.tick(5 * TTL_NS - 1)
@@ -149,3 +150,74 @@ def test_a_block_that_is_being_written_cannot_be_dropped() -> None:
     assert not small.catalog.drop(namespace("one"), SHARD, key("a"), "purge")
     small.commit(reservation)
     assert small.live("a") == "a"
+
+
+def ruled(**fields: int | str) -> NamespaceRules:
+    """Rules whose milliseconds are this catalog's nanoseconds."""
+    whole = NamespaceRules.from_fields(fields)
+    ttl = whole.ttl
+    times = [time_ns // 1_000_000 for time_ns in (ttl.ttl_ns, ttl.ttl_ns_min, ttl.ttl_ns_max)]
+    return NamespaceRules(TtlRule(ttl.kind, *times))
+
+
+def test_a_longer_time_holds_from_the_next_touch() -> None:
+    """Blocks that are there follow new rules once they are used; those that nobody uses end as was promised."""
+    small = SmallCatalog()
+    small.store("ab")
+    small.store("c")
+    small.catalog.set_rules(namespace("one"), ruled(ttl_ms=5 * TTL_NS))
+    small.now_ns = TTL_NS - 1
+    small.pin("ab")
+    small.tick(TTL_NS)
+    assert small.live("abc") == "ab"
+    small.now_ns = 6 * TTL_NS - 2
+    assert small.live("ab") == "ab"
+    small.now_ns = 6 * TTL_NS - 1
+    assert small.live("ab") == ""
+
+
+def test_a_shorter_time_takes_nothing_back() -> None:
+    """No deadline falls; a later touch gives the shorter time."""
+    small = SmallCatalog()
+    small.store("a")
+    small.catalog.set_rules(namespace("one"), ruled(ttl_ms=10))
+    small.now_ns = 5
+    small.pin("a")
+    assert remaining(small) == {key("a"): TTL_NS - 5}
+    small.now_ns = TTL_NS - 1
+    small.pin("a")
+    assert remaining(small) == {key("a"): 10}
+
+
+@pytest.mark.parametrize(("asked_ns", "expected_ns"), [(0, 100), (5, 20), (30, 30), (500, 100)])
+def test_a_stores_own_time_is_moved_within_the_bounds(asked_ns: int, expected_ns: int) -> None:
+    """So is the namespace's own, and what a touch gives later."""
+    small = SmallCatalog(rules=ruled(ttl_ms=TTL_NS, ttl_ms_min=20, ttl_ms_max=100))
+    small.store("a", ttl_ns=asked_ns)
+    assert remaining(small) == {key("a"): expected_ns}
+    small.now_ns = 19
+    small.pin("a")
+    assert remaining(small) == {key("a"): expected_ns}
+
+
+def test_bounds_that_change_bind_what_is_there() -> None:
+    """A store's own time of before is cut from the next touch on."""
+    small = SmallCatalog()
+    small.store("a", ttl_ns=50)
+    small.catalog.set_rules(namespace("one"), ruled(ttl_ms=TTL_NS, ttl_ms_min=200))
+    small.pin("a")
+    assert remaining(small) == {key("a"): 200}
+
+
+def test_sliding_and_fixed_can_be_exchanged() -> None:
+    """Touches extend from then on, or no more."""
+    small = SmallCatalog(rules=FIXED)
+    small.store("a")
+    small.catalog.set_rules(namespace("one"), ruled(ttl_ms=TTL_NS))
+    small.now_ns = 10
+    small.pin("a")
+    assert remaining(small) == {key("a"): TTL_NS}
+    small.catalog.set_rules(namespace("one"), FIXED)
+    small.now_ns = 20
+    small.pin("a")
+    assert remaining(small) == {key("a"): TTL_NS - 10}

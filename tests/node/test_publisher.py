@@ -69,7 +69,6 @@ class Node:
         self.clock = Clock()
         self.catalog = Catalog(
             {Tier.DRAM: SlotSpace(2**40, MIB, iter(range(1, 10**9)))},
-            ttl_ns=3600 * SECOND_NS,
             lease_ns=60 * SECOND_NS,
             hold_ns_max=60 * SECOND_NS,
             pinned_bytes_max=0,

@@ -27,3 +27,17 @@ def test_no_time_is_refused(ttl_ns: int) -> None:
     """A rule without time would expire what it stores."""
     with pytest.raises(InvalidInput):
         TtlRule(TtlKind.FIXED, ttl_ns)
+
+
+def test_every_time_is_moved_within_the_bounds() -> None:
+    """What a store asks for, and the rule's own; ancestors get what the store gets."""
+    bounded = TtlRule(TtlKind.FIXED, 10, ttl_ns_min=20, ttl_ns_max=50)
+    assert [bounded.of_store(asked) for asked in (0, 5, 30, 90)] == [20, 20, 30, 50]
+    assert [bounded.of_ancestors(asked) for asked in (0, 5, 30, 90)] == [0, 20, 30, 50]
+
+
+@pytest.mark.parametrize(("least_ns", "most_ns"), [(50, 20), (-1, 0), (0, -1)])
+def test_bounds_that_leave_no_time_are_refused(least_ns: int, most_ns: int) -> None:
+    """The least must not be above the most."""
+    with pytest.raises(InvalidInput):
+        TtlRule(TtlKind.FIXED, 10, least_ns, most_ns)
