@@ -2,8 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from kvstore.errors import DeadlineExceeded, Unavailable
 
@@ -11,16 +12,26 @@ READY_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 15.0
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs, and what its ready line said, by name."""
+
+    process: asyncio.subprocess.Process
+    said: dict[str, str]
+
+
 @asynccontextmanager
-async def child(*argv: str, line_bytes_max: int = 2**16) -> AsyncIterator[asyncio.subprocess.Process]:
+async def child(
+    *argv: str, line_bytes_max: int = 2**16, prefix: Sequence[str] = ()
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A Python process with pipes for input and output. Its end is asked for by closing its input, then enforced.
 
-    line_bytes_max: longest line that is read from it.
+    line_bytes_max: longest line that is read from it. prefix: a command that becomes it (`ip netns exec …`).
     """
     pipe = asyncio.subprocess.PIPE
     # A session of its own: an interrupt from the terminal reaches the parent alone, which then ends its children.
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *argv, stdin=pipe, stdout=pipe, limit=line_bytes_max, start_new_session=True
+        *prefix, sys.executable, *argv, stdin=pipe, stdout=pipe, limit=line_bytes_max, start_new_session=True
     )
     try:
         yield process
@@ -37,11 +48,18 @@ async def child(*argv: str, line_bytes_max: int = 2**16) -> AsyncIterator[asynci
 
 @asynccontextmanager
 async def server(command: str, *options: str) -> AsyncIterator[dict[str, str]]:
-    """Runs `kvstore COMMAND OPTIONS` and gives what its ready line says, by name.
+    """Runs `kvstore COMMAND OPTIONS` and gives what its ready line says. Raises what `running` raises."""
+    async with running(command, *options) as started:
+        yield started.said
+
+
+@asynccontextmanager
+async def running(command: str, *options: str, prefix: Sequence[str] = ()) -> AsyncIterator[Server]:
+    """Runs `kvstore COMMAND OPTIONS`, under the command `prefix` if there is one.
 
     Raises Unavailable when it ends first, DeadlineExceeded when it says nothing in time.
     """
-    async with child("-m", "kvstore", command, "--stop-at-eof", *options) as process:
+    async with child("-m", "kvstore", command, "--stop-at-eof", *options, prefix=prefix) as process:
         assert process.stdout is not None
         try:
             async with asyncio.timeout(READY_DEADLINE_S):
@@ -51,4 +69,4 @@ async def server(command: str, *options: str) -> AsyncIterator[dict[str, str]]:
         said, ready, values = line.partition("ready: ")
         if not ready:
             raise Unavailable(f"kvstore {command} did not start (exit code {await process.wait()}) {said}".rstrip())
-        yield dict(word.split("=", 1) for word in values.split())
+        yield Server(process, dict(word.split("=", 1) for word in values.split()))

@@ -1,0 +1,122 @@
+"""kvstore on the hosts of a testbed: the real processes, each in its namespace, with engines' stand-ins beside them."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvbench.testbed import Testbed
+from kvbench.topology import CONTROL, STORAGE, Host
+from kvstore.cli.demo_cluster import Engine
+from kvstore.cli.spawn import Server, child, running
+from kvstore.config import GIB, MIB
+
+_LOG = ("--log-level", "warning")
+_LINE_BYTES_MAX = 2**20
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The ways that bytes may take to a prefill node. options: of every engine node. helped: over others' NICs too."""
+
+    name: str
+    options: tuple[str, ...]
+    helped: bool
+
+
+SINGLE = Paths("single path", ("--compute-device", "snic0"), helped=False)
+"""Everything over the reader's own storage NIC."""
+ALL = (SINGLE,)
+
+
+@dataclass(slots=True)
+class Store:
+    """What runs through all rounds: the control plane, and the storage node with its engine, which fills it."""
+
+    bed: Testbed
+    folder: Path
+    control: str
+    node: Server
+    engine: Engine
+    process_ids: list[int]
+
+
+@dataclass(slots=True)
+class Engines:
+    """The engine nodes of one load. nodes: by host. readers: the engine of each prefill node."""
+
+    nodes: dict[str, Server]
+    readers: list[Engine]
+    process_ids: list[int]
+
+
+@asynccontextmanager
+async def store(bed: Testbed, folder: Path, capacity: Sequence[str]) -> AsyncIterator[Store]:
+    """capacity: options of the storage node's tiers."""
+    async with AsyncExitStack() as stack:
+        host = bed.topology.host("control")
+        listen = ("--listen", f"{host.nic(CONTROL).address}:0")
+        control = await stack.enter_async_context(running("control", *listen, *_LOG, prefix=bed.prefix(host)))
+        address, host = control.said["address"], bed.topology.host("storage")
+        options = ("--compute-device", host.nic(STORAGE).device, *capacity)
+        node = await stack.enter_async_context(_node(bed, folder, address, host, options))
+        engine, process = await stack.enter_async_context(_engine(bed, host, node))
+        yield Store(bed, folder, address, node, engine, [control.process.pid, node.process.pid, process.pid])
+
+
+@asynccontextmanager
+async def engines(stored: Store, hosts: Iterable[Host], paths: Paths) -> AsyncIterator[Engines]:
+    """Starts the engine nodes, and an engine at each prefill node."""
+    async with AsyncExitStack() as stack:
+        started = Engines({}, [], [])
+        for host in hosts:
+            role = host.name.partition("-")[0]
+            options = ("--roles", role, *paths.options)
+            node = await stack.enter_async_context(_node(stored.bed, stored.folder, stored.control, host, options))
+            started.nodes[host.name] = node
+            started.process_ids.append(node.process.pid)
+            if role == "prefill":
+                engine, process = await stack.enter_async_context(_engine(stored.bed, host, node))
+                started.readers.append(engine)
+                started.process_ids.append(process.pid)
+        yield started
+
+
+def dram(count_bytes: int) -> tuple[str, ...]:
+    """Options of a storage node that keeps so much in memory."""
+    return ("--dram-bytes", str(count_bytes + 512 * MIB), "--slab-bytes", str(64 * MIB))
+
+
+def nvme(count_bytes: int, path: Path) -> tuple[str, ...]:
+    """Options of a storage node that keeps so much on a device, and a quarter of it in memory at most."""
+    memory_bytes = max(count_bytes // 4, GIB)
+    device = ("--nvme-paths", str(path), "--nvme-bytes", str(count_bytes + GIB))
+    return ("--dram-bytes", str(memory_bytes), *device, "--no-promote")
+
+
+def cpu_seconds(process_ids: Iterable[int]) -> dict[int, float]:
+    """Of those processes that live; what the kernel did for them included."""
+    spent = {}
+    for process_id in process_ids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+            spent[process_id] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return spent
+
+
+@asynccontextmanager
+async def _node(bed: Testbed, folder: Path, control: str, host: Host, options: Sequence[str]) -> AsyncIterator[Server]:
+    address = ("--listen", f"{host.nic(CONTROL).address}:0", "--socket", str(folder / f"{host.name}.sock"))
+    named = ("--node-id", host.name, "--control", control)
+    async with running("node", *named, *address, *_LOG, *options, prefix=bed.prefix(host)) as node:
+        yield node
+
+
+@asynccontextmanager
+async def _engine(bed: Testbed, host: Host, node: Server) -> AsyncIterator[tuple[Engine, asyncio.subprocess.Process]]:
+    argv = ("-m", "kvbench.bed_engine", "--node", node.said["socket"])
+    async with child(*argv, line_bytes_max=_LINE_BYTES_MAX, prefix=bed.prefix(host)) as process:
+        yield Engine(host.name, process), process

@@ -1,0 +1,137 @@
+"""An engine's stand-in on a host of the testbed: stores histories whose bytes follow from their keys, loads them, and
+compares every byte.
+
+Reads one JSON request a line and answers each with one, as `kvstore.cli.demo_worker` does, so `Engine` talks to it too.
+A history is named by its seed: the same seed is the same prompt everywhere.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.blocks.keys import Chain
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.namespace import Namespace
+from kvstore.cli.demo_bytes import DerivedKV
+from kvstore.client import AsyncClient, Match, buffers
+from kvstore.errors import DeadlineExceeded, KVStoreError, Refused
+
+LAYOUT = Layout.dense(layers=32, kv_heads=8, head_dim=128)
+"""Llama 3 8B: 8 MiB a block of 64 tokens; a layer is a granule."""
+GROUPS = 8
+"""Layer groups of a load."""
+_NAMESPACE = Namespace.of("kvbench-dualpath", LAYOUT)
+_PUBLISHED_S = 10.0
+_POISON = 0xA5
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a history is loaded to. memory: [block, layer, byte]."""
+
+    match: Match
+    memory: Bytes
+
+
+class Worker:
+    """One client, and the histories that it was told to prepare for."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._targets: dict[str, _Target] = {}
+        self._derived = DerivedKV(LAYOUT)
+
+    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request:
+            case {"op": "store", "seed": seed, "blocks": blocks}:
+                return await self._store(self._chain(seed, int(blocks)))
+            case {"op": "prepare", "seed": seed, "blocks": blocks}:
+                return await self._prepare(seed, self._chain(seed, int(blocks)))
+            case {"op": "load", "seed": seed, "deadline_s": deadline_s}:
+                return await self._load(self._targets[seed], float(deadline_s))
+            case {"op": "check", "seed": seed}:
+                return {"differing_layers": await asyncio.to_thread(self._differing, self._targets[seed])}
+        raise AssertionError(f"no such request: {request}")
+
+    def _chain(self, seed: str, blocks: int) -> Chain:
+        tokens = np.random.default_rng(int(seed)).integers(0, 2**32, blocks * LAYOUT.block_tokens, dtype=np.uint32)
+        return self._client.chain(tokens)
+
+    async def _store(self, chain: Chain) -> dict[str, Any]:
+        memory = np.empty((len(chain), LAYOUT.layers, LAYOUT.layer_bytes), np.uint8)
+        for key, block in zip(chain.keys, memory, strict=True):
+            self._derived.fill(key, 0, block)
+        stored = await self._client.store(chain, buffers.contiguous(memory, LAYOUT))
+        if stored.stored != len(chain):
+            raise Refused(f"only {stored.stored} of {len(chain)} blocks were stored: {stored}")
+        return {"bytes": stored.bytes}
+
+    async def _prepare(self, seed: str, chain: Chain) -> dict[str, Any]:
+        """Waits until all of the history is matched, and has memory for it that was touched."""
+        deadline = time.monotonic() + _PUBLISHED_S
+        while (match := await self._client.match(chain)).blocks < len(chain):
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{match.blocks} of {len(chain)} blocks were published")
+            await asyncio.sleep(0.02)
+        memory = np.full((len(chain), LAYOUT.layers, LAYOUT.layer_bytes), _POISON, np.uint8)
+        self._targets[seed] = _Target(match, memory)
+        return {}
+
+    async def _load(self, target: _Target, deadline_s: float) -> dict[str, Any]:
+        kv, group_layers = buffers.contiguous(target.memory, LAYOUT), LAYOUT.layers // GROUPS
+        began_s = time.monotonic()
+        result = await self._client.load(target.match, kv, group_layers=group_layers, deadline_s=deadline_s).result()
+        routes: Counter[str] = Counter()
+        for source in result.sources:
+            routes[source.route] += source.bytes
+        return {
+            "began_s": began_s,
+            "ended_s": time.monotonic(),
+            "first_group_s": result.first_group_s,
+            "blocks": result.blocks,
+            "bytes": result.bytes,
+            "routes": dict(routes),
+            "missing": dict(Counter(missing.outcome.name.lower() for missing in result.missing)),
+        }
+
+    def _differing(self, target: _Target) -> int:
+        keys = target.match.chain.keys
+        return sum(self._derived.differing(key, 0, block) for key, block in zip(keys, target.memory, strict=True))
+
+
+async def _work(node: str) -> None:
+    client = await AsyncClient.connect(node=node, namespace=_NAMESPACE, layout=LAYOUT)
+    worker = Worker(client)
+
+    async def answer(request: dict[str, Any]) -> None:
+        number = request.pop("id")
+        try:
+            said = {"id": number, "reply": await worker.answer(request)}
+        except KVStoreError as error:
+            said = {"id": number, "error": f"{request['op']}: {type(error).__name__}: {error}"}
+        print(json.dumps(said), flush=True)
+
+    async with asyncio.TaskGroup() as requests:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            requests.create_task(answer(json.loads(line)))
+    await client.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--node", required=True)
+    asyncio.run(_work(parser.parse_args().node))
+
+
+if __name__ == "__main__":
+    main()

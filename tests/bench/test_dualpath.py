@@ -1,0 +1,102 @@
+"""What `kvbench dualpath` makes of its rounds."""
+
+import argparse
+from dataclasses import replace
+
+import pytest
+
+from kvbench import dualpath
+from kvbench.bed_cluster import SINGLE, Paths
+from kvbench.bed_engine import LAYOUT
+from kvbench.bed_faults import Fault
+from kvbench.cli import main
+from kvbench.dualpath_rounds import Measured, Plan, Round
+from kvbench.testbed import Counters
+from kvbench.topology import COMPUTE, STORAGE
+
+HELPED = Paths("dual path", (), helped=True)
+BYTES = 4 * LAYOUT.block_bytes
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(dualpath, "ALL", (SINGLE, HELPED))
+    parser = argparse.ArgumentParser()
+    dualpath.add_arguments(parser)
+    return dualpath._plan(parser.parse_args(["--testbed", "--bytes", str(BYTES), "--kill-helper"]))
+
+
+def measured(seconds: float, own_bytes: int, helper_bytes: int) -> Measured:
+    received = {"prefill-1": own_bytes, "decode-1": helper_bytes}
+    nics = {
+        (host, network): Counters(count * (network == STORAGE), count * (network == COMPUTE))
+        for host, count in received.items()
+        for network in (STORAGE, COMPUTE)
+    }
+    return Measured(seconds, BYTES, seconds / 8, 0.1, {"direct": own_bytes}, {}, nics)
+
+
+def rounds() -> list[Round]:
+    """Each NIC carries BYTES in 10 s; the three rounds differ in how long the loads took."""
+    rates = {"prefill-1": BYTES / 10, "decode-1": BYTES / 10}
+    return [
+        Round(
+            {"prefill-1": BYTES / 10},
+            rates,
+            {SINGLE.name: measured(single_s, BYTES, 0), HELPED.name: measured(dual_s, BYTES * 3 // 4, BYTES // 4)},
+        )
+        for single_s, dual_s in ((12.5, 6.25), (10.0, 8.0), (20.0, 5.0))
+    ]
+
+
+def test_ratios_are_medians_of_ratios_within_the_rounds(plan: Plan) -> None:
+    """Each way beside what its own NICs carry; the helped one also beside the other, and the best time left."""
+    assert dualpath.ratios(plan, rounds()) == {
+        "single_of_limit": pytest.approx(0.8),
+        "single_first_group_share": pytest.approx(1 / 8),
+        "single_snic_max_vs_mean": pytest.approx(2.0),
+        "of_limit": pytest.approx(0.8),
+        "first_group_share": pytest.approx(1 / 8),
+        "snic_max_vs_mean": pytest.approx(1.5),
+        "of_optimum": pytest.approx(7.5 / 6.25),
+        "dual_vs_single": pytest.approx(2.0),
+    }
+    assert "of_optimum" not in dualpath.ratios(replace(plan, fault=None), rounds())
+
+
+def test_rows_name_every_way_and_every_nic(plan: Plan) -> None:
+    """Both limits, both ways, and four NICs of each."""
+    found = list(dualpath.rows(plan, rounds()))
+    assert [row["path"] for row in found[:4]] == [
+        "sockets, readers' NICs",
+        "sockets, all NICs",
+        "single path",
+        "dual path",
+    ]
+    assert found[1]["gb_per_s"] == pytest.approx(2 * found[0]["gb_per_s"])
+    assert found[3]["seconds"] == 6.25
+    nics = {(row["path"], row["nic"]): row["received_bytes"] for row in found[4:]}
+    assert len(nics) == 8
+    assert nics["dual path", "decode-1 snic0"] == BYTES // 4
+
+
+def test_histories_are_shared_out(plan: Plan) -> None:
+    """--bytes is of all loads together; the deadline grows with them."""
+    assert (plan.bytes, plan.blocks, plan.seeds, plan.fault) == (BYTES, 4, ("1",), Fault("kill", at=0.5))
+    assert plan.deadline_s > 5 * BYTES * 8 / 500e6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--bytes", "1MiB"], "--bytes of"),
+        (["--rounds", "0"], "--rounds"),
+        (["--helpers", "0", "--kill-helper"], "needs --helpers"),
+        (["--helpers", "0", "--background-load", "50%"], "needs --helpers"),
+        (["--snic-mbit", "0"], "positive"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before any host is made."""
+    assert main(["dualpath", "--testbed", *options]) == 2
+    assert said in capsys.readouterr().err

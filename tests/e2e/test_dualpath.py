@@ -1,0 +1,55 @@
+"""`kvbench dualpath`, small: its figures mean little here; that bytes are right and keep to their NICs does not."""
+
+import json
+import os
+
+import pytest
+
+from kvbench import testbed
+from kvbench.cli import main
+
+pytestmark = [
+    pytest.mark.ucx,
+    pytest.mark.netns,
+    pytest.mark.skipif(bool(testbed.why_not()), reason=testbed.why_not()),
+]
+
+BYTES = 64 * 2**20
+BLOCKS = ["--bytes", str(BYTES), "--rounds", "1", "--limit-s", "0.5"]
+
+
+def measured(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
+    assert main(["dualpath", "--testbed", *BLOCKS, *options, "--json"]) == 0
+    # Others may have testbeds of their own.
+    assert not [name for name in testbed.names() if name.startswith(f"p{os.getpid()}n")]
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_single_path_keeps_to_the_readers_storage_nic(capsys: pytest.CaptureFixture[str]) -> None:
+    """UCX is told the device: no payload passes over another NIC, and the rate is the NIC's own."""
+    found = measured(capsys, "--snic-mbit", "400")
+    nics = {row["nic"]: row for row in found["results"] if row["path"] == "single path" and "nic" in row}
+    assert nics["prefill-1 snic0"]["received_bytes"] > BYTES
+    for other in ("prefill-1 cnic0", "decode-1 snic0", "decode-1 cnic0"):
+        assert nics[other]["received_bytes"] + nics[other]["sent_bytes"] < BYTES / 100
+    assert 0.5 < found["ratios"]["single_of_limit"] < 1.2
+    assert 1 / 16 < found["ratios"]["single_first_group_share"] < 1 / 2
+
+
+@pytest.mark.parametrize("fault", ["--throttle-helper=10%@30%", "--kill-helper", "--stop-helper", "--link-down"])
+def test_a_fault_of_a_helper_leaves_every_byte_right(capsys: pytest.CaptureFixture[str], fault: str) -> None:
+    """It strikes, the load ends, nothing is missing, and all processes and hosts are gone."""
+    found = measured(capsys, "--snic-mbit", "400", fault)
+    assert found["config"]["fault"]["kind"] in fault
+    assert all(row.get("missing_blocks", 0) == 0 for row in found["results"])
+
+
+def test_concurrent_loads_over_two_readers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each reader has its part, over its own storage NIC, while a helper's is busy with something else."""
+    options = ("--prefills", "2", "--concurrent", "4", "--background-load", "50%", "--uneven", "1:1:3")
+    found = measured(capsys, "--snic-mbit", "200", *options)
+    nics = {row["nic"]: row["received_bytes"] for row in found["results"] if "nic" in row}
+    assert nics["prefill-1 snic0"] == pytest.approx(nics["prefill-2 snic0"], rel=0.1)
+    assert nics["decode-1 snic0"] > BYTES / 4
+    assert found["config"]["snic_mbit"] == {"prefill-1": 200, "prefill-2": 200, "decode-1": 600}
