@@ -7,12 +7,12 @@ deadline; errors are of `kvstore.errors`. The blocking twin is `kvstore.client.b
 import asyncio
 import base64
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
@@ -21,20 +21,20 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.client.buffers import KVBuffers
 from kvstore.client.copying import Copier
+from kvstore.client.leasing import lease_parts
 from kvstore.client.link import Link
 from kvstore.client.loading import Load
 from kvstore.client.matching import Locations, Match, joined
-from kvstore.client.storing import HandoffWriter, StoreResult, Writer, abort
+from kvstore.client.parts import Part, parts_of
+from kvstore.client.storing import HandoffWriter, StoreResult, Writer
 from kvstore.config import ClientConfig
 from kvstore.errors import (
     BufferMismatch,
     ControlUnavailable,
-    DeadlineExceeded,
     InvalidInput,
     LeaseLost,
     TicketInvalid,
     TooLarge,
-    Unavailable,
 )
 from kvstore.pb import control_pb2, node_pb2
 from kvstore.policy.rulebook import check_asked
@@ -46,6 +46,7 @@ _DEFAULT_GROUPS = 8
 _PIECE_BYTES_MIN = 4 * 1024 * 1024
 _OFFERS_MAX = 1024
 _UNDO_S = 1.0
+_HOLD_ID_BYTES = 16
 
 
 class Pin:
@@ -193,33 +194,33 @@ class AsyncClient:
     async def _match_control(self, asked: Chain) -> Match:
         if self._link.control is None:
             raise ControlUnavailable("the node has no control plane")
-        parts, blocks = [], 0
-        for keys in _batches(asked):
+        found, blocks = [], 0
+        for part in parts_of(asked) if len(asked) else ():
             request = control_pb2.MatchRequest(
                 caller=self._link.caller,
                 namespace_id=asked.namespace_id,
                 shard_count=self._link.shard_count,
-                keys=b"".join(keys),
+                keys=part.packed,
             )
             reply = await self._link.call_control(self._link.control.Match, request, self._link.config.match_ms)
-            parts.append((blocks, Locations.of(reply)))
+            found.append((blocks, Locations.of(reply)))
             blocks += reply.blocks
-            if reply.blocks < len(keys):
+            if reply.blocks < len(part.keys):
                 break
-        return Match(asked, blocks, joined(parts) if parts else Locations())
+        return Match(asked, blocks, joined(found) if found else Locations())
 
     async def _match_local(self, asked: Chain, partial: bool) -> Match:
         blocks = 0
-        for keys in _batches(asked):
+        for part in parts_of(asked) if len(asked) else ():
             request = node_pb2.LocalMatchRequest(
                 caller=self._link.caller,
                 namespace_id=asked.namespace_id,
                 shard_count=self._link.shard_count,
-                keys=b"".join(keys),
+                keys=part.packed,
             )
             reply = await self._link.call(self._link.stub.LocalMatch, request, self._link.config.match_ms)
             blocks += reply.blocks
-            if reply.blocks < len(keys):
+            if reply.blocks < len(part.keys):
                 break
         return Match(asked, blocks, partial=partial)
 
@@ -227,25 +228,35 @@ class AsyncClient:
         if hold_s is None or found.blocks == 0:
             return found
         prefix = found.chain.prefix(found.blocks)
-        _bounded(len(prefix))
-        reply = await self._link.obtain(
+        chosen = found.locations.choose(found.blocks, self._link.shard_rank)
+        held, blocks = b"", 0
+        try:
+            for part in parts_of(prefix):
+                reply = await self._hold_part(part, found, chosen[part.at : part.at + len(part.keys)], hold_s)
+                held += reply.hold_id
+                blocks += reply.blocks
+                if reply.blocks < len(part.keys):
+                    break
+        except BaseException:
+            self._link.settle_later(partial(self.unhold, held))
+            raise
+        return Match(found.chain, blocks, found.locations, found.partial, held)
+
+    async def _hold_part(
+        self, part: Part, found: Match, block_node: npt.NDArray[np.uint16], hold_s: float
+    ) -> node_pb2.HoldReply:
+        return await self._link.obtain(
             lambda: self._link.call(
                 self._link.stub.Hold,
                 node_pb2.HoldRequest(
-                    caller=self._link.caller,
-                    session_id=self._link.session_id,
-                    namespace_id=prefix.namespace_id,
-                    shard_rank=self._link.shard_rank,
-                    shard_count=self._link.shard_count,
-                    keys=prefix.packed,
+                    **self._link.about(part.packed),
                     hold_ms=_milliseconds("hold_s", hold_s),
                     nodes=found.locations.nodes,
-                    block_node=found.locations.choose(found.blocks, self._link.shard_rank).tobytes(),
+                    block_node=block_node.tobytes(),
                 ),
             ),
             lambda held: self.unhold(held.hold_id),
         )
-        return Match(found.chain, reply.blocks, found.locations, found.partial, reply.hold_id)
 
     async def pin(self, what: "Chain | Tokens", hold_s: float = 60.0) -> Pin:
         """Holds the stored prefix of a chain."""
@@ -254,8 +265,11 @@ class AsyncClient:
 
     async def unhold(self, hold_id: bytes) -> None:
         """Ends the hold of a match (see `Match.hold_id`)."""
-        request = node_pb2.UnpinRequest(caller=self._link.caller, session_id=self._link.session_id, pin_id=hold_id)
-        await self._link.call(self._link.stub.Unpin, request)
+        for at in range(0, len(hold_id), _HOLD_ID_BYTES):
+            request = node_pb2.UnpinRequest(
+                caller=self._link.caller, session_id=self._link.session_id, pin_id=hold_id[at : at + _HOLD_ID_BYTES]
+            )
+            await self._link.call(self._link.stub.Unpin, request)
 
     # ---- load ------------------------------------------------------------------------------------------------------
 
@@ -308,19 +322,14 @@ class AsyncClient:
         handoff = _ticket(ticket)
         start = self._load_start(asked, 0, group_layers, deadline_s)
         start.nodes.append(handoff.node)
-        start.ticket, start.tail = handoff.ticket, tail
+        start.ticket, start.tail = handoff.tickets[0], tail
         return self._begin(asked, kv, 0, start)
 
     def _load_start(
         self, asked: Chain, first_block: int, group_layers: int | None, deadline_s: float | None
     ) -> node_pb2.LoadStart:
         return node_pb2.LoadStart(
-            caller=self._link.caller,
-            session_id=self._link.session_id,
-            namespace_id=asked.namespace_id,
-            shard_rank=self._link.shard_rank,
-            shard_count=self._link.shard_count,
-            keys=asked.packed,
+            **self._link.about(asked.packed),
             first=first_block,
             group_layers=self._group_layers(group_layers),
             deadline_ms=(
@@ -379,37 +388,11 @@ class AsyncClient:
     ) -> Writer:
         """Leases slots for the chain's blocks; write them layer by layer, then commit."""
         asked = self._chain_of(what)
-        _bounded(len(asked))
         if not 0 <= first_block <= len(asked):
             raise InvalidInput(f"store: first_block {first_block} is not within the chain's {len(asked)} blocks")
         _fits(kv, len(asked))
-        reply = await self._reserve(asked, first=first_block, ttl_ms=_ttl_ms(ttl_s))
-        return Writer(self._link, self._copier(), self._executor, asked, kv, first_block, reply, tail=False)
-
-    async def _reserve(self, asked: Chain, **what: Any) -> node_pb2.ReserveReply:
-        """One lease; given back when its answer does not come, or comes to nobody."""
-        lease_id = secrets.token_bytes(16)
-        give_back = partial(abort, self._link, lease_id=lease_id)
-
-        async def ask() -> node_pb2.ReserveReply:
-            session_id = self._link.session_id
-            request = node_pb2.ReserveRequest(
-                caller=self._link.caller,
-                session_id=session_id,
-                namespace_id=asked.namespace_id,
-                shard_rank=self._link.shard_rank,
-                shard_count=self._link.shard_count,
-                keys=asked.packed,
-                lease_id=lease_id,
-                **what,
-            )
-            try:
-                return await self._link.call(self._link.stub.Reserve, request)
-            except (Unavailable, DeadlineExceeded):  # the node may have made it all the same
-                self._link.settle_later(partial(give_back, session_id))
-                raise
-
-        return await self._link.obtain(ask, lambda leased: give_back(self._link.session_id))
+        leases = await lease_parts(self._link, parts_of(asked, first_block), ttl_ms=_ttl_ms(ttl_s))
+        return Writer(self._link, self._copier(), self._executor, asked, kv, leases)
 
     # ---- prefill → decode --------------------------------------------------------------------------------------------
 
@@ -417,27 +400,26 @@ class AsyncClient:
         """A ticket for handing this prompt over: opaque, JSON-safe, single use. May be given to the decode side now."""
         asked = self._chain_of(what)
         _bounded(len(asked))
-        reply = await self._link.in_session(
-            lambda: self._link.call(
-                self._link.stub.Offer,
-                node_pb2.OfferRequest(
-                    caller=self._link.caller,
-                    session_id=self._link.session_id,
-                    namespace_id=asked.namespace_id,
-                    shard_rank=self._link.shard_rank,
-                    shard_count=self._link.shard_count,
-                    keys=asked.packed,
-                    tail_tokens=asked.tail_tokens,
-                    deadline_ms=_milliseconds("deadline_s", deadline_s),
-                ),
-            )
-        )
-        handoff = node_pb2.HandoffTicket(ticket=reply.ticket, node=self._link.node)
+        tickets = [await self._offer_part(part, asked.tail_tokens, deadline_s) for part in parts_of(asked)]
+        handoff = node_pb2.HandoffTicket(tickets=tickets, node=self._link.node)
         ticket = base64.urlsafe_b64encode(handoff.SerializeToString()).decode()
         self._offered[ticket] = asked
         while len(self._offered) > _OFFERS_MAX:
             del self._offered[next(iter(self._offered))]
         return ticket
+
+    async def _offer_part(self, part: Part, tail_tokens: int, deadline_s: float) -> bytes:
+        reply = await self._link.in_session(
+            lambda: self._link.call(
+                self._link.stub.Offer,
+                node_pb2.OfferRequest(
+                    **self._link.about(part.packed),
+                    tail_tokens=tail_tokens if part.last else 0,
+                    deadline_ms=_milliseconds("deadline_s", deadline_s),
+                ),
+            )
+        )
+        return reply.ticket
 
     async def send(self, ticket: str, kv: KVBuffers, what: "Chain | Tokens | None" = None) -> Writer:
         """The writer that feeds a ticket. Its full blocks are stored too; prefill never waits for the receiver.
@@ -453,12 +435,8 @@ class AsyncClient:
         assert asked is not None
         tail = asked.tail_tokens > 0
         _fits(kv, len(asked) + tail)
-        reply = await self._reserve(asked, ticket=handoff.ticket, tail=tail)
-        return HandoffWriter(self._link, self._copier(), self._executor, asked, kv, 0, reply, tail=tail)
-
-
-def _batches(asked: Chain) -> list[tuple[bytes, ...]]:
-    return [asked.keys[at : at + KEYS_PER_MESSAGE_MAX] for at in range(0, len(asked), KEYS_PER_MESSAGE_MAX)]
+        leases = await lease_parts(self._link, _parts_of_ticket(asked, handoff), tickets=handoff.tickets, tail=tail)
+        return HandoffWriter(self._link, self._copier(), self._executor, asked, kv, leases)
 
 
 def _bounded(blocks: int) -> None:
@@ -471,9 +449,16 @@ def _ticket(text: str) -> node_pb2.HandoffTicket:
         handoff = node_pb2.HandoffTicket.FromString(base64.urlsafe_b64decode(text))
     except (ValueError, DecodeError) as error:
         raise TicketInvalid("not a handoff ticket") from error
-    if len(handoff.ticket) != 16:
+    if not handoff.tickets or any(len(part) != 16 for part in handoff.tickets):
         raise TicketInvalid("not a handoff ticket")
     return handoff
+
+
+def _parts_of_ticket(asked: Chain, handoff: node_pb2.HandoffTicket) -> Sequence[Part]:
+    parts = parts_of(asked)
+    if len(parts) != len(handoff.tickets):
+        raise InvalidInput("the prompt is not the one that the ticket was offered for")
+    return parts
 
 
 def _milliseconds(name: str, seconds: float) -> int:

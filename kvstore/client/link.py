@@ -121,6 +121,17 @@ class Link:
         if self._control_channel is not None:
             await self._control_channel.close()
 
+    def about(self, keys: bytes) -> dict[str, Any]:
+        """What every request on blocks says: who asks, and which blocks of which shard."""
+        return {
+            "caller": self.caller,
+            "session_id": self.session_id,
+            "namespace_id": self.namespace.id,
+            "shard_rank": self.shard_rank,
+            "shard_count": self.shard_count,
+            "keys": keys,
+        }
+
     async def in_session(self, work: Callable[[], Awaitable[Reply]]) -> Reply:
         """Runs calls of this session; attaches anew and repeats them once when the node has forgotten it."""
         if self._closed:

@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.state import Outcome
 from kvstore.client.buffers import KVBuffers
-from kvstore.client.copying import Copier, Slot, SlotWrite
+from kvstore.client.copying import Copier, SlotWrite
+from kvstore.client.leasing import Lease, give_back
 from kvstore.client.link import Link
 from kvstore.client.threads import in_threads
 from kvstore.errors import Closed, InvalidInput, KVStoreError, LeaseLost, SessionLost
@@ -59,33 +61,32 @@ class Writer:
         executor: Executor,
         chain: Chain,
         kv: KVBuffers,
-        first_block: int,
-        reply: node_pb2.ReserveReply,
-        tail: bool,
+        leases: Sequence[Lease],
     ) -> None:
         self._link = link
         self._copier = copier
         self._executor = executor
         self._layout = link.layout
         self._kv = kv
-        self._session_id = link.session_id
-        self._lease_id = reply.lease_id
-        self._lease_s = reply.lease_ms / 1000
-        self._renewed_s = time.monotonic()
-        self._retry_after_s = reply.retry_after_ms / 1000
-        self._outcomes = [Outcome(o) for o in reply.outcomes]
-        granted = [first_block + i for i, outcome in enumerate(self._outcomes) if outcome is Outcome.GRANTED]
-        slots = map(Slot, reply.slab_ids, reply.offsets, reply.generations)
-        tail_block = len(chain) if tail else -1
+        self._leases = leases
+        self._lease_s = min(lease.lease_s for lease in leases)
+        self._renewed_s = min(lease.since_s for lease in leases)
+        self._outcomes = [outcome for lease in leases for outcome in lease.outcomes]
+        last = leases[-1].part
+        # What was refused room has hidden what is behind it: that was not asked for.
+        self._outcomes += [Outcome.REFUSED] * (len(chain) - last.at - len(last.keys))
+        tail_block = len(chain) if chain.tail_tokens else -1
         tail_pages = math.ceil(chain.tail_tokens / self._layout.group.page_tokens)
         self._writes = [
             SlotWrite(block, slot, tail_pages if block == tail_block else None)
-            for block, slot in zip(granted, slots, strict=True)
+            for lease in leases
+            for block, slot in zip(lease.granted, lease.slots, strict=True)
         ]
-        self._sums = [bytearray() for _ in granted]
+        ends = list(accumulate(len(lease.slots) for lease in leases))
+        self._writes_of = [range(end - len(lease.slots), end) for lease, end in zip(leases, ends, strict=True)]
+        self._sums = [bytearray() for _ in self._writes]
         self._layers = 0
         self._open = True
-        self._settled = False  # the node knows that nothing more will be written
         self._turn = asyncio.Lock()  # nothing is given back while a thread still writes to it
 
     def __repr__(self) -> str:
@@ -112,8 +113,7 @@ class Writer:
             await self._copy(first_layer, layers)
             self._layers += layers
             if self._marks_layers:
-                fresh = b"".join(bytes(sums[at:]) for sums, at in zip(self._sums, before, strict=True))
-                await self._mark(self._layers, fresh)
+                await self._mark(before)
             self._open = True
 
     async def write_layer(self, layer: int) -> None:
@@ -121,27 +121,32 @@ class Writer:
         await self.write_layers(layer)
 
     async def commit(self) -> StoreResult:
-        """Makes the blocks readable.
+        """Makes the blocks readable, from the first one on.
 
         Raises InvalidInput before the last layer; LeaseLost when the lease had ended; Closed once the put is over.
         """
         self._expect_open()
         if self._writes and self._layers < self._layout.layers:
             raise InvalidInput(f"commit: only {self._layers} of {self._layout.layers} layers are written")
+        stored = 0
         async with self._only_chance():
-            reply = await self._link.call(
-                self._link.stub.Commit,
-                node_pb2.CommitRequest(
-                    caller=self._link.caller,
-                    session_id=self._session_id,
-                    lease_id=self._lease_id,
-                    written=b"\1" * len(self._writes),
-                    checksums=b"" if self._marks_layers else b"".join(bytes(sums) for sums in self._sums),
-                ),
-            )
-            self._settled = True
-        stored = sum(outcome == Outcome.STORED for outcome in reply.outcomes)
+            for lease, writes in zip(self._leases, self._writes_of, strict=True):
+                stored += await self._commit(lease, self._sums[writes.start : writes.stop])
         return self._result(stored)
+
+    async def _commit(self, lease: Lease, sums: Sequence[bytearray]) -> int:
+        reply = await self._link.call(
+            self._link.stub.Commit,
+            node_pb2.CommitRequest(
+                caller=self._link.caller,
+                session_id=lease.session_id,
+                lease_id=lease.id,
+                written=b"\1" * len(sums),
+                checksums=b"" if self._marks_layers else b"".join(map(bytes, sums)),
+            ),
+        )
+        lease.settled = True
+        return sum(outcome == Outcome.STORED for outcome in reply.outcomes)
 
     async def abort(self) -> None:
         """Gives the slots back. May be called after `commit`, and twice; after a failed `commit` what it had stored
@@ -163,18 +168,14 @@ class Writer:
         async with self._turn:
             try:
                 yield
-            except SessionLost as error:
-                self._settled = True
-                raise LeaseLost(f"the put's session is over: {error}") from error
-            except LeaseLost:
+            except (SessionLost, LeaseLost) as error:
                 with contextlib.suppress(KVStoreError):
                     await self._give_back()
-                raise
+                raise LeaseLost(f"a lease of the put is over: {error}") from error
 
     async def _give_back(self) -> None:
-        if not self._settled:
-            await abort(self._link, self._session_id, self._lease_id)
-            self._settled = True
+        for lease in self._leases:
+            await give_back(self._link, lease)
 
     async def _copy(self, first_layer: int, layers: int) -> None:
         """A range of layers of all granted blocks, a few MiB per thread call; renews the lease on the way."""
@@ -184,24 +185,28 @@ class Writer:
         async with aclosing(in_threads(self._executor, calls, ahead=len(calls))) as results:
             async for _ in results:
                 if time.monotonic() - self._renewed_s > self._lease_s / 3:
-                    await self._mark(self._layers, b"")
+                    await self._mark()
 
     def _copy_batch(self, batch: range, first_layer: int, layers: int) -> None:
         sums = self._copier.write(self._kv, self._writes[batch.start : batch.stop], first_layer, layers)
         for i, fresh in zip(batch, sums, strict=True):
             self._sums[i] += fresh
 
-    async def _mark(self, layers: int, checksums: bytes) -> None:
-        await self._link.call(
-            self._link.stub.MarkLayers,
-            node_pb2.MarkLayersRequest(
-                caller=self._link.caller,
-                session_id=self._session_id,
-                lease_id=self._lease_id,
-                layers=layers,
-                checksums=checksums,
-            ),
-        )
+    async def _mark(self, before: Sequence[int] | None = None) -> None:
+        """Tells how many layers are written, which renews the leases; with `before`, what has come to the checksums
+        of each block since they were so long."""
+        for lease, writes in zip(self._leases, self._writes_of, strict=True):
+            fresh = b"" if before is None else b"".join(bytes(self._sums[i][before[i] :]) for i in writes)
+            await self._link.call(
+                self._link.stub.MarkLayers,
+                node_pb2.MarkLayersRequest(
+                    caller=self._link.caller,
+                    session_id=lease.session_id,
+                    lease_id=lease.id,
+                    layers=self._layers,
+                    checksums=fresh,
+                ),
+            )
         self._renewed_s = time.monotonic()
 
     def _result(self, stored: int) -> StoreResult:
@@ -212,15 +217,8 @@ class Writer:
             in_progress=counts.get(Outcome.IN_PROGRESS, 0),
             refused=counts.get(Outcome.REFUSED, 0),
             bytes=stored * self._layout.block_bytes,
-            retry_after_s=self._retry_after_s,
+            retry_after_s=max(lease.retry_after_s for lease in self._leases),
         )
-
-
-async def abort(link: Link, session_id: bytes, lease_id: bytes) -> None:
-    """Gives a lease back. Nothing happens when it is over already."""
-    request = node_pb2.AbortRequest(caller=link.caller, session_id=session_id, lease_id=lease_id)
-    with contextlib.suppress(SessionLost):  # its leases went with it
-        await link.call(link.stub.Abort, request)
 
 
 class HandoffWriter(Writer):

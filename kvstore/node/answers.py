@@ -15,6 +15,17 @@ class ShardId(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a shard
 
 
+class Above(NamedTuple):
+    """Where the first of some keys hangs: the key before it, and how many blocks are before it. A long chain comes in
+    several parts."""
+
+    parent: bytes
+    depth: int
+
+
+ROOT = Above(b"", 0)
+
+
 class Place(NamedTuple):
     """Where bytes lie in one slot. `slot` is its index in the slab, `offset` its first byte there."""
 

@@ -20,6 +20,8 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput, UnknownNamespace
 from kvstore.node.answers import (
+    ROOT,
+    Above,
     Action,
     CloseSlab,
     Forget,
@@ -160,7 +162,7 @@ class Catalog:
         private_slots: int = 0,
         tier: Tier = Tier.DRAM,
         lease_id: bytes = b"",
-        depth: int = 0,
+        above: Above = ROOT,
     ) -> Reservation:
         """Slots for the blocks of keys[first:]; keys[:first] are their ancestors. Touches the whole chain.
 
@@ -170,8 +172,7 @@ class Catalog:
         them.
 
         ttl_ns: how long the blocks and at least their ancestors live, within the bounds; 0: the namespace's.
-        lease_id: drawn by the writer; b"": by the node. depth: blocks of the chain before keys[0], of a chain that is
-        stored in parts.
+        lease_id: drawn by the writer; b"": by the node. above: of a chain that is stored in parts.
 
         Raises UnknownNamespace; InvalidInput for keys that are not 16 bytes or come twice, `first` beyond the keys, a
         rank outside its count, a tier that is not here, a lease's id that is not new; TooLarge when one slot can never
@@ -188,7 +189,7 @@ class Catalog:
             private_slots,
             tier,
             lease_id,
-            depth,
+            above,
         )
 
     def renew(self, lease_id: bytes, holder: str, now_ns: int) -> None:

@@ -18,6 +18,7 @@ from kvstore.blocks.layout import CHECKSUM_BYTES as CHECKSUM_BYTES
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome
 from kvstore.errors import InvalidInput, LeaseLost, Refused, TicketInvalid
+from kvstore.node.answers import ROOT, Above
 from kvstore.node.catalog import Place, Reservation, ShardId
 from kvstore.node.custody import Custody
 
@@ -110,7 +111,7 @@ class Handoffs:
         tail: bool,
         holder: str,
         lease_id: bytes = b"",
-        depth: int = 0,
+        above: Above = ROOT,
     ) -> tuple[Handoff, list[Outcome]]:
         """Leases slots for what of the ticket's chain is not stored. Returns the outcomes per block, tail last.
 
@@ -121,7 +122,7 @@ class Handoffs:
         if handoff.fed or handoff.failed:
             raise TicketInvalid("the ticket has a writer already, or was given up")
         handoff.expect(namespace_id, shard, keys, tail)
-        outcomes, places, reservation = self._lease(handoff, holder, lease_id, depth)
+        outcomes, places, reservation = self._lease(handoff, holder, lease_id, above)
         handoff.holder = holder  # from here on the handoff lives with its writer, not with who offered it
         lease_id = reservation.lease_id
         # The node's own pin: it ends by our word alone, never under a send that is posted.
@@ -143,7 +144,7 @@ class Handoffs:
         return handoff, outcomes
 
     def _lease(
-        self, handoff: Handoff, holder: str, lease_id: bytes, depth: int
+        self, handoff: Handoff, holder: str, lease_id: bytes, above: Above
     ) -> tuple[list[Outcome], list[Place], Reservation]:
         """One lease for the chain and its tail. A block that someone else is storing gets a private slot of its own."""
         catalog = self._custody.catalog
@@ -158,7 +159,7 @@ class Handoffs:
                 self._now(),
                 private_slots=private_slots,
                 lease_id=lease_id,
-                depth=depth,
+                above=above,
             )
 
         reservation = reserve(int(handoff.tail))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from kvstore.blocks.keys import KEY_BYTES
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput
-from kvstore.node.answers import Reservation, ShardId, place_of
+from kvstore.node.answers import Above, Reservation, ShardId, place_of
 from kvstore.node.leases import Lease, LeaseTable
 from kvstore.node.pins import PinTable
 from kvstore.node.room import Room
@@ -46,34 +46,35 @@ class Reserving:
         private_slots: int,
         tier: Tier,
         lease_id: bytes,
-        depth: int,
+        above: Above,
     ) -> Reservation:
         """See `Catalog.reserve`."""
         check_shard(shard)
         _check_keys(keys)
         if tier not in self._stock.spaces:
             raise InvalidInput(f"reserve: this node has no tier {tier.name}")
-        if not 0 <= first <= len(keys) or private_slots < 0 or ttl_ns < 0 or depth < 0:
+        if not 0 <= first <= len(keys) or private_slots < 0 or ttl_ns < 0:
             raise InvalidInput(
-                f"reserve: first {first} of {len(keys)} keys at {depth}, {private_slots} private slots, {ttl_ns} ns"
+                f"reserve: first {first} of {len(keys)} keys, {private_slots} private slots, {ttl_ns} ns"
             )
+        _check_above(above, keys)
         if lease_id:
             self._leases.expect_new(lease_id)
         size_class = self._stock.spaces[tier].size_class(namespace.tenant, namespace.layout.block_bytes)
 
         lease = self._leases.new(holder, namespace.tree(shard), tier, keys, ttl_ns, now_ns, lease_id)
-        self._fill(lease, first, depth, private_slots, size_class, now_ns)
+        self._fill(lease, first, above, private_slots, size_class, now_ns)
         places = [place_of(tier, slot) for slot in lease.slots]
         retry_ns = self._retry_ns(now_ns) if Outcome.REFUSED in lease.outcomes else 0
         return Reservation(lease.id, list(lease.outcomes), places, retry_ns)
 
     def _fill(
-        self, lease: Lease, first: int, depth: int, private_slots: int, size_class: SizeClass, now_ns: int
+        self, lease: Lease, first: int, above: Above, private_slots: int, size_class: SizeClass, now_ns: int
     ) -> None:
         self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
         lease.outcomes = [self._look(lease, key, now_ns) for key in lease.keys[first:]]
         lease.outcomes += [Outcome.GRANTED] * private_slots
-        lease.blocks = [*self._enter(lease, first, depth), *[None] * private_slots]
+        lease.blocks = [*self._enter(lease, first, above), *[None] * private_slots]
         lease.slots = self._room.take(lease.tier, size_class, len(lease.blocks), now_ns)
         self._refuse(lease, len(lease.slots))
 
@@ -91,8 +92,8 @@ class Reserving:
             return Outcome.PRESENT
         return Outcome.GRANTED if block.writer is None else Outcome.IN_PROGRESS
 
-    def _enter(self, lease: Lease, first: int, depth: int) -> list[Block]:
-        """The entries of what is to be written, with the lease as their writer. depth: of the chain before its keys."""
+    def _enter(self, lease: Lease, first: int, above: Above) -> list[Block]:
+        """The entries of what is to be written, with the lease as their writer."""
         tree, keys = lease.tree, lease.keys
         entered: list[Block] = []
         parent: Block | None = None
@@ -100,8 +101,8 @@ class Reserving:
             key = keys[index]
             if outcome is Outcome.GRANTED:
                 if index == first:
-                    parent = tree.anchor(keys, first, depth)
-                parent = tree.entry(key, depth + index, parent)
+                    parent = tree.anchor(keys, first, above)
+                parent = tree.entry(key, above.depth + index, parent)
                 parent.writer = lease
                 entered.append(parent)
             else:
@@ -132,6 +133,13 @@ def check_shard(shard: ShardId) -> None:
     """Raises InvalidInput for a rank outside its count."""
     if not 0 <= shard.rank < shard.count <= _SHARDS_MAX:
         raise InvalidInput(f"shard: rank {shard.rank} of {shard.count}")
+
+
+def _check_above(above: Above, keys: Sequence[bytes]) -> None:
+    if bool(above.parent) != (above.depth > 0) or above.depth < 0:
+        raise InvalidInput(f"reserve: {above.depth} blocks before the first, and their last is {above.parent.hex()!r}")
+    if above.parent:
+        _check_keys([above.parent, *keys])
 
 
 def _check_keys(keys: Sequence[bytes]) -> None:

@@ -12,6 +12,7 @@ from kvstore.blocks.namespace import HASH_SCHEME, Namespace
 from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, PermissionRefused
+from kvstore.node.answers import Above
 from kvstore.node.catalog import Place, ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.handoff import Handoffs
@@ -126,7 +127,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             self._custody.clock(),
             ttl_ns=request.ttl_ms * 1_000_000,
             lease_id=request.lease_id,
-            depth=request.depth,
+            above=Above(request.parent, request.depth),
         )
         self._custody.settle()
         self._watch(reservation.lease_id, request, keys)
@@ -143,7 +144,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             request.tail,
             session.holder,
             request.lease_id,
-            request.depth,
+            Above(request.parent, request.depth),
         )
         places = [handoff.blocks[block].place for block in handoff.granted]
         self._watch(handoff.lease_id, request, keys)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Tier
-from kvstore.node.answers import ShardId
+from kvstore.node.answers import Above, ShardId
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import Slot
 
@@ -146,17 +146,17 @@ class Tree:
                 self.prune(former)
         return block
 
-    def anchor(self, keys: Sequence[bytes], first: int, depth: int) -> Block | None:
+    def anchor(self, keys: Sequence[bytes], first: int, above: Above) -> Block | None:
         """The entry that keys[first] hangs on: its parent, a ghost under the nearest ancestor that is here if need be.
-        A ghost without children must be pruned by the caller. depth: blocks of the chain before keys[0]."""
+        A ghost without children must be pruned by the caller."""
         if first == 0:
-            return None
+            return self.entry(above.parent, above.depth - 1, None) if above.parent else None
         known = self.blocks.get(keys[first - 1])
         if known is not None:
             return known
         ancestors = (self.blocks.get(keys[index]) for index in range(first - 2, -1, -1))
-        nearest = next((block for block in ancestors if block is not None), None)
-        return self.entry(keys[first - 1], depth + first - 1, nearest)
+        nearest = next((block for block in ancestors if block is not None), self.blocks.get(above.parent))
+        return self.entry(keys[first - 1], above.depth + first - 1, nearest)
 
     def prune(self, block: Block) -> None:
         """Removes an entry if it has become nothing, and then the ghosts above that it alone kept."""

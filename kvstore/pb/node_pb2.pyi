@@ -316,6 +316,7 @@ class ReserveRequest(google.protobuf.message.Message):
     TAIL_FIELD_NUMBER: builtins.int
     LEASE_ID_FIELD_NUMBER: builtins.int
     DEPTH_FIELD_NUMBER: builtins.int
+    PARENT_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     namespace_id: builtins.bytes
     shard_rank: builtins.int
@@ -332,6 +333,8 @@ class ReserveRequest(google.protobuf.message.Message):
     """16 bytes that the writer drew: it can abort what it never heard of; empty: the node draws them"""
     depth: builtins.int
     """blocks of the chain before keys[0]: a long chain is stored in several parts"""
+    parent: builtins.bytes
+    """the key before keys[0], where there is one"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     def __init__(
@@ -349,9 +352,10 @@ class ReserveRequest(google.protobuf.message.Message):
         tail: builtins.bool = ...,
         lease_id: builtins.bytes = ...,
         depth: builtins.int = ...,
+        parent: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "depth", b"depth", "first", b"first", "keys", b"keys", "lease_id", b"lease_id", "namespace_id", b"namespace_id", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "ttl_ms", b"ttl_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "depth", b"depth", "first", b"first", "keys", b"keys", "lease_id", b"lease_id", "namespace_id", b"namespace_id", "parent", b"parent", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "ttl_ms", b"ttl_ms"]) -> None: ...
 
 Global___ReserveRequest: typing_extensions.TypeAlias = ReserveRequest
 
@@ -1420,18 +1424,21 @@ class HandoffTicket(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TICKET_FIELD_NUMBER: builtins.int
+    TICKETS_FIELD_NUMBER: builtins.int
     NODE_FIELD_NUMBER: builtins.int
-    ticket: builtins.bytes
+    @property
+    def tickets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """one per part of the chain"""
+
     @property
     def node(self) -> kvstore.pb.types_pb2.NodeAddress: ...
     def __init__(
         self,
         *,
-        ticket: builtins.bytes = ...,
+        tickets: collections.abc.Iterable[builtins.bytes] | None = ...,
         node: kvstore.pb.types_pb2.NodeAddress | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["node", b"node"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["node", b"node", "ticket", b"ticket"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node", "tickets", b"tickets"]) -> None: ...
 
 Global___HandoffTicket: typing_extensions.TypeAlias = HandoffTicket

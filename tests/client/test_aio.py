@@ -13,10 +13,10 @@ import pytest
 
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
-from kvstore.client import AsyncClient, buffers
+from kvstore.client import AsyncClient, buffers, parts
 from kvstore.client import aio as module
 from kvstore.config import ClientConfig
-from kvstore.errors import BufferMismatch, Closed, InvalidInput, NodeUnavailable, TicketInvalid, TooLarge
+from kvstore.errors import BufferMismatch, Closed, InvalidInput, NodeUnavailable, TicketInvalid
 from kvstore.pb import node_pb2
 from tests.cluster import LAYOUT, random_blocks
 from tests.inprocess import Site, at_rest, site, tokens
@@ -63,11 +63,10 @@ async def test_match_with_a_control_plane_that_goes(here: Site) -> None:
 
 async def test_long_chains_are_asked_for_in_batches(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block numbers and nodes of later batches keep their meaning; a batch that is not whole is the last."""
-    monkeypatch.setattr(module, "KEYS_PER_MESSAGE_MAX", 2)
+    monkeypatch.setattr(parts, "KEYS_PER_MESSAGE_MAX", 2)
     control = await here.control()
     node = await here.node(control=control.address, publish_ms=1)
     client = await here.client(node)
-    monkeypatch.setattr(module, "_bounded", lambda blocks: None)
     await client.store(tokens(3), kv_of())
 
     async def matched() -> Any:
@@ -160,9 +159,6 @@ async def test_calls_that_cannot_be(here: Site, monkeypatch: pytest.MonkeyPatch)
             await call()
     with pytest.raises(BufferMismatch):
         await client.store(tokens(BLOCKS + 1), kv)
-    monkeypatch.setattr(module, "KEYS_PER_MESSAGE_MAX", 3)
-    with pytest.raises(TooLarge):
-        await client.store(tokens(BLOCKS), kv)
 
 
 def encoded(raw: bytes) -> str:
@@ -171,7 +167,7 @@ def encoded(raw: bytes) -> str:
 
 @pytest.mark.parametrize(
     "ticket",
-    ["", "ticket", "ü", encoded(b"\xff\xff"), encoded(node_pb2.HandoffTicket(ticket=b"short").SerializeToString())],
+    ["", "ticket", "ü", encoded(b"\xff\xff"), encoded(node_pb2.HandoffTicket(tickets=[b"short"]).SerializeToString())],
 )
 async def test_what_is_no_ticket(here: Site, ticket: str) -> None:
     """Is refused by the client, for both sides."""

@@ -75,7 +75,7 @@ async def test_layers_of_a_handoff_out_of_order(shared: Shared) -> None:
     writer = await client.send(await client.offer(tokens), kv_of(2))
     await writer.write_layers(0, 2)
     link = client._link
-    same: dict[str, Any] = {"caller": link.caller, "session_id": link.session_id, "lease_id": writer._lease_id}
+    same: dict[str, Any] = {"caller": link.caller, "session_id": link.session_id, "lease_id": writer._leases[0].id}
     for layers in (1, LAYOUT.layers + 1):
         with pytest.raises(InvalidInput):
             await link.call(link.stub.MarkLayers, node_pb2.MarkLayersRequest(**same, layers=layers))
@@ -93,7 +93,7 @@ async def test_commit_that_does_not_fit_its_lease(shared: Shared) -> None:
     writer = await client.begin_store(tokens, kv_of(2))
     await writer.write_layers(0, LAYOUT.layers)
     link = client._link
-    same: dict[str, Any] = {"caller": link.caller, "session_id": link.session_id, "lease_id": writer._lease_id}
+    same: dict[str, Any] = {"caller": link.caller, "session_id": link.session_id, "lease_id": writer._leases[0].id}
     for written, checksums in ((b"\1", b""), (b"\1\1\1", b""), (b"\1\1", b"123")):
         with pytest.raises(InvalidInput):
             await link.call(link.stub.Commit, node_pb2.CommitRequest(**same, written=written, checksums=checksums))
@@ -107,7 +107,7 @@ async def test_lease_of_another_session(shared: Shared) -> None:
     writer = await shared.client.begin_store(tokens, kv_of(1))
     other = await shared.cluster.client(shared.node)
     link = other._link
-    same: dict[str, Any] = {"caller": link.caller, "session_id": link.session_id, "lease_id": writer._lease_id}
+    same: dict[str, Any] = {"caller": link.caller, "session_id": link.session_id, "lease_id": writer._leases[0].id}
     for method, request in (
         (link.stub.MarkLayers, node_pb2.MarkLayersRequest(**same, layers=1)),
         (link.stub.Commit, node_pb2.CommitRequest(**same, written=b"\1")),
@@ -146,7 +146,7 @@ async def test_read_only_session(shared: Shared) -> None:
 
 
 def _forged(shared: Shared, ticket: bytes) -> str:
-    handoff = node_pb2.HandoffTicket(ticket=ticket, node=shared.client._link.node)
+    handoff = node_pb2.HandoffTicket(tickets=[ticket], node=shared.client._link.node)
     return base64.urlsafe_b64encode(handoff.SerializeToString()).decode()
 
 

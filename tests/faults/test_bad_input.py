@@ -274,14 +274,14 @@ async def published(client: AsyncClient, chain: Chain, blocks: int) -> bool:
 
 
 async def test_a_million_tokens_and_more(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million tokens are matched in one call; a longer chain is matched in two, and stored or loaded in none."""
+    """A million tokens are matched in one call; a longer chain is matched, held and stored in two."""
     tokens = prompt(KEYS_PER_MESSAGE_MAX + 10, 40)
     client = await shared.cluster.client(shared.node, TINY)
     chain = client.chain(tokens)
     source = random_blocks(TINY, len(chain), 40)
-    stored = await client.store(chain.prefix(KEYS_PER_MESSAGE_MAX), buffers.contiguous(source, TINY))
-    assert stored.stored == KEYS_PER_MESSAGE_MAX
-    await eventually(lambda: published(client, chain, KEYS_PER_MESSAGE_MAX))
+    stored = await client.store(tokens, buffers.contiguous(source, TINY))
+    assert stored.stored == len(chain)
+    await eventually(lambda: published(client, chain, len(chain)))
 
     calls: list[str] = []
     for name in ("call", "call_control"):
@@ -295,16 +295,16 @@ async def test_a_million_tokens_and_more(shared: Shared, monkeypatch: pytest.Mon
     match = await client.match(tokens[: MILLION_BLOCKS * 64])
     assert (match.blocks, match.tokens, calls) == (MILLION_BLOCKS, 1_000_000, ["call_control"])
     calls.clear()
-    assert (await client.match(tokens)).blocks == KEYS_PER_MESSAGE_MAX
+    assert (await client.match(tokens)).blocks == len(chain)
     assert calls.count("call_control") == 2
+    held = await client.pin(tokens)
+    assert held.blocks == len(chain)
+    await held.release()
 
     target = np.zeros_like(source)
     result = await client.load(match, buffers.contiguous(target, TINY), first_block=MILLION_BLOCKS - 100).result()
     assert result.blocks == MILLION_BLOCKS
     assert np.array_equal(source[MILLION_BLOCKS - 100 : MILLION_BLOCKS], target[MILLION_BLOCKS - 100 : MILLION_BLOCKS])
-    for call in (client.store, client.begin_store):
-        with pytest.raises(TooLarge):
-            await call(tokens, buffers.contiguous(source, TINY))
     with pytest.raises(TooLarge):
         client.load(chain, buffers.contiguous(target, TINY))
     with pytest.raises(TooLarge):

@@ -100,7 +100,7 @@ async def test_ticket_of_a_host_that_does_not_answer(hosts: Hosts) -> None:
     address = "10.77.2.9"
     await hosts.bed.silent_neighbour(hosts.bed.topology.host("right"), COMPUTE, address)
     node = types_pb2.NodeAddress(node_id="silent", grpc=f"{address}:7000")
-    handoff = node_pb2.HandoffTicket(ticket=bytes(16), node=node)
+    handoff = node_pb2.HandoffTicket(tickets=[bytes(16)], node=node)
     ticket = base64.urlsafe_b64encode(handoff.SerializeToString()).decode()
     receive = hosts.reader.receive(ticket, buffers.contiguous(stored.target(), LAYOUT), stored.chain, deadline_s=20)
     with pytest.raises(NodeUnavailable):

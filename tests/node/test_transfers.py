@@ -269,7 +269,7 @@ async def handoff(
     source = random_blocks(LAYOUT, len(prompt) + 1, seed=3)
     ticket = await world.client.offer(prompt)
     writer = await world.client.send(ticket, buffers.contiguous(source, LAYOUT))
-    raw = node_pb2.HandoffTicket.FromString(base64.urlsafe_b64decode(ticket)).ticket
+    raw = node_pb2.HandoffTicket.FromString(base64.urlsafe_b64decode(ticket)).tickets[0]
     fields = {"ticket": raw, "tail": True, "keys": prompt.packed, "wanted": b"\1" * len(prompt)} | changes
     return writer, await world.transfer(**fields), source
 
