@@ -21,11 +21,25 @@ from dataclasses import dataclass, field
 from kvstore.node.pieces import Piece
 
 Paths = frozenset[int]
-_LATE_FACTOR = 2  # idle: bring what another has had for so many times as long as this path needs for one
-_URGENT_FACTOR = 4  # not idle, but the piece is of an earlier group than all that wait
-_LATE_NS_MIN = 20_000_000
+_LATE_FACTOR = 2  # of the time that a path takes for a piece: for others that have nothing else to do
+_URGENT_FACTOR = 4  # the same, for others that have, when the piece is of an earlier group than all that wait
+_MARGIN_NS = 5_000_000
+_UNKNOWN_NS = 500_000_000
 _PACE_WEIGHT = 0.3
 _TAKERS_MAX = 2
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How a path has done. piece_ns: between its arrivals while it was busy; 0: none yet."""
+
+    piece_ns: float = 0.0
+    last_ns: int = 0
+
+    def note(self, began_ns: int, now_ns: int) -> None:
+        took_ns = now_ns - max(began_ns, self.last_ns)
+        self.piece_ns = took_ns if self.piece_ns == 0 else self.piece_ns + _PACE_WEIGHT * (took_ns - self.piece_ns)
+        self.last_ns = now_ns
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +61,7 @@ class Board:
         self._of_block: dict[int, list[_Work]] = defaultdict(list)
         self._waiting: dict[Paths, list[tuple[tuple[int, int], _Work]]] = defaultdict(list)
         self._taken: dict[int, dict[_Work, None]] = defaultdict(dict)  # by path, the longest first
-        self._pace_ns: dict[int, float] = {}
+        self._paces: dict[int, _Pace] = defaultdict(_Pace)
         self._open = 0
         self.waiting_bytes = 0
         for group, pieces in enumerate(groups):
@@ -90,62 +104,83 @@ class Board:
     def take(self, path: int, now_ns: int) -> Piece | None:
         """The piece that a path with room should bring next. None: nothing now; see `next_late_ns`."""
         best = self._next_waiting(path)
-        late = self._late(path, now_ns, None if best is None else best[1].order[0])
-        if late is not None:
-            work = late
-        elif best is not None:
-            work = best[1]
-            heapq.heappop(self._waiting[best[0]])
+        work = self._late(path, now_ns, None if best is None else best[1].order[0])
+        if work is None and best is not None:
+            paths, work = best
+            heapq.heappop(self._waiting[paths])
             self.waiting_bytes -= work.piece.length
-        else:
+        if work is None:
             return None
         work.takers[path] = now_ns
         self._taken[path][work] = None
         return work.piece
 
     def next_late_ns(self, path: int) -> int | None:
-        """When a path that found nothing should look again: another's piece may be late by then. None: never by
-        time."""
-        times = [began_ns + self._patience_ns(path, _LATE_FACTOR) for began_ns, _ in self._others(path)]
-        return min(times, default=None)
+        """When a path that found nothing should look again, since another's piece is late then; None: never by time."""
+        due = [since_ns + self._patience_ns(other, _LATE_FACTOR) for other, since_ns, _ in self._others(path)]
+        return min(due, default=None)
 
     def _next_waiting(self, path: int) -> tuple[Paths, _Work] | None:
         found: tuple[tuple[int, int, int], Paths, _Work] | None = None
         for paths, heap in self._waiting.items():
-            if path in paths and heap:
+            if path in paths and heap and not self._leaves(path, paths):
                 (group, serial), work = heap[0]
                 rank = (group, len(paths), serial)
                 if found is None or rank < found[0]:
                     found = rank, paths, work
         return None if found is None else (found[1], found[2])
 
+    def _leaves(self, path: int, paths: Paths) -> bool:
+        """Whether a path leaves a piece to others: by its pace all would be over before it had brought one more, and
+        somebody else would have it sooner."""
+        own_ns = self._one_more_ns(path)
+        if own_ns == 0 or all(self._one_more_ns(other) >= own_ns for other in paths):
+            return False
+        per_ns = sum(1 / pace.piece_ns for pace in self._paces.values() if pace.piece_ns)
+        return own_ns > self._open / per_ns + _MARGIN_NS
+
+    def _one_more_ns(self, path: int) -> float:
+        """How long a path would take for what it has and one piece more; 0: not known."""
+        return self._paces[path].piece_ns * (len(self._taken[path]) + 1)
+
     def _late(self, path: int, now_ns: int, waiting_group: int | None) -> _Work | None:
-        """A piece that another has had for too long."""
-        factor = _LATE_FACTOR if waiting_group is None else _URGENT_FACTOR
-        patience_ns = self._patience_ns(path, factor)
-        for began_ns, work in self._others(path):
-            earlier = waiting_group is None or work.order[0] < waiting_group
-            if earlier and now_ns - began_ns >= patience_ns:
+        """A piece that another has, and that this path should bring as well."""
+        for other, since_ns, work in self._others(path):
+            waited_ns = now_ns - since_ns
+            if waiting_group is None:
+                sooner = 0 < self._one_more_ns(path) + _MARGIN_NS < self._paces[other].piece_ns - waited_ns
+                if sooner or waited_ns >= self._patience_ns(other, _LATE_FACTOR):
+                    return work
+            elif work.order[0] < waiting_group and waited_ns >= self._patience_ns(other, _URGENT_FACTOR):
                 return work
         return None
 
-    def _others(self, path: int) -> Iterable[tuple[int, _Work]]:
-        """The oldest piece that each other path is bringing and that this one may bring as well, the oldest first."""
+    def _others(self, path: int) -> Iterable[tuple[int, int, _Work]]:
+        """The oldest piece that each other path is bringing and that this one may bring as well, the oldest first; with
+        the time since when it should be on its way."""
         oldest = []
         for other, taken in self._taken.items():
-            if other == path:
-                continue
-            for work in taken:
-                if path in self._paths[work.piece.block] and path not in work.takers and len(work.takers) < _TAKERS_MAX:
-                    oldest.append((work.takers[other], work.order, work))
+            for ahead, work in enumerate(taken if other != path else ()):
+                if self._may_join(path, work):
+                    pace = self._paces[other]
+                    since_ns = max(work.takers[other], pace.last_ns) + int(ahead * pace.piece_ns)
+                    oldest.append((since_ns, work.order, other, work))
                     break
         oldest.sort(key=lambda entry: entry[:2])
-        return [(began_ns, work) for began_ns, _, work in oldest]
+        return [(other, since_ns, work) for since_ns, _, other, work in oldest]
 
-    def _patience_ns(self, path: int, factor: int) -> int:
-        """A path that has brought nothing yet does not know what is late: it waits as the slowest other would."""
-        pace_ns = self._pace_ns.get(path) or max(self._pace_ns.values(), default=1e9)
-        return max(_LATE_NS_MIN, int(factor * pace_ns))
+    def _may_join(self, path: int, work: _Work) -> bool:
+        """Whether a path may bring a piece beside who does already."""
+        able = path in self._paths[work.piece.block] and path not in work.takers
+        return able and not work.here and len(work.takers) < _TAKERS_MAX
+
+    def _patience_ns(self, other: int, factor: int) -> int:
+        """How long a path may have a piece before it is late. Slow as ever is not late; of one that has brought nothing
+        yet others know only how they are themselves."""
+        piece_ns = self._paces[other].piece_ns
+        if piece_ns == 0:
+            piece_ns = max((pace.piece_ns for pace in self._paces.values()), default=0.0) or _UNKNOWN_NS
+        return _MARGIN_NS + int(factor * piece_ns)
 
     # ---- what became of it -------------------------------------------------------------------------------------------
 
@@ -157,8 +192,7 @@ class Board:
         if began_ns is None:
             return False
         del self._taken[path][work]
-        took_ns = now_ns - began_ns
-        self._pace_ns[path] = (1 - _PACE_WEIGHT) * self._pace_ns.get(path, took_ns) + _PACE_WEIGHT * took_ns
+        self._paces[path].note(began_ns, now_ns)
         if work.here or not self._paths[piece.block]:
             return False
         work.here = True
@@ -181,6 +215,8 @@ class Board:
 
         False: there is no other path, the block is lost."""
         work = self._work[piece.block, piece.first_layer]
+        if not self._paths[piece.block]:
+            return False
         if work.here:
             work.here = False
             self._open += 1
