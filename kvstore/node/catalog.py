@@ -19,6 +19,7 @@ import numpy.typing as npt
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput, UnknownNamespace
+from kvstore.node.adopt import Adoption
 from kvstore.node.answers import (
     ROOT,
     Above,
@@ -72,6 +73,7 @@ __all__ = [
 ]
 
 _EXPIRED_PER_TICK_MAX = 4096
+_HASHED_PER_TICK_MAX = 4096
 
 
 class Catalog:
@@ -338,6 +340,12 @@ class Catalog:
         """Slots in DRAM that wait to be copied to NVMe."""
         return self._stock.owed_bytes
 
+    # ---- devices -----------------------------------------------------------------------------------------------------
+
+    def adopt(self, tier: Tier, now_ns: int) -> Adoption:
+        """Begins to bring in what the devices of a tier had already; see `kvstore.node.adopt`."""
+        return Adoption(self._stock, self._counters, tier, now_ns)
+
     # ---- blocks ------------------------------------------------------------------------------------------------------
 
     def drop(self, namespace_id: bytes, shard: ShardId, key: bytes, reason: str) -> bool:
@@ -349,14 +357,14 @@ class Catalog:
         self._stock.remove(block, f"dropped_{reason}")
         return True
 
-    def drop_copy(self, namespace_id: bytes, shard: ShardId, key: bytes, tier: Tier, reason: str) -> bool:
-        """Removes a block's copy in one tier; counted as dropped_<reason>. False: it is not there."""
+    def drop_copy(self, namespace_id: bytes, shard: ShardId, key: bytes, place: Place, reason: str) -> bool:
+        """Removes the copy of a block that lies at a place; counted as dropped_<reason>. False: it does not any more."""
         tree = self._stock.tree(namespace_id, shard)
         block = None if tree is None else tree.blocks.get(key)
-        slot = None if block is None else block.slot_in(tier)
-        if block is None or slot is None:
+        slot = None if block is None else block.slot_in(place.tier)
+        if block is None or slot is None or place_of(place.tier, slot) != place:
             return False
-        self._stock.remove_copy(block, tier, slot, f"dropped_{reason}")
+        self._stock.remove_copy(block, place.tier, slot, f"dropped_{reason}")
         return True
 
     def lose_bank(self, tier: Tier, bank: int) -> int:
@@ -377,7 +385,7 @@ class Catalog:
         self._leases.lapse_due(now_ns)
         self._pins.end_due(now_ns)
         self._stock.expire(now_ns, _EXPIRED_PER_TICK_MAX)
-        self._journal.hash_records()
+        self.hash_records(_HASHED_PER_TICK_MAX)
         for space in self._stock.spaces.values():
             space.sweep(now_ns)
 
@@ -407,6 +415,10 @@ class Catalog:
     def take_records(self) -> list[Record]:
         """Additions and withdrawals since the last call, in order."""
         return self._journal.take_records()
+
+    def hash_records(self, count: int) -> bool:
+        """Brings the digests up to date by up to `count` records, a microsecond each. True when there are more."""
+        return self._journal.hash_records(count)
 
     def digests(self) -> npt.NDArray[np.uint64]:
         """The digests of all records, per bucket (uint64[256]); see `kvstore.blocks.digest`."""

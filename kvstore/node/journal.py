@@ -1,7 +1,9 @@
 """What others must still be told: I/O for the tiers' memories, records for the control plane; and their buckets."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,8 @@ from kvstore.blocks.digest import BUCKETS, empty_digests, toggle
 from kvstore.blocks.state import Tier
 from kvstore.node.answers import Action, Prolong, Record
 from kvstore.node.tree import Block, Tree
+
+_HASHED_AT_ONCE = 65536
 
 
 class Journal:
@@ -20,7 +24,7 @@ class Journal:
         self._records: list[Record] = []
         self._digests = empty_digests()
         # Hashing is a third of what a commit costs, so it waits for the next tick, out of the writer's way.
-        self._unhashed: list[tuple[Tier, Tree, bytes]] = []
+        self._unhashed: deque[tuple[Tier, Tree, list[bytes]]] = deque()
         self._buckets: list[set[Block]] = [set() for _ in range(BUCKETS)]
 
     def do(self, actions: Iterable[Action]) -> None:
@@ -28,10 +32,29 @@ class Journal:
 
     def added(self, blocks: Sequence[Block], tier: Tier, now_ns: int) -> None:
         """The blocks have a copy in the tier now."""
-        self._unhashed += [(tier, block.tree, block.key) for block in blocks]
+        self._enter(tier, blocks)
         self._records += [_addition(block, tier, now_ns) for block in blocks]
+
+    def adopted(self, tier: Tier, blocks: Sequence[Block]) -> None:
+        """The blocks had a copy in the tier before anybody listened: there is no record of it."""
+        for _, of_tree in groupby(blocks, key=attrgetter("tree")):
+            self._enter(tier, list(of_tree))
+
+    def _enter(self, tier: Tier, blocks: Sequence[Block]) -> None:
+        """blocks: of one tree."""
+        if blocks:
+            self._list(tier, blocks[0].tree, [block.key for block in blocks])
+        buckets = self._buckets
         for block in blocks:
-            self._buckets[block.key[0]].add(block)
+            buckets[block.key[0]].add(block)
+
+    def _list(self, tier: Tier, tree: Tree, keys: list[bytes]) -> None:
+        """Records that came or went are hashed later."""
+        last = self._unhashed[-1] if self._unhashed else None
+        if last is not None and last[0] is tier and last[1] is tree:
+            last[2].extend(keys)
+        else:
+            self._unhashed.append((tier, tree, keys))
 
     def prolonged(self, block: Block, now_ns: int) -> None:
         """The deadline of a block has moved far from the one that the control plane and its device know."""
@@ -44,7 +67,7 @@ class Journal:
     def withdrawn(self, block: Block, tier: Tier) -> None:
         """A copy of the block is gone (it is no longer among its slots)."""
         tree = block.tree
-        self._unhashed.append((tier, tree, block.key))
+        self._list(tier, tree, [block.key])
         self._records.append(Record(True, tier, tree.shard, tree.namespace.namespace_id, block.key, 0))
         if not block.slots:
             self._buckets[block.key[0]].discard(block)
@@ -57,14 +80,21 @@ class Journal:
         records, self._records = self._records, []
         return records
 
-    def hash_records(self) -> None:
-        """Brings the digests up to date."""
-        unhashed, self._unhashed = self._unhashed, []
-        for (tier, tree), batch in groupby(unhashed, key=lambda entry: entry[:2]):
-            toggle(self._digests, [key for _, _, key in batch], tier, tree.shard.rank, tree.shard.count)
+    def hash_records(self, count: int) -> bool:
+        """Brings the digests up to date by up to `count` records. True when there are more."""
+        while self._unhashed and count > 0:
+            tier, tree, keys = self._unhashed[0]
+            taken = keys[:count]
+            toggle(self._digests, taken, tier, tree.shard.rank, tree.shard.count)
+            count -= len(taken)
+            del keys[: len(taken)]
+            if not keys:
+                self._unhashed.popleft()
+        return bool(self._unhashed)
 
     def digests(self) -> npt.NDArray[np.uint64]:
-        self.hash_records()
+        while self.hash_records(_HASHED_AT_ONCE):
+            pass
         return self._digests.copy()
 
     def held(self, buckets: Iterable[int]) -> Iterator[Block]:

@@ -25,6 +25,7 @@ from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.status import from_rpc
 
 _PENDING_MAX = 200_000
+_HASHED_AT_ONCE = 4096
 _CALL_S = 2.0
 _RETRY_S = 0.2
 log = logging.getLogger(__name__)
@@ -123,6 +124,8 @@ class Publisher:
 
     async def _reconcile(self) -> None:
         """Sends the buckets that differ. What changes meanwhile stays queued: applying it twice does no harm."""
+        while self._catalog.hash_records(_HASHED_AT_ONCE):
+            await asyncio.sleep(0)  # a node that has restarted has very many, and others to serve
         self._pending.clear()
         self._overflowed = False
         reply = await self._stub.CompareBuckets(

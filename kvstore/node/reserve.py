@@ -129,9 +129,13 @@ class Reserving:
         return min(max(min(waits, default=_RETRY_NS_MAX), _RETRY_NS_MIN), _RETRY_NS_MAX)
 
 
+def shard_is_right(rank: int, count: int) -> bool:
+    return 0 <= rank < count <= _SHARDS_MAX
+
+
 def check_shard(shard: ShardId) -> None:
     """Raises InvalidInput for a rank outside its count."""
-    if not 0 <= shard.rank < shard.count <= _SHARDS_MAX:
+    if not shard_is_right(*shard):
         raise InvalidInput(f"shard: rank {shard.rank} of {shard.count}")
 
 

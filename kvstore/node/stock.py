@@ -120,6 +120,24 @@ class Stock:
             self.excuse(block)
         self.offer(block)
 
+    def adopted(self, tier: Tier, fresh: Sequence[Block], joined: Sequence[Block]) -> None:
+        """Blocks that a device had already are live: `fresh` ones as new blocks, `joined` ones by one more copy."""
+        self._expiry.add_all(fresh)
+        self.journal.adopted(tier, [*fresh, *joined])
+        for block in joined:
+            block.slots.sort(key=lambda copy: copy[0])
+            self.excuse(block)
+            self.offer(block)
+        for block in fresh:
+            if block.first_child is None:
+                self.offer(block)
+
+    def take_touches(self, count: int) -> int:
+        """Numbers for so many touches, later than all before; answers the first."""
+        first = self._touches + 1
+        self._touches += count
+        return first
+
     def touch(self, tree: Tree, keys: Sequence[bytes], now_ns: int, asked_ns: int | None = None) -> None:
         """The chain is in use: what is live of it becomes the most recent, and lives on by the namespace's rules.
 

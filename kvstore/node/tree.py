@@ -137,11 +137,11 @@ class Tree:
         block = self.blocks.get(key)
         if block is None:
             block = self.blocks[key] = Block(self, key, depth if parent is None else max(depth, parent.depth + 1))
-            _link(block, parent)
+            link(block, parent)
         elif parent is not None and block.parent is not parent and parent.depth < block.depth:
             former = block.parent
             _unlink(block)
-            _link(block, parent)
+            link(block, parent)
             if former is not None:
                 self.prune(former)
         return block
@@ -170,7 +170,8 @@ class Tree:
             self.namespace.turned_leaf(current)
 
 
-def _link(block: Block, parent: Block | None) -> None:
+def link(block: Block, parent: Block | None) -> None:
+    """Hangs a block that hangs nowhere on its parent, which is less deep."""
     block.parent = parent
     if parent is None:
         return

@@ -43,6 +43,10 @@ class RisingQueue(Generic[T]):
         """Queues several items that are not queued yet."""
         entries = [(self._key(item), next(self._serial), item) for item in items]
         self._members.update(item for _, _, item in entries)
+        if len(entries) > len(self._heap):
+            self._heap += entries
+            heapq.heapify(self._heap)
+            return
         for entry in entries:
             heapq.heappush(self._heap, entry)
 

@@ -137,7 +137,12 @@ def test_a_kept_slot_outlives_its_block() -> None:
     small = spilling()
     small.store("a")
     small.spill()
-    small.catalog.drop_copy(namespace("one"), SHARD, key("a"), DRAM, "purge")
+    pins = small.pin("a")
+    small.catalog.unpin(pins.pin_id)
+    assert pins.blocks[0] is not None
+    place = pins.blocks[0].place
+    assert not small.catalog.drop_copy(namespace("one"), SHARD, key("a"), place._replace(generation=7), "purge")
+    assert small.catalog.drop_copy(namespace("one"), SHARD, key("a"), place, "purge")
     copy = small.begin_copy("a", NVME, DRAM)
     assert copy is not None
     small.catalog.find_room(copy, SLOT_BYTES, 0)

@@ -1,0 +1,193 @@
+"""Spill: blocks that are owed to NVMe get there, at the node's own pace.
+
+In batches, in the order in which blocks were stored, so that a chain on disk has no hole before its end: bytes are
+verified, packed, written, synced, and only then named by the index; what the index names is durable, and told to the
+control plane as a copy in the NVMe tier. One batch is packed while the one before it is written.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvstore.config import MIB, NodeConfig
+from kvstore.errors import ChecksumMismatch, KVStoreError, TooLarge
+from kvstore.node.background import to_the_end
+from kvstore.node.catalog import Copy, Place
+from kvstore.node.custody import Custody
+from kvstore.node.storage.entry import PLAIN, Entry
+from kvstore.node.storage.packing import Packed, pack
+from kvstore.node.tiers.nvme import NvmeTier
+from kvstore.policy.budget import ByteBudget
+from kvstore.policy.share import background_part
+
+_BATCH_BLOCKS_MAX = 64
+_BATCH_BYTES_MAX = 64 * MIB
+_BATCHES_AT_ONCE = 2
+_RETRY_S = 0.1
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A block that is packed and has its slot. deadline_ns: as the entry has it."""
+
+    copy: Copy
+    packed: Packed
+    place: Place
+    entry: Entry
+    deadline_ns: int
+
+
+class Spill:
+    """Belongs to the event loop."""
+
+    def __init__(self, config: NodeConfig, custody: Custody, nvme: NvmeTier) -> None:
+        self._custody = custody
+        self._catalog = custody.catalog
+        self._nvme = nvme
+        self._capacity_bytes = config.dram_bytes
+        self._clean_part = config.nvme_clean_percent / 100
+        day_bytes = config.nvme_day_bytes_max * len(config.nvme_paths)
+        self._budget = ByteBudget(day_bytes, custody.clock())
+        self._wake = asyncio.Event()
+        # Batches are written in the order in which they were begun: each waits for the one before it.
+        self._written = asyncio.Event()
+        self._written.set()
+        self.counters: Counter[str] = Counter(
+            spilled_blocks=0, spilled_bytes=0, spill_over_budget=0, spill_refused=0, spill_failed=0, corrupt_in_memory=0
+        )
+
+    def owed(self) -> None:
+        """Something may be owed: the next batch need not wait for the clock."""
+        if self._catalog.owed_bytes:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Works until cancelled; no failure of one batch ends it."""
+        await asyncio.gather(*(self._work() for _ in range(_BATCHES_AT_ONCE)))
+
+    async def _work(self) -> None:
+        while True:
+            begun = 0
+            try:
+                begun = await self.spill_batch()
+            except KVStoreError as error:
+                log.warning("spill: %s", error)
+                await asyncio.sleep(_RETRY_S)
+            except Exception:
+                log.exception("spill failed")
+                await asyncio.sleep(_RETRY_S)
+            if not begun:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), _RETRY_S if self._catalog.owed_bytes else None)
+
+    async def drain(self) -> None:
+        """Until nothing is owed any more, or nothing of it can be written. Nobody else may be spilling."""
+        while await self.spill_batch():
+            pass
+
+    async def spill_batch(self) -> int:
+        """Copies one batch; answers how many of its blocks are done with: on NVMe, or excused."""
+        if not self._nvme.in_service:
+            self.counters["spill_refused"] += self._catalog.excuse_all()
+            return 0
+        part = background_part(self._catalog.owed_bytes, self._capacity_bytes, self._clean_part)
+        self._nvme.set_background_part(part)
+        copies = self._next_copies()
+        if not copies:
+            return 0
+        left = dict.fromkeys(copies)
+        before, self._written = self._written, asyncio.Event()
+        mine = self._written
+        try:
+            packed = await asyncio.gather(*(self._pack(copy) for copy in copies))
+            await before.wait()
+            ready = [self._placed(copy, block, left) for copy, block in zip(copies, packed, strict=True) if block]
+            await self._write([block for block in ready if block is not None], left)
+        finally:
+            for copy in left:
+                self._catalog.abandon_copy(copy)
+            self._custody.settle()
+            mine.set()
+        return len(copies) - len(left)
+
+    def _next_copies(self) -> list[Copy]:
+        copies = self._catalog.next_spills(_BATCH_BLOCKS_MAX, self._custody.clock())
+        taken: list[Copy] = []
+        room_bytes = _BATCH_BYTES_MAX
+        for copy in copies:
+            length = copy.layout.block_bytes
+            if taken and room_bytes < length:
+                self._catalog.abandon_copy(copy)  # its turn comes with the next batch
+                continue
+            room_bytes -= length
+            taken.append(copy)
+        return taken
+
+    async def _pack(self, copy: Copy) -> Packed | None:
+        """The bytes as they will lie on disk. None for a block whose bytes are not those that were stored."""
+        source, layout = copy.source, copy.layout
+        slot = self._custody.view(source.place, 0, source.place.slot_bytes)
+        try:
+            return await to_the_end(asyncio.to_thread(pack, slot, layout, source.checksums, PLAIN))
+        except ChecksumMismatch as error:
+            self.counters["corrupt_in_memory"] += 1
+            log.error("block %s at %s: %s", copy.key.hex(), source.place, error)
+            self._catalog.drop(copy.namespace_id, copy.shard, copy.key, "corrupt")
+            return None
+
+    def _placed(self, copy: Copy, packed: Packed, left: dict[Copy, None]) -> _Ready | None:
+        """A slot for the packed bytes; where there is none, or no budget, the block stays in DRAM alone."""
+        if not copy.alive:
+            return None
+        now_ns = self._custody.clock()
+        if not self._budget.allows(packed.slot_length, now_ns):
+            self.counters["spill_over_budget"] += 1
+        else:
+            try:
+                place = self._catalog.find_room(copy, packed.slot_length, now_ns)
+            except TooLarge:
+                place = None
+            self._custody.settle()
+            if place is not None:
+                return _Ready(copy, packed, place, self._nvme.entry(copy, packed), copy.block.deadline_ns)
+            self.counters["spill_refused"] += 1
+        self._catalog.excuse(copy)
+        del left[copy]
+        self._catalog.abandon_copy(copy)
+        return None
+
+    async def _write(self, ready: Sequence[_Ready], left: dict[Copy, None]) -> None:
+        await self._nvme.make_ready()
+        # A device without room for a new file has taken its slots back, one that failed has lost them.
+        able = [block for block in ready if block.copy.slot is not None and self._nvme.holds(block.place)]
+        writing = [self._nvme.write(block.place, block.entry, block.packed) for block in able]
+        ended = await to_the_end(asyncio.gather(*writing, return_exceptions=True))
+        written = []
+        for block, error in zip(able, ended, strict=True):
+            if error is None:
+                written.append(block)
+                self._nvme.enter(block.place, block.entry)
+            else:
+                self.counters["spill_failed"] += 1
+        await self._nvme.flush()
+        for block in written:
+            if self._nvme.holds(block.place):
+                del left[block.copy]
+                self._finish(block)
+
+    def _finish(self, block: _Ready) -> None:
+        place = block.place
+        if not self._catalog.finish_copy(block.copy, block.packed.checksums, self._custody.clock()):
+            self._nvme.forget(place.slab_id, place.slot, place.generation)
+        elif block.copy.block.deadline_ns != block.deadline_ns:
+            self._nvme.prolong(place.slab_id, place.slot, block.copy.block.deadline_ns)
+        self.counters["spilled_blocks"] += 1
+        self.counters["spilled_bytes"] += block.packed.slot_length

@@ -1,0 +1,198 @@
+"""One device of the NVMe tier in service: its lane, what its index is still to be told, and how it fails.
+
+    Batch ──flush──► labels of new slab files, sync of what was written, index          (`Device.commit`, in a thread)
+
+Between two flushes the index knows less than the catalog, never something else: what a slot held is forgotten before
+the slot is written again (`ready_to_write`), and a block is named only after its bytes were synced.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvstore.errors import Closed, DeviceFailed, DeviceFull
+from kvstore.node.background import to_the_end
+from kvstore.node.disklane import DiskLane
+from kvstore.node.storage.device import Device
+from kvstore.node.storage.entry import Entry
+from kvstore.node.storage.index import Batch
+
+_ERRORS_WITHIN_NS = 3600 * 1_000_000_000
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SlabFile:
+    """A slab's file on its device."""
+
+    bank: "Bank"
+    slab_id: int
+    file: int
+    slot_bytes: int
+    tenant: str
+
+
+class Bank:
+    """Belongs to the event loop.
+
+    errors_max: failed operations within an hour after which the device goes out of service. on_lost: told of it then.
+    on_full: told of the slabs for which the file system has no room; they are nobody's then.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        device: Device,
+        *,
+        depth: int,
+        errors_max: int,
+        sync: bool,
+        clock: Callable[[], int],
+        on_lost: Callable[[int], None],
+        on_full: Callable[[int, list[int]], None],
+    ) -> None:
+        self.number = number
+        self.device = device
+        self.lane = DiskLane(f"nvme{number}", depth)
+        self.in_service = True
+        self.failures = 0
+        self._errors: deque[int] = deque(maxlen=max(1, errors_max))
+        self._sync = sync
+        self._clock = clock
+        self._on_lost = on_lost
+        self._on_full = on_full
+        self._pending = Batch()
+        self._files: dict[int, SlabFile] = {}
+        self._unlabelled: dict[int, SlabFile] = {}
+        self._unsynced: set[int] = set()
+        self._dropped = False
+        self._flushing = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"Bank({self.device.path}, {'in' if self.in_service else 'out of'} service, {self.failures} failures)"
+
+    # ---- what the index is to be told ------------------------------------------------------------------------------
+
+    def open_slab(self, slab_id: int, slot_bytes: int, tenant: str) -> SlabFile:
+        """A file for the slab; it gets its label, and is made if need be, with the next flush."""
+        slab = SlabFile(self, slab_id, self.device.take_file(), slot_bytes, tenant)
+        self._files[slab.file] = self._unlabelled[slab.file] = slab
+        self._pending.open_slab(slab.file, slot_bytes, tenant, self.device.slab_bytes // slot_bytes)
+        return slab
+
+    def adopt_slab(self, slab_id: int, file: int, slot_bytes: int, tenant: str) -> SlabFile:
+        """A slab that the device had already."""
+        slab = self._files[file] = SlabFile(self, slab_id, file, slot_bytes, tenant)
+        return slab
+
+    def close_slab(self, slab: SlabFile) -> None:
+        del self._files[slab.file]
+        self._unlabelled.pop(slab.file, None)
+        self._unsynced.discard(slab.file)
+        self._pending.close_slab(slab.file)
+        self.device.give_file(slab.file)
+
+    def drop(self, slab: SlabFile, slot: int, generation: int) -> None:
+        self._pending.drop(slab.file, slot, generation)
+        self._dropped = True
+
+    def put(self, slab: SlabFile, slot: int, entry: Entry) -> None:
+        """The slot was written."""
+        self._pending.put(slab.file, slot, entry)
+        self._unsynced.add(slab.file)
+
+    def touch(self, slab: SlabFile, slot: int, deadline_ms: int) -> None:
+        self._pending.touch(slab.file, slot, deadline_ms)
+
+    @property
+    def ready_to_write(self) -> bool:
+        """Whether slots may be written: their files are made, and the index names nothing that was dropped."""
+        return not (self._dropped or self._unlabelled or self._flushing.locked())
+
+    def is_made(self, slab: SlabFile) -> bool:
+        return slab.file not in self._unlabelled
+
+    async def flush(self) -> None:
+        """Brings the index up to date and what was written to stable storage. Raises DeviceFailed."""
+        async with self._flushing:
+            if not self.in_service:
+                self._pending, self._unlabelled, self._unsynced = Batch(), {}, set()
+                raise DeviceFailed(f"{self.device.path} is out of service")
+            try:
+                await self._label()
+                await self._commit()
+            except DeviceFailed as error:
+                # What was written since the last sync may be lost, and the index was not told: what it says is worth
+                # something again when it was opened anew.
+                self._take_out(error)
+                raise
+
+    async def _label(self) -> None:
+        """Makes the files of new slabs, apart from the batch: what does not fit must not hold up the rest."""
+        made, self._unlabelled = self._unlabelled, {}
+        if not made:
+            return
+        labels = [(slab.file, slab.slot_bytes, slab.tenant) for slab in made.values()]
+        try:
+            await self._in_thread(Batch(), labels, set())
+        except DeviceFull as error:
+            log.warning("%s: %s", self.device.path, error)
+            refused = [slab for slab in made.values() if self._files.get(slab.file) is slab]
+            for slab in refused:
+                self.close_slab(slab)
+            self._on_full(self.number, [slab.slab_id for slab in refused])
+
+    async def _commit(self) -> None:
+        batch, self._pending = self._pending, Batch()
+        unsynced, self._unsynced = self._unsynced, set()
+        self._dropped = False
+        if batch or unsynced:
+            await self._in_thread(batch, [], unsynced)
+
+    async def _in_thread(self, batch: Batch, labels: Sequence[tuple[int, int, str]], unsynced: set[int]) -> None:
+        committing = asyncio.to_thread(self.device.commit, batch, labels, unsynced, sync=self._sync)
+        await to_the_end(committing)
+
+    # ---- bytes -------------------------------------------------------------------------------------------------------
+
+    def run(self, length: int, work: Callable[[], None], *, background: bool) -> "asyncio.Future[None]":
+        """Has a read or a write done in the lane; see `DiskLane.submit`. The future raises DeviceFailed."""
+        try:
+            if not self.in_service:
+                raise DeviceFailed(f"{self.device.path} is out of service")
+            running = self.lane.submit(length, work, background=background)
+        except (DeviceFailed, Closed) as error:
+            failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
+        running.add_done_callback(self._note)
+        return running
+
+    def _note(self, done: "asyncio.Future[None]") -> None:
+        error = None if done.cancelled() else done.exception()
+        if not isinstance(error, DeviceFailed):
+            return
+        now_ns = self._clock()
+        self.failures += 1
+        self._errors.append(now_ns)
+        log.warning("%s: failure %d: %s", self.device.path, self.failures, error)
+        if len(self._errors) == self._errors.maxlen and now_ns - self._errors[0] < _ERRORS_WITHIN_NS:
+            self._take_out(error)
+
+    def _take_out(self, error: Exception) -> None:
+        if self.in_service:
+            self.in_service = False
+            log.error("%s is out of service: %s", self.device.path, error)
+            self._on_lost(self.number)
+
+    async def close(self) -> None:
+        """Flushes, then lets go of the device. Nothing is begun any more; what runs is waited for."""
+        await self.lane.close()
+        if self.in_service:
+            try:
+                await self.flush()
+            except DeviceFailed as error:
+                log.warning("%s: %s", self.device.path, error)
+        await asyncio.to_thread(self.device.close)

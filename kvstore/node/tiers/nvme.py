@@ -1,0 +1,190 @@
+"""The NVMe tier: the devices behind the catalog's slots.
+
+What the catalog decided (slabs opened and closed, slots emptied, deadlines) is noted at once and reaches the index with
+the next flush; bytes move in the threads of each device's lane. What is read is verified before anybody hears of it.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.blocks.layout import Layout
+from kvstore.errors import DeviceFailed
+from kvstore.node.background import to_the_end
+from kvstore.node.catalog import Copy, PinnedBlock, Place
+from kvstore.node.disklane import DiskLane
+from kvstore.node.storage.device import Device
+from kvstore.node.storage.entry import PLAIN, Entry
+from kvstore.node.storage.format import header_bytes, pack_slot_header
+from kvstore.node.storage.packing import Packed
+from kvstore.node.tiers.bank import Bank, SlabFile
+from kvstore.node.tiers.base import SlabFiles
+from kvstore.node.tiers.verified import SlotReader, Stored
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class NvmeTier(SlabFiles):
+    """Belongs to the event loop.
+
+    depth: pieces under way per device. errors_max, sync: see `Bank`. clock: monotonic nanoseconds.
+    on_lost: told of the bank of a device that went out of service. on_full: told of a bank, and of its slabs for which
+    the file system has no room.
+    """
+
+    def __init__(
+        self, devices: Sequence[Device], *, depth: int, errors_max: int, sync: bool, clock: Callable[[], int]
+    ) -> None:
+        self._clock = clock
+        self._slabs: dict[int, SlabFile] = {}
+        # Of compressed slots: what a reader must know beside the checksums.
+        self._stored: dict[tuple[int, int], Stored] = {}
+        self.on_lost: Callable[[int], None] = lambda bank: None
+        self.on_full: Callable[[int, list[int]], None] = lambda bank, slab_ids: None
+        self.banks = [
+            Bank(
+                number,
+                device,
+                depth=depth,
+                errors_max=errors_max,
+                sync=sync,
+                clock=clock,
+                on_lost=lambda bank: self.on_lost(bank),
+                on_full=self._full,
+            )
+            for number, device in enumerate(devices)
+        ]
+
+    def _full(self, bank: int, slab_ids: list[int]) -> None:
+        for slab_id in slab_ids:
+            del self._slabs[slab_id]
+        self.on_full(bank, slab_ids)
+
+    @property
+    def in_service(self) -> bool:
+        return any(bank.in_service for bank in self.banks)
+
+    @property
+    def lanes(self) -> list[DiskLane]:
+        return [bank.lane for bank in self.banks]
+
+    def set_background_part(self, part: float) -> None:
+        for lane in self.lanes:
+            lane.background_part = part
+
+    # ---- what the catalog decided --------------------------------------------------------------------------------
+
+    def open_slab(self, slab_id: int, slot_bytes: int, tenant: str, bank: int) -> None:
+        self._slabs[slab_id] = self.banks[bank].open_slab(slab_id, slot_bytes, tenant)
+
+    def adopt_slab(self, slab_id: int, bank: int, file: int, slot_bytes: int, tenant: str) -> None:
+        """A slab that the device had already."""
+        self._slabs[slab_id] = self.banks[bank].adopt_slab(slab_id, file, slot_bytes, tenant)
+
+    def adopt_stored(self, slab_id: int, slot: int, entry: Entry) -> None:
+        """A block that the device had already."""
+        if entry.codec != PLAIN:
+            self._stored[slab_id, slot] = Stored(entry.codec, entry.stored)
+
+    def close_slab(self, slab_id: int) -> None:
+        slab = self._slabs.pop(slab_id)
+        slab.bank.close_slab(slab)
+
+    def forget(self, slab_id: int, slot: int, generation: int) -> None:
+        slab = self._slabs[slab_id]
+        self._stored.pop((slab_id, slot), None)
+        slab.bank.drop(slab, slot, generation)
+
+    def prolong(self, slab_id: int, slot: int, deadline_ns: int) -> None:
+        slab = self._slabs[slab_id]
+        slab.bank.touch(slab, slot, self._store_ms(slab.bank, deadline_ns))
+
+    def _store_ms(self, bank: Bank, deadline_ns: int) -> int:
+        return bank.device.clock.now_ms() + max(0, deadline_ns - self._clock()) // 1_000_000
+
+    # ---- writing -----------------------------------------------------------------------------------------------------
+
+    def entry(self, copy: Copy, packed: Packed) -> Entry:
+        """What the header and the index say of a copy that has its room."""
+        place, block, namespace = copy.place, copy.block, copy.block.tree.namespace
+        return Entry(
+            namespace_id=namespace.namespace_id,
+            shard_rank=copy.shard.rank,
+            shard_count=copy.shard.count,
+            key=copy.key,
+            parent_key=copy.parent_key,
+            depth=block.depth,
+            generation=place.generation,
+            deadline_ms=self._store_ms(self._slabs[place.slab_id].bank, block.deadline_ns),
+            ttl_ms=block.ttl_ns // 1_000_000,
+            block_bytes=copy.layout.block_bytes,
+            stored_bytes=packed.stored_bytes,
+            codec=packed.codec,
+            checksums=packed.checksums,
+            stored=packed.stored,
+        )
+
+    def write(self, place: Place, entry: Entry, packed: Packed) -> "asyncio.Future[None]":
+        """Writes a slot: its header, then the stored bytes. Their memory is in use until the future is done.
+
+        Only after `make_ready`. The future raises DeviceFailed."""
+        slab = self._slabs[place.slab_id]
+        assert slab.bank.is_made(slab), slab
+        parts = [pack_slot_header(entry), *packed.parts]
+        device, offset, length = slab.bank.device, place.offset, packed.slot_length
+        return slab.bank.run(length, lambda: device.write(slab.file, offset, parts), background=True)
+
+    def enter(self, place: Place, entry: Entry) -> None:
+        """A slot that was written gets its name in the index with the next flush."""
+        slab = self._slabs[place.slab_id]
+        slab.bank.put(slab, place.slot, entry)
+        self.adopt_stored(place.slab_id, place.slot, entry)
+
+    def holds(self, place: Place) -> bool:
+        """Whether the place's slab is there, on a device in service."""
+        slab = self._slabs.get(place.slab_id)
+        return slab is not None and slab.bank.in_service
+
+    async def flush(self) -> None:
+        """Brings the indexes up to date and what was written to stable storage.
+
+        A device where that fails goes out of service, and the caller sees it by `holds`."""
+        await self._flush(self.banks)
+
+    async def make_ready(self) -> None:
+        """Until slots may be written: their files are made, and the indexes name nothing that was dropped."""
+        await self._flush([bank for bank in self.banks if not bank.ready_to_write])
+
+    async def _flush(self, banks: Sequence[Bank]) -> None:
+        flushing = asyncio.gather(*(bank.flush() for bank in banks if bank.in_service), return_exceptions=True)
+        for outcome in await to_the_end(flushing):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, DeviceFailed):
+                raise outcome
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def read(
+        self, source: PinnedBlock, layout: Layout, offset: int, out: Bytes, *, background: bool = False
+    ) -> "asyncio.Future[None]":
+        """Reads a range of whole granules of a block and verifies it. `out` is in use until the future is done.
+
+        offset: in the block. The future raises ChecksumMismatch and DeviceFailed.
+        """
+        place = source.place
+        slab = self._slabs[place.slab_id]  # it is pinned
+        reader = SlotReader(
+            slab.bank.device,
+            slab.file,
+            place.offset,
+            layout,
+            source.checksums,
+            self._stored.get((place.slab_id, place.slot)),
+        )
+        return slab.bank.run(out.size, lambda: reader.read(offset, out), background=background)
+
+    async def close(self) -> None:
+        """Flushes, then lets go of the devices. Nothing is read or written any more."""
+        for bank in self.banks:
+            await bank.close()

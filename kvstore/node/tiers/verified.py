@@ -1,0 +1,87 @@
+"""Reading a block, or whole granules of it, from its slot on a device: nothing is believed that the checksums do not
+prove. Blocks, so it is called from threads."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
+from kvstore.errors import ChecksumMismatch
+from kvstore.node.storage.codec import decode_granule
+from kvstore.node.storage.device import Device
+from kvstore.node.storage.format import header_bytes
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Stored(NamedTuple):
+    """How a compressed block lies in its slot. lengths: of each stored granule, u32 little-endian."""
+
+    codec: int
+    lengths: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SlotReader:
+    """One slot that is pinned. offset: of the slot in the slab. checksums: xxh3-64 of each granule of the block.
+    stored: None for plain bytes."""
+
+    device: Device
+    file: int
+    offset: int
+    layout: Layout
+    checksums: bytes
+    stored: Stored | None
+
+    def read(self, offset: int, out: Bytes) -> None:
+        """Fills `out` with the bytes of the block from `offset` on, whole granules. Raises ChecksumMismatch, and
+        DeviceFailed."""
+        first, last = granule_range(self.layout, offset, out.size)
+        body = self.offset + header_bytes(self.layout.granules)
+        if self.stored is None:
+            self.device.read(self.file, body + offset, out)
+            self._verify(first, last, out)
+        else:
+            self._unpack(body, self.stored, first, last, out)
+
+    def _unpack(self, body: int, stored: Stored, first: int, last: int, out: Bytes) -> None:
+        lengths = np.frombuffer(stored.lengths, "<u4").tolist()
+        starts = list(accumulate(lengths, initial=0))
+        packed = np.empty(starts[last] - starts[first], np.uint8)
+        self.device.read(self.file, body + starts[first], packed)
+        step = self.layout.granule_bytes
+        for granule in range(first, last):
+            part = packed[starts[granule] - starts[first] : starts[granule + 1] - starts[first]]
+            into = out[(granule - first) * step : (granule - first + 1) * step]
+            decode_granule(part, stored.codec, into)
+            self._check(granule, into)
+
+    def _verify(self, first: int, last: int, out: Bytes) -> None:
+        step = self.layout.granule_bytes
+        for granule in range(first, last):
+            self._check(granule, out[(granule - first) * step : (granule - first + 1) * step])
+
+    def _check(self, granule: int, raw: Bytes) -> None:
+        expected = self.checksums[granule * CHECKSUM_BYTES : (granule + 1) * CHECKSUM_BYTES]
+        if xxhash.xxh3_64_intdigest(raw.data).to_bytes(CHECKSUM_BYTES, "little") != expected:
+            raise ChecksumMismatch(f"{self.device.path}, file {self.file}, slot at {self.offset}: granule {granule}")
+
+
+def granule_range(layout: Layout, offset: int, length: int) -> tuple[int, int]:
+    """(first, one past the last) granule of a range of whole granules."""
+    end = offset + length
+    assert offset % layout.granule_bytes == 0, (offset, length)
+    assert end % layout.granule_bytes == 0 or end == layout.block_bytes, (offset, length)
+    return offset // layout.granule_bytes, -(-end // layout.granule_bytes)
+
+
+def widened(layout: Layout, offset: int, length: int) -> tuple[int, int]:
+    """(offset, length) of the whole granules that have a range of a block's bytes."""
+    step = layout.granule_bytes
+    start = offset // step * step
+    end = min(-(-(offset + length) // step) * step, layout.block_bytes)
+    return start, end - start
