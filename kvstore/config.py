@@ -80,6 +80,7 @@ class NodeConfig:
     relay: bool = option(True, "read from storage over other nodes' storage NICs too, and lend them this node's own")
     relay_helpers_max: int = option(8, "other nodes that help with one load")
     relay_bytes_max: int = option(128 * MIB, "staging memory of what this node relays for others")
+    readahead_bytes_max: int = option(64 * MIB, "memory of what is read from NVMe for other nodes and not yet sent")
     parking_bytes_max: int = option(512 * MIB, "memory of handoffs whose receiver has not come")
     pinned_bytes_max: int = option(0, "bytes that readers may keep pinned past their hold; 0: half of the tier")
     piece_bytes: int = option(4 * MIB, "unit of a transfer; rounded to whole granules")

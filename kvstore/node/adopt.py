@@ -14,7 +14,7 @@ from kvstore.node.reserve import shard_is_right
 from kvstore.node.stock import Stock
 from kvstore.node.storage.entry import Entry
 from kvstore.node.tree import Block, Tree, link
-from kvstore.policy.slots import SizeClass, Slab, Slot
+from kvstore.policy.slots import SizeClass
 
 
 class Adoption:
@@ -40,8 +40,8 @@ class Adoption:
     ) -> tuple[int, list[tuple[int, int]]]:
         """A slab that a device had: the generations of its slots, and what the index says that they hold.
 
-        store_now_ms: the time on the device's clock. Answers the slab's id, and (slot, generation) of what is not taken:
-        blocks past their deadline, of a namespace, layout or tenant that is not known, or that are there already.
+        store_now_ms: the time on the device's clock. Answers the slab's id, and (slot, generation) of what is not
+        taken: blocks past their deadline, of a namespace, layout or tenant that is not known, or there already.
         """
         space = self._stock.spaces[self._tier].banks[bank]
         slab = space.adopt(size_class, generations)
@@ -94,8 +94,8 @@ class Adoption:
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """The blocks can be found. Those whose ancestors did not survive are orphans, and go before all others.
+    def finish(self) -> int:
+        """The blocks can be found; answers how many. Those whose ancestors did not survive are orphans: they go first.
 
         The control plane is not told: whoever calls has it compare buckets."""
         self._link()
@@ -105,7 +105,9 @@ class Adoption:
             for block in top.descendants():
                 block.touched = 0
         self._stock.adopted(self._tier, self._fresh, self._joined)
-        self._counters["adopted_blocks"] += len(self._fresh) + len(self._joined)
+        count = len(self._fresh) + len(self._joined)
+        self._counters["adopted_blocks"] += count
+        return count
 
     def _link(self) -> None:
         for block, parent_key in zip(self._fresh, self._parents, strict=True):

@@ -9,7 +9,8 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from kvstore.errors import ConfigError
 from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog
 from kvstore.node.custody import Custody
+from kvstore.node.devices import open_devices, space_of
+from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.landing import Landing
@@ -36,19 +39,22 @@ from kvstore.node.resources import Resources
 from kvstore.node.retention import Retention
 from kvstore.node.service import NodeService
 from kvstore.node.sessions import Session, Sessions
+from kvstore.node.storage.device import Device
 from kvstore.node.tiers.base import TierMemory
 from kvstore.node.tiers.dram import DramMemory
 from kvstore.node.tiers.hbm import HbmMemory
+from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.transfers import Transfers
-from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.pb import control_pb2, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
-from kvstore.policy.slots import SlotSpace
+from kvstore.policy.slots import SlotSpace, Space
 from kvstore.rpc.address_file import write_address
 from kvstore.rpc.channel import make_server
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_S = 0.5
+_ADMISSIONS = {"all": 1, "second-hit": 2}
 _BIND_ATTEMPTS = 5  # of connect_ms each
 
 
@@ -62,7 +68,13 @@ async def serve(
     memories: of tiers other than DRAM, for tests and for hardware that is absent; HBM is made from the config else.
     namespaces: rules by pattern, see `kvstore.policy.rulebook`.
     """
-    server = NodeServer(config, dict(memories or {}), namespaces or {})
+    devices = await open_devices(config)
+    try:
+        server = NodeServer(config, dict(memories or {}), namespaces or {}, devices)
+    except BaseException:
+        for device in devices:
+            await asyncio.to_thread(device.close)
+        raise
     try:
         await server.start()
     except BaseException:
@@ -72,10 +84,16 @@ async def serve(
 
 
 class NodeServer:
-    """A running node. `address` is for other nodes (host:port), `socket` for engines on this host (unix:path)."""
+    """A running node. `address` is for other nodes (host:port), `socket` for engines on this host (unix:path).
+
+    devices: of the NVMe tier, open; they are the server's once it is made."""
 
     def __init__(
-        self, config: NodeConfig, memories: dict[Tier, TierMemory], namespaces: Mapping[str, Mapping[str, Any]]
+        self,
+        config: NodeConfig,
+        memories: dict[Tier, TierMemory],
+        namespaces: Mapping[str, Mapping[str, Any]],
+        devices: Sequence[Device] = (),
     ) -> None:
         self._config = config
         self._stopped = False
@@ -92,13 +110,16 @@ class NodeServer:
 
         rules = NamespaceRules.from_fields({"ttl_ms": config.ttl_ms})
         slab_ids = count(1)
-        spaces = {Tier.DRAM: SlotSpace(config.dram_bytes, config.slab_bytes, slab_ids)}
+        spaces: dict[Tier, Space] = {Tier.DRAM: SlotSpace(config.dram_bytes, config.slab_bytes, slab_ids)}
         dram = DramMemory(hugepages=config.hugepages)
         memories[Tier.DRAM] = dram
         if config.hbm_bytes:
             spaces[Tier.HBM] = SlotSpace(config.hbm_bytes, config.slab_bytes, slab_ids)
             if Tier.HBM not in memories:
                 memories[Tier.HBM] = HbmMemory.on_device()
+        nvme = _tier(config, devices) if devices else None
+        if nvme is not None:
+            spaces[Tier.NVME] = space_of(devices, slab_ids)
         self.catalog = Catalog(
             spaces,
             lease_ns=config.lease_ms * 1_000_000,
@@ -106,15 +127,17 @@ class NodeServer:
             pinned_bytes_max=config.pinned_bytes_max or config.dram_bytes // 2,
             new_id=lambda: secrets.token_bytes(16),
             rules=rules,
+            spill_from_hits=_admission(config) if devices else 0,
         )
         self.retention = Retention(self.catalog, RuleBook(rules, namespaces))
-        self.custody = Custody(self.catalog, memories)
+        self.custody = Custody(self.catalog, memories, files=nvme)
         self.sessions = Sessions(
             dram, self.custody.slab_tenant, self._session_ended, bind_ns=_BIND_ATTEMPTS * config.connect_ms * 1_000_000
         )
         self.handoffs = Handoffs(self.custody, config.parking_bytes_max)
         self.holds = Holds(config, self.custody, self.neighbours, self.node_id)
         self.landing = Landing(self.custody, config.landing_bytes_max)
+        self.disks = None if nvme is None else Disks(config, self.custody, nvme, self.landing)
         self.placement = Placement(self.custody) if config.hbm_bytes else None
         self.networks = Networks.open(config)  # last: it is what may fail, and owns threads
 
@@ -122,6 +145,8 @@ class NodeServer:
         config = self._config
         socket_path = self._socket_path()
         _expect_unserved(socket_path)
+        if self.disks is not None:
+            await self.disks.adopt()
         self._server = make_server()
         try:
             port = self._server.add_insecure_port(config.listen)
@@ -148,9 +173,11 @@ class NodeServer:
         await self._server.start()
         os.chmod(socket_path, 0o600)
         if config.control:
-            self._publisher = Publisher(config, address, self.catalog, self.custody.clock, self.networks.loads)
+            self._publisher = Publisher(config, address, self.catalog, self.custody.clock, self._lane_loads)
             self.custody.on_records = self._publisher.add
             self._publisher.start()
+        if self.disks is not None:
+            self.disks.start()
         self._loops.append(asyncio.create_task(self._sweep()))
         if self.placement is not None:
             self._loops.append(asyncio.create_task(self.placement.run()))
@@ -160,7 +187,17 @@ class NodeServer:
 
     def _add_services(self, address: types_pb2.NodeAddress, slab_socket: str) -> None:
         assert self._server is not None
-        resources = Resources(self._config, self.custody, self.landing, self.networks, self.neighbours, address)
+        disks = self.disks
+        resources = Resources(
+            self._config,
+            self.custody,
+            self.landing,
+            self.networks,
+            self.neighbours,
+            address,
+            loads_from_disk=None if disks is None else disks.loads,
+            pushes_from_disk=None if disks is None else disks.pushes,
+        )
         self.transfers = transfers = Transfers(resources, self.handoffs, self.background)
         self.loads = loads = Loads(resources, self.background)
         service = NodeService(
@@ -173,6 +210,7 @@ class NodeServer:
             loads,
             transfers,
             self.placement,
+            disks,
             address,
             slab_socket,
         )
@@ -199,6 +237,8 @@ class NodeServer:
         self.sessions.close()
         await self.neighbours.close()
         await self.networks.close()
+        if self.disks is not None:
+            await self.disks.close()
         self.custody.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -211,6 +251,9 @@ class NodeServer:
             return Path(self._config.socket.removeprefix("unix:"))
         self._scratch = Path(tempfile.mkdtemp(prefix="kvstore-"))
         return self._scratch / "node.sock"
+
+    def _lane_loads(self) -> list[control_pb2.LaneLoad]:
+        return [*self.networks.loads(), *(self.disks.lane_loads() if self.disks is not None else ())]
 
     def _session_ended(self, session: Session) -> None:
         self.catalog.release_holder(session.holder, self.custody.clock())
@@ -228,6 +271,23 @@ class NodeServer:
                 self.handoffs.tick()
             except Exception:
                 log.exception("tick failed")
+
+
+def _admission(config: NodeConfig) -> int:
+    """At which touch a block is owed to NVMe. Raises ConfigError."""
+    if config.nvme_admit not in _ADMISSIONS:
+        raise ConfigError(f"nvme_admit must be one of {', '.join(_ADMISSIONS)}, not {config.nvme_admit!r}")
+    return _ADMISSIONS[config.nvme_admit]
+
+
+def _tier(config: NodeConfig, devices: Sequence[Device]) -> NvmeTier:
+    return NvmeTier(
+        devices,
+        depth=config.nvme_depth_max,
+        errors_max=config.nvme_errors_max,
+        sync=config.nvme_sync,
+        clock=time.monotonic_ns,
+    )
 
 
 def _expect_unserved(path: Path) -> None:

@@ -11,7 +11,7 @@ monotonic. Errors are raised before anything is changed, LeaseLost from `commit`
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,7 @@ class Catalog:
     ) -> None:
         self._rules = rules
         self._counters: Counter[str] = Counter()
+        self.namespace_changes = 0
         self._journal = Journal()
         self._stock = Stock(spaces, self._journal, self._counters, new_orders)
         self._stock.owed_from_hits = spill_from_hits
@@ -128,26 +129,38 @@ class Catalog:
             self._stock.namespaces[namespace_id] = OpenNamespace(
                 namespace_id, tenant, layout, rules or self._rules, self._stock.offer
             )
+            self.namespace_changes += 1
             return
         if known.layout != layout or known.tenant != tenant:
             raise InvalidInput(f"namespace {namespace_id.hex()} was opened before, with another layout or tenant")
         if rules is not None:
-            known.rules = rules
+            self.set_rules(namespace_id, rules)
 
     def set_rules(self, namespace_id: bytes, rules: NamespaceRules) -> None:
         """Other rules from now on. What is stored already follows them from its next touch; no deadline ever falls.
 
         Raises UnknownNamespace.
         """
-        self._namespace(namespace_id).rules = rules
+        namespace = self._namespace(namespace_id)
+        if namespace.rules != rules:
+            namespace.rules = rules
+            self.namespace_changes += 1
 
     def rules(self, namespace_id: bytes) -> NamespaceRules:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).rules
 
+    def namespaces(self) -> Iterator[OpenNamespace]:
+        """All that were opened. `namespace_changes` tells whether they, or their rules, are others than before."""
+        return iter(self._stock.namespaces.values())
+
     def layout(self, namespace_id: bytes) -> Layout:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).layout
+
+    def tenant(self, namespace_id: bytes) -> str:
+        """Raises UnknownNamespace."""
+        return self._namespace(namespace_id).tenant
 
     # ---- puts --------------------------------------------------------------------------------------------------------
 
@@ -358,7 +371,7 @@ class Catalog:
         return True
 
     def drop_copy(self, namespace_id: bytes, shard: ShardId, key: bytes, place: Place, reason: str) -> bool:
-        """Removes the copy of a block that lies at a place; counted as dropped_<reason>. False: it does not any more."""
+        """Removes the copy of a block that lies at a place; counted as dropped_<reason>. False: it is gone."""
         tree = self._stock.tree(namespace_id, shard)
         block = None if tree is None else tree.blocks.get(key)
         slot = None if block is None else block.slot_in(place.tier)
@@ -366,6 +379,10 @@ class Catalog:
             return False
         self._stock.remove_copy(block, place.tier, slot, f"dropped_{reason}")
         return True
+
+    def limit_bank(self, tier: Tier, bank: int, *, limited: bool) -> None:
+        """A device has no room for more slabs than it has; or the limit is lifted."""
+        self._stock.spaces[tier].banks[bank].limit(limited)
 
     def lose_bank(self, tier: Tier, bank: int) -> int:
         """A device is gone: it is given no more blocks, and what it had is withdrawn. Answers how many copies."""

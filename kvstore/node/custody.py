@@ -32,6 +32,7 @@ class Custody:
         self.files = files
         self.clock = clock
         self.on_records: Callable[[list[Record]], None] = lambda records: None
+        self.on_settled: Callable[[], None] = lambda: None
         self._tenants: dict[int, str] = {}
 
     def settle(self) -> None:
@@ -58,6 +59,7 @@ class Custody:
         records = self.catalog.take_records()
         if records:
             self.on_records(records)
+        self.on_settled()
         if failure is not None:
             raise failure
 

@@ -242,7 +242,11 @@ class Incoming:
             self._lose(PeerLost("the owner ended the transfer"))
 
     def _settled(self, settled: node_pb2.Settled) -> None:
-        """The owner will not send these. Their receives end by one byte each, once it knows that we know."""
+        """The owner will not send these. Their receives end by one byte each, once it knows that we know.
+
+        None of them: it is alive, and waits for its disk."""
+        if not settled.tags:
+            self._progress.note()
         for tag, outcome in zip(settled.tags, settled.outcomes, strict=True):
             if tag in self._receives:
                 self._refused[tag] = Outcome(outcome)

@@ -124,8 +124,9 @@ class Publisher:
 
     async def _reconcile(self) -> None:
         """Sends the buckets that differ. What changes meanwhile stays queued: applying it twice does no harm."""
-        while self._catalog.hash_records(_HASHED_AT_ONCE):
-            await asyncio.sleep(0)  # a node that has restarted has very many, and others to serve
+        # A node that has restarted has very many to hash, and others to serve meanwhile.
+        while self._catalog.hash_records(_HASHED_AT_ONCE):  # noqa: ASYNC110 - it is work, not waiting
+            await asyncio.sleep(0)
         self._pending.clear()
         self._overflowed = False
         reply = await self._stub.CompareBuckets(

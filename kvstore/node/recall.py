@@ -6,7 +6,7 @@ come; else each piece goes to a landing place. Every piece is verified before an
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout
@@ -17,6 +17,7 @@ from kvstore.node.custody import Custody
 from kvstore.node.landing import Landing
 from kvstore.node.pieces import Piece
 from kvstore.node.tiers.nvme import NvmeTier
+from kvstore.node.tiers.verified import granule_range
 
 log = logging.getLogger(__name__)
 
@@ -32,28 +33,30 @@ class Brought(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Block:
-    """staying: its DRAM slot to be; sought: whether there was a search for one."""
+    """staying: its DRAM slot to be; sought: whether there was a search for one. begun: the granules that are or were
+    read into it; missing: how many have not come."""
 
     key: bytes
     source: PinnedBlock
-    missing_bytes: int
+    missing: int
     staying: Copy | None = None
     sought: bool = False
-    finished: bool = False
+    begun: set[int] = field(default_factory=set)
 
 
 class Recalls:
     """What all recalls of one kind share: loads of this host's clients are one, pushes to other nodes another, each
     with a landing of its own, so that neither waits for what the other holds.
 
-    promote: blocks stay in DRAM.
+    promote: blocks stay in DRAM. depth: pieces that one push reads ahead.
     """
 
-    def __init__(self, custody: Custody, landing: Landing, nvme: NvmeTier, *, promote: bool) -> None:
+    def __init__(self, custody: Custody, landing: Landing, nvme: NvmeTier, *, promote: bool, depth: int = 8) -> None:
         self.custody = custody
         self.landing = landing
         self.nvme = nvme
         self.promote = promote
+        self.depth = depth
         self.counters = {"recalled_bytes": 0, "promoted_blocks": 0, "corrupt_on_disk": 0, "unreadable_on_disk": 0}
 
     def begin(self, namespace_id: bytes, shard: ShardId, layout: Layout, tenant: str) -> "Recall":
@@ -79,21 +82,16 @@ class Recall:
     def add(self, index: int, key: bytes, source: PinnedBlock) -> None:
         """A block that may be read. index: the caller's name for it, as its pieces have it."""
         assert source.place.tier is Tier.NVME, source
-        self._blocks[index] = _Block(key, source, self._layout.block_bytes)
+        self._blocks[index] = _Block(key, source, self._layout.granules)
 
     async def bring(self, piece: Piece) -> Brought:
-        """Reads and verifies whole granules of a block; pieces that are brought do not overlap.
+        """Reads and verifies whole granules of a block.
 
         Waits for a landing place where the block does not stay. Raises ChecksumMismatch and DeviceFailed, with the copy
         dropped, and what `Landing.acquire` raises. Whoever is cancelled holds no place.
         """
         block = self._blocks[piece.block]
-        self._seek_room(block)
-        if block.staying is not None:
-            brought = Brought(0, block.staying.place, piece.offset)
-        else:
-            place_id, place = await self._owner.landing.acquire(self._tenant, piece.length)
-            brought = Brought(place_id, place, 0)
+        brought = await self._target(block, piece)
         reading = self._owner.nvme.read(
             block.source,
             self._layout,
@@ -115,8 +113,19 @@ class Recall:
             if reading.done():
                 self._reading.discard(reading)
         self._owner.counters["recalled_bytes"] += piece.length
-        self._note_brought(block, piece.length)
+        if not brought.place_id:
+            self._note_brought(block, piece)
         return brought
+
+    async def _target(self, block: _Block, piece: Piece) -> Brought:
+        """Where a piece is read to: once only into the slot that stays, for others may read that when it is full."""
+        self._seek_room(block)
+        granules = range(*granule_range(self._layout, piece.offset, piece.length))
+        if block.staying is not None and block.begun.isdisjoint(granules):
+            block.begun.update(granules)
+            return Brought(0, block.staying.place, piece.offset)
+        place_id, place = await self._owner.landing.acquire(self._tenant, piece.length)
+        return Brought(place_id, place, 0)
 
     def _seek_room(self, block: _Block) -> None:
         """A DRAM slot for the block to stay in, sought once, when its first piece is wanted."""
@@ -144,13 +153,12 @@ class Recall:
         else:
             block.staying = copy
 
-    def _note_brought(self, block: _Block, length: int) -> None:
-        block.missing_bytes -= length
-        if block.missing_bytes == 0 and block.staying is not None:
-            block.finished = True
-            kept = self._catalog.finish_copy(
-                block.staying, block.source.checksums, self._owner.custody.clock(), keep=True
-            )
+    def _note_brought(self, block: _Block, piece: Piece) -> None:
+        assert block.staying is not None
+        block.missing -= len(range(*granule_range(self._layout, piece.offset, piece.length)))
+        if block.missing == 0:
+            now_ns = self._owner.custody.clock()
+            kept = self._catalog.finish_copy(block.staying, block.source.checksums, now_ns, keep=True)
             self._owner.counters["promoted_blocks"] += kept
             self._owner.custody.settle()
 
@@ -179,7 +187,7 @@ class Recall:
         for block in self._blocks.values():
             if block.staying is None:
                 continue
-            if block.finished:
+            if block.missing == 0:
                 self._catalog.release_copy(block.staying)
             else:
                 self._catalog.abandon_copy(block.staying)

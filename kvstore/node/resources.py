@@ -7,12 +7,14 @@ from kvstore.node.custody import Custody
 from kvstore.node.landing import Landing
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks
+from kvstore.node.recall import Recalls
 from kvstore.pb import types_pb2
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """address: this node's own. counters: since its start."""
+    """address: this node's own. loads_from_disk, pushes_from_disk: for its own clients and for other
+    nodes, where it has disks. counters: since its start."""
 
     config: NodeConfig
     custody: Custody
@@ -20,6 +22,8 @@ class Resources:
     networks: Networks
     neighbours: Neighbours
     address: types_pb2.NodeAddress
+    loads_from_disk: Recalls | None = None
+    pushes_from_disk: Recalls | None = None
     counters: dict[str, int] = field(
         default_factory=lambda: {
             "loads": 0,

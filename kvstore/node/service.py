@@ -15,6 +15,7 @@ from kvstore.errors import InvalidInput, PermissionRefused
 from kvstore.node.answers import Above
 from kvstore.node.catalog import Place, ShardId
 from kvstore.node.custody import Custody
+from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.loads import Loads
@@ -45,6 +46,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         loads: Loads,
         transfers: Transfers,
         placement: Placement | None,
+        disks: Disks | None,
         address: types_pb2.NodeAddress,
         slab_socket: str,
     ) -> None:
@@ -57,6 +59,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._loads = loads
         self._transfers = transfers
         self._placement = placement
+        self._disks = disks
         self._address = address
         self._slab_socket = slab_socket
         self._tenants: dict[bytes, str] = {}
@@ -276,6 +279,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         usage = self._custody.catalog.usage()
         counters = {**usage.counters, **self._loads.counters, **self._transfers.counters}
         counters |= self._placement.counters if self._placement is not None else {}
+        counters |= self._disks.counters if self._disks is not None else {}
         counters |= {
             "sessions": len(self._sessions),
             "handoffs": len(self._handoffs),

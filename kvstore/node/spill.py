@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvstore.config import MIB, NodeConfig
@@ -42,12 +42,17 @@ class _Ready:
 
 
 class Spill:
-    """Belongs to the event loop."""
+    """Belongs to the event loop.
 
-    def __init__(self, config: NodeConfig, custody: Custody, nvme: NvmeTier) -> None:
+    remember_namespaces: has the devices know what namespaces there are; called before their blocks are written."""
+
+    def __init__(
+        self, config: NodeConfig, custody: Custody, nvme: NvmeTier, remember_namespaces: Callable[[], None]
+    ) -> None:
         self._custody = custody
         self._catalog = custody.catalog
         self._nvme = nvme
+        self._remember_namespaces = remember_namespaces
         self._capacity_bytes = config.dram_bytes
         self._clean_part = config.nvme_clean_percent / 100
         day_bytes = config.nvme_day_bytes_max * len(config.nvme_paths)
@@ -165,6 +170,7 @@ class Spill:
         return None
 
     async def _write(self, ready: Sequence[_Ready], left: dict[Copy, None]) -> None:
+        self._remember_namespaces()
         await self._nvme.make_ready()
         # A device without room for a new file has taken its slots back, one that failed has lost them.
         able = [block for block in ready if block.copy.slot is not None and self._nvme.holds(block.place)]

@@ -3,10 +3,12 @@
 import asyncio
 
 from kvstore.blocks.layout import Layout
+from kvstore.blocks.state import Tier
 from kvstore.node.background import to_the_end
 from kvstore.node.catalog import PinnedBlock, ShardId
 from kvstore.node.feed import Arrival
 from kvstore.node.pieces import Piece
+from kvstore.node.recall import Recall
 from kvstore.node.resources import Resources
 
 
@@ -18,14 +20,29 @@ class Staging:
         self._layout = layout
         self._tenant = tenant
         self._held: dict[int, PinnedBlock] = {}
+        self._recall: Recall | None = None
+        if resources.loads_from_disk is not None:
+            self._recall = resources.loads_from_disk.begin(namespace_id, shard, layout, tenant)
 
     def add(self, block: int, key: bytes, held: PinnedBlock) -> None:
         """A block that may be asked for, piece by piece."""
         self._held[block] = held
+        if held.place.tier is Tier.NVME:
+            assert self._recall is not None
+            self._recall.add(block, key, held)
 
     async def bring(self, piece: Piece) -> Arrival:
-        """The piece, in a landing place."""
-        held, landing = self._held[piece.block], self._resources.landing
+        """The piece, in a landing place or in a slot that stays. Raises what `Recall.bring` raises."""
+        held = self._held[piece.block]
+        checksums = piece.checksums_of(held.checksums, self._layout)
+        if held.place.tier is Tier.NVME:
+            assert self._recall is not None
+            brought = await self._recall.bring(piece)
+            return Arrival.at(piece, brought.place_id, brought.place, brought.offset, checksums)
+        return await self._copied(piece, held, checksums)
+
+    async def _copied(self, piece: Piece, held: PinnedBlock, checksums: bytes) -> Arrival:
+        landing = self._resources.landing
         place_id, place = await landing.acquire(self._tenant, piece.length)
         try:
             memory = self._resources.custody.memories[held.place.tier]
@@ -35,8 +52,10 @@ class Staging:
         except BaseException:
             landing.give_back(place_id)
             raise
-        return Arrival.at(piece, place_id, place, 0, piece.checksums_of(held.checksums, self._layout))
+        return Arrival.at(piece, place_id, place, 0, checksums)
 
     async def settle(self) -> None:
         """Nothing is being read any more."""
+        if self._recall is not None:
+            await self._recall.settle()
         self._held.clear()

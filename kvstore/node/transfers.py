@@ -16,8 +16,9 @@ from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput, PeerLost
 from kvstore.node.background import Background
-from kvstore.node.catalog import Place, ShardId
+from kvstore.node.catalog import PinnedBlock, Place, ShardId
 from kvstore.node.custody import Custody
+from kvstore.node.diskfetch import DiskFetch
 from kvstore.node.handoff import Handoff, Handoffs
 from kvstore.node.landing import Landing
 from kvstore.node.lanes import TrafficClass
@@ -29,6 +30,7 @@ from kvstore.pb import node_pb2
 from kvstore.rpc.keys import keys_of
 from kvstore.rpc.status import check_version
 
+_SIGNS_OF_LIFE = 3  # within the progress deadline
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +57,10 @@ class _Source:
     checksums: bytes
     key: bytes
     stored: bool  # False: a handoff's block that is being written, or its tail
+
+    @property
+    def pinned(self) -> PinnedBlock:
+        return PinnedBlock(self.place, self.checksums)
 
 
 class Transfers:
@@ -138,6 +144,7 @@ class _Owned:
         self._network = opened.network or COMPUTE
         self._fabric = owner.networks.fabric(self._network)
         self._outgoing: Outgoing | None = None
+        self._disk: DiskFetch | None = None
         self._pin_id = b""
         self._handoff: Handoff | None = None
         self._sources: list[_Source | None] = []
@@ -187,7 +194,21 @@ class _Owned:
         chosen = [key for key, flag in zip(keys, wanted, strict=True) if flag]
         for key, block in zip(chosen, pins.blocks, strict=True):
             self._sources.append(None if block is None else _Source(block.place, block.checksums, key, stored=True))
+        self._find_on_disk()
         return pins.outcomes
+
+    def _find_on_disk(self) -> None:
+        """Blocks that must be read before they can be sent."""
+        recalls = self._owner.resources.pushes_from_disk
+        for block, source in enumerate(self._sources):
+            if source is None or source.place.tier is not Tier.NVME:
+                continue
+            assert recalls is not None
+            if self._disk is None:
+                tenant = self._custody.catalog.tenant(self._namespace_id)
+                recall = recalls.begin(self._namespace_id, self._shard, self._layout, tenant)
+                self._disk = DiskFetch(self._custody, recalls, recall, self._layout)
+            self._disk.add(block, source.key, source.pinned)
 
     async def _take_ticket(self, keys: list[bytes], wanted: list[bool]) -> list[Outcome]:
         handoff = self._owner.handoffs.take(self._opened.ticket)
@@ -202,13 +223,23 @@ class _Owned:
             piece = handoff.blocks[block]
             key = keys[block] if block < len(keys) else b""
             self._sources.append(_Source(piece.place, bytes(piece.checksums), key, stored=piece.complete))
+        self._find_on_disk()
         return [Outcome.READY] * len(self._blocks)
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
     def work(self, requests: AsyncIterator[node_pb2.TransferUp]) -> Sequence[Coroutine[Any, Any, None]]:
         assert self._outgoing is not None
-        return self._listen(requests, self._outgoing), self._announce(), self._outgoing.watch()
+        listening, announcing = self._listen(requests, self._outgoing), self._announce()
+        return listening, announcing, self._outgoing.watch(), self._tell_alive()
+
+    async def _tell_alive(self) -> None:
+        """A reader gives up an owner that sends nothing for a while, but a disk may be slow: as long as it brings
+        something, the reader is told so."""
+        while self._disk is not None:
+            await asyncio.sleep(self._owner.config.progress_ms / 1000 / _SIGNS_OF_LIFE)
+            if self._disk.moves:
+                self.outbox.put_nowait(node_pb2.TransferDown(settled=node_pb2.Settled()))
 
     async def _announce(self) -> None:
         """Handoff: tells the reader which layers it may ask for, as they are written."""
@@ -249,6 +280,8 @@ class _Owned:
 
     async def _fetch(self, block: int, offset: int, length: int) -> Held:
         place = self._granted(block, offset, length)
+        if self._disk is not None and place.tier is Tier.NVME:
+            return await self._disk.fetch(block, offset, length)
         return Held(self._custody.view(place, offset, length), _nothing)
 
     def _granted(self, block: int, offset: int, length: int) -> Place:
@@ -269,9 +302,15 @@ class _Owned:
             if source is None or not source.stored or not source.checksums:
                 continue
             self._owner.counters["corrupt_reports"] += 1
-            if not await asyncio.to_thread(_intact, self._custody, source, self._layout):
-                self._custody.catalog.drop(self._namespace_id, self._shard, source.key, "corrupt")
+            if not await self._intact(source):
+                catalog = self._custody.catalog
+                catalog.drop_copy(self._namespace_id, self._shard, source.key, source.place, "corrupt")
                 self._custody.settle()
+
+    async def _intact(self, source: _Source) -> bool:
+        if self._disk is not None and source.place.tier is Tier.NVME:
+            return await self._disk.is_intact(source.pinned)
+        return await asyncio.to_thread(_intact, self._custody, source, self._layout)
 
     # ---- ending ----------------------------------------------------------------------------------------------------
 
@@ -279,6 +318,8 @@ class _Owned:
         """Sends settle first, then pins end."""
         if self._outgoing is not None:
             await self._outgoing.settle()
+        if self._disk is not None:
+            await self._disk.settle()
         if self._handoff is not None:
             self._owner.handoffs.received(self._handoff)
         if self._pin_id:

@@ -97,6 +97,7 @@ class SlotSpace:
         self.bank = bank
         self.used_bytes = 0
         self.in_service = True
+        self._whole_bytes = capacity_bytes
         self._on_open: Callable[[Slab], None] = lambda slab: None
         self._on_close: Callable[[Slab], None] = lambda slab: None
         self._file_overhead_bytes = file_overhead_bytes
@@ -120,6 +121,10 @@ class SlotSpace:
     def free_bytes(self) -> int:
         """Bytes given to no slab."""
         return self.capacity_bytes - self.used_bytes
+
+    def limit(self, limited: bool) -> None:
+        """Takes no room beyond what is used now, until the limit is lifted."""
+        self.capacity_bytes = self.used_bytes if limited else self._whole_bytes
 
     def watch(self, on_open: Callable[[Slab], None], on_close: Callable[[Slab], None]) -> None:
         """Has each opening and closing of a slab told."""

@@ -18,6 +18,7 @@ from kvstore.node.disklane import DiskLane
 from kvstore.node.storage.device import Device
 from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.index import Batch
+from kvstore.node.storage.manifest import KnownNamespace, Manifest
 
 _ERRORS_WITHIN_NS = 3600 * 1_000_000_000
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Bank:
         self._clock = clock
         self._on_lost = on_lost
         self._on_full = on_full
+        self._manifest = Manifest(device.path)
+        self._namespaces: list[KnownNamespace] | None = None
         self._pending = Batch()
         self._files: dict[int, SlabFile] = {}
         self._unlabelled: dict[int, SlabFile] = {}
@@ -72,6 +75,10 @@ class Bank:
 
     def __repr__(self) -> str:
         return f"Bank({self.device.path}, {'in' if self.in_service else 'out of'} service, {self.failures} failures)"
+
+    def remember(self, namespaces: list[KnownNamespace]) -> None:
+        """These are known after a restart; from the next flush on, which is before any block of them is written."""
+        self._namespaces = namespaces
 
     # ---- what the index is to be told ------------------------------------------------------------------------------
 
@@ -109,7 +116,8 @@ class Bank:
     @property
     def ready_to_write(self) -> bool:
         """Whether slots may be written: their files are made, and the index names nothing that was dropped."""
-        return not (self._dropped or self._unlabelled or self._flushing.locked())
+        waiting = self._dropped or self._unlabelled or self._namespaces is not None
+        return not (waiting or self._flushing.locked())
 
     def is_made(self, slab: SlabFile) -> bool:
         return slab.file not in self._unlabelled
@@ -121,6 +129,7 @@ class Bank:
                 self._pending, self._unlabelled, self._unsynced = Batch(), {}, set()
                 raise DeviceFailed(f"{self.device.path} is out of service")
             try:
+                await self._save_namespaces()
                 await self._label()
                 await self._commit()
             except DeviceFailed as error:
@@ -128,6 +137,11 @@ class Bank:
                 # something again when it was opened anew.
                 self._take_out(error)
                 raise
+
+    async def _save_namespaces(self) -> None:
+        namespaces, self._namespaces = self._namespaces, None
+        if namespaces is not None:
+            await to_the_end(self._manifest.save(namespaces))
 
     async def _label(self) -> None:
         """Makes the files of new slabs, apart from the batch: what does not fit must not hold up the rest."""

@@ -7,23 +7,20 @@ the next flush; bytes move in the threads of each device's lane. What is read is
 import asyncio
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from kvstore.blocks.layout import Layout
 from kvstore.errors import DeviceFailed
 from kvstore.node.background import to_the_end
 from kvstore.node.catalog import Copy, PinnedBlock, Place
 from kvstore.node.disklane import DiskLane
+from kvstore.node.storage.aligned import Bytes
 from kvstore.node.storage.device import Device
 from kvstore.node.storage.entry import PLAIN, Entry
-from kvstore.node.storage.format import header_bytes, pack_slot_header
+from kvstore.node.storage.format import pack_slot_header
+from kvstore.node.storage.manifest import KnownNamespace
 from kvstore.node.storage.packing import Packed
 from kvstore.node.tiers.bank import Bank, SlabFile
 from kvstore.node.tiers.base import SlabFiles
 from kvstore.node.tiers.verified import SlotReader, Stored
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class NvmeTier(SlabFiles):
@@ -73,6 +70,11 @@ class NvmeTier(SlabFiles):
     def set_background_part(self, part: float) -> None:
         for lane in self.lanes:
             lane.background_part = part
+
+    def remember(self, namespaces: list[KnownNamespace]) -> None:
+        """These namespaces are known after a restart."""
+        for bank in self.banks:
+            bank.remember(namespaces)
 
     # ---- what the catalog decided --------------------------------------------------------------------------------
 

@@ -2,20 +2,17 @@
 prove. Blocks, so it is called from threads."""
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import xxhash
 
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.errors import ChecksumMismatch
-from kvstore.node.storage.codec import decode_granule
+from kvstore.node.storage.aligned import Bytes
+from kvstore.node.storage.codec import decode_granule, granule_starts
 from kvstore.node.storage.device import Device
 from kvstore.node.storage.format import header_bytes
-
-Bytes = npt.NDArray[np.uint8]
+from kvstore.node.storage.packing import granule_checksum
 
 
 class Stored(NamedTuple):
@@ -49,8 +46,7 @@ class SlotReader:
             self._unpack(body, self.stored, first, last, out)
 
     def _unpack(self, body: int, stored: Stored, first: int, last: int, out: Bytes) -> None:
-        lengths = np.frombuffer(stored.lengths, "<u4").tolist()
-        starts = list(accumulate(lengths, initial=0))
+        starts = granule_starts(stored.lengths)
         packed = np.empty(starts[last] - starts[first], np.uint8)
         self.device.read(self.file, body + starts[first], packed)
         step = self.layout.granule_bytes
@@ -67,7 +63,7 @@ class SlotReader:
 
     def _check(self, granule: int, raw: Bytes) -> None:
         expected = self.checksums[granule * CHECKSUM_BYTES : (granule + 1) * CHECKSUM_BYTES]
-        if xxhash.xxh3_64_intdigest(raw.data).to_bytes(CHECKSUM_BYTES, "little") != expected:
+        if granule_checksum(raw) != expected:
             raise ChecksumMismatch(f"{self.device.path}, file {self.file}, slot at {self.offset}: granule {granule}")
 
 

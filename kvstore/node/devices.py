@@ -1,0 +1,134 @@
+"""The directories of the NVMe tier: opened before the node serves, and what they had taken into the catalog."""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvstore.blocks.state import Tier
+from kvstore.config import NodeConfig
+from kvstore.errors import ChecksumMismatch, ConfigError, InvalidInput
+from kvstore.node.adopt import Adoption
+from kvstore.node.catalog import Catalog
+from kvstore.node.storage.device import Device, DeviceLimits
+from kvstore.node.storage.entry import PLAIN
+from kvstore.node.storage.format import SLAB_HEADER_BYTES
+from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.node.tiers.nvme import NvmeTier
+from kvstore.node.tree import OpenNamespace
+from kvstore.policy.slots import BankedSpace, SizeClass, SlotSpace
+from kvstore.policy.ttl import TtlRule
+
+log = logging.getLogger(__name__)
+
+
+def limits_of(config: NodeConfig) -> DeviceLimits:
+    """Of each device. Raises ConfigError."""
+    return DeviceLimits(config.nvme_bytes, config.nvme_slab_bytes, config.nvme_free_bytes_min)
+
+
+async def open_devices(config: NodeConfig) -> list[Device]:
+    """All directories of the config, or none. Raises what `Device.open` raises, and ConfigError for one named twice."""
+    paths = [Path(path) for path in config.nvme_paths]
+    if len({path.absolute() for path in paths}) != len(paths):
+        raise ConfigError("nvme_paths: a directory is named twice")
+    limits = limits_of(config) if paths else None
+    opening = [asyncio.to_thread(_open, path, limits) for path in paths]
+    outcomes = await asyncio.gather(*opening, return_exceptions=True)
+    failure = next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)
+    devices = [outcome for outcome in outcomes if isinstance(outcome, Device)]
+    if failure is not None:
+        for device in devices:
+            await asyncio.to_thread(device.close)
+        raise failure
+    return devices
+
+
+def _open(path: Path, limits: DeviceLimits) -> Device:
+    with paused_collector():
+        return Device.open(path, limits)
+
+
+def space_of(devices: Sequence[Device], slab_ids: Iterator[int]) -> BankedSpace:
+    """The tier's slots: a bank per device."""
+    return BankedSpace(
+        [
+            SlotSpace(
+                device.files_max * (SLAB_HEADER_BYTES + device.slab_bytes),
+                device.slab_bytes,
+                slab_ids,
+                file_overhead_bytes=SLAB_HEADER_BYTES,
+                bank=number,
+            )
+            for number, device in enumerate(devices)
+        ]
+    )
+
+
+async def adopt(catalog: Catalog, nvme: NvmeTier, now_ns: int, banks: Sequence[int] | None = None) -> None:
+    """Brings what devices had into the catalog, and the namespaces that it is of. Nothing is read of the blocks."""
+    began_ns = time.monotonic_ns()
+    chosen = [bank for bank in nvme.banks if banks is None or bank.number in banks]
+    for bank in chosen:
+        await _open_namespaces(catalog, bank.device.path)
+    with paused_collector():
+        adoption = catalog.adopt(Tier.NVME, now_ns)
+        for bank in chosen:
+            _adopt_device(adoption, nvme, bank.number, bank.device)
+        count = adoption.finish()
+    log.info("%d blocks adopted in %d ms", count, (time.monotonic_ns() - began_ns) // 1_000_000)
+
+
+def _adopt_device(adoption: Adoption, nvme: NvmeTier, bank: int, device: Device) -> None:
+    store_now_ms = device.clock.now_ms()
+    for slab in device.take_recovered():
+        size_class = SizeClass(slab.tenant, slab.slot_bytes)
+        slab_id, rejected = adoption.add(bank, size_class, slab.generations.tolist(), slab.entries, store_now_ms)
+        nvme.adopt_slab(slab_id, bank, slab.file, slab.slot_bytes, slab.tenant)
+        for slot, entry in slab.entries:
+            if entry.codec != PLAIN:
+                nvme.adopt_stored(slab_id, slot, entry)
+        for slot, generation in rejected:
+            nvme.forget(slab_id, slot, generation)
+
+
+async def _open_namespaces(catalog: Catalog, path: Path) -> None:
+    try:
+        known = await Manifest(path).load()
+    except ChecksumMismatch as error:
+        log.error("%s: its blocks are lost: %s", path, error)
+        return
+    for namespace in known:
+        try:
+            rule = TtlRule(namespace.ttl_kind, namespace.ttl_ms * 1_000_000)
+            catalog.open_namespace(namespace.namespace_id, namespace.tenant, namespace.layout, rule)
+        except InvalidInput as error:
+            log.warning("%s: %s", path, error)
+
+
+def known_namespace(namespace: OpenNamespace) -> KnownNamespace:
+    """What a device must remember of a namespace."""
+    return KnownNamespace(
+        namespace.namespace_id,
+        namespace.tenant,
+        namespace.layout,
+        namespace.rule.kind,
+        namespace.rule.ttl_ns // 1_000_000,
+        PLAIN,
+    )
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """While very many objects are made that all stay: the collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

@@ -1,0 +1,147 @@
+"""Spill: what is owed to NVMe gets there whole, in order, within its budget, or is let off."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvstore.blocks.state import Outcome, Tier
+from kvstore.errors import ChecksumMismatch
+from kvstore.node.spill import Spill
+from tests.node.nvme_world import LAYOUT, NAMESPACE, SHARD, SLAB_BYTES, blocks_of, flip, keys_of, nvme_world
+from tests.waiting import eventually
+
+DRAM, NVME = Tier.DRAM, Tier.NVME
+
+
+async def test_what_was_stored_is_read_back_from_the_device(tmp_path: Path) -> None:
+    """Byte for byte, with checksums that its writer did not give as well."""
+    async with nvme_world(tmp_path) as world:
+        keys, blocks = keys_of(6), blocks_of(6)
+        world.store(keys[:3], blocks[:3])
+        world.store(keys, blocks, checksums=False)
+        await world.spill.drain()
+        assert world.spill.counters["spilled_blocks"] == 6
+        for key, block in zip(keys, blocks, strict=True):
+            assert world.tiers(key) == [DRAM, NVME]
+            assert np.array_equal(await world.read(key), block)
+
+
+async def test_more_blocks_than_memory_are_all_kept(tmp_path: Path) -> None:
+    """Puts go on as long as the spill keeps up, and each block is somewhere."""
+    async with nvme_world(tmp_path, files=16, dram_bytes=4 * 1024 * 1024) as world:
+        for seed in range(8):
+            assert set(world.store(keys_of(4, seed), blocks_of(4, seed))) == {Outcome.GRANTED}
+            await world.spill.drain()
+        for seed in range(8):
+            for key, block in zip(keys_of(4, seed), blocks_of(4, seed), strict=True):
+                assert np.array_equal(await world.read(key), block)
+
+
+async def test_a_put_never_waits_and_is_refused_when_all_is_dirty(tmp_path: Path) -> None:
+    """And granted again once something is clean."""
+    async with nvme_world(tmp_path, dram_bytes=1024 * 1024) as world:
+        world.store(keys_of(2), blocks_of(2))
+        assert world.store(keys_of(1, 1), blocks_of(1, 1)) == [Outcome.REFUSED]
+        await world.spill.drain()
+        assert world.store(keys_of(1, 1), blocks_of(1, 1)) == [Outcome.GRANTED]
+
+
+async def test_bytes_that_changed_in_memory_are_not_spilled(tmp_path: Path) -> None:
+    """The block is dropped, its neighbours are not."""
+    async with nvme_world(tmp_path) as world:
+        keys = keys_of(3)
+        world.store(keys, blocks_of(3))
+        pins = world.pin(keys)
+        assert pins.blocks[1] is not None
+        place = pins.blocks[1].place
+        world.memory.view(place.slab_id, place.offset, 1)[0] ^= 1
+        world.unpin(pins)
+        await world.spill.drain()
+        assert world.spill.counters["corrupt_in_memory"] == 1
+        assert [world.tiers(key) for key in keys] == [[DRAM, NVME], [], [DRAM, NVME]]
+
+
+async def test_the_days_budget_bounds_what_is_written(tmp_path: Path) -> None:
+    """What is beyond it stays in DRAM, is let off, and can be evicted."""
+    hour_bytes = 3 * LAYOUT.block_bytes
+    async with nvme_world(tmp_path, nvme_day_bytes_max=24 * hour_bytes) as world:
+        world.store(keys_of(6), blocks_of(6))
+        await world.spill.drain()
+        assert world.spill.counters["spill_over_budget"] == 4
+        assert world.spill.counters["spilled_bytes"] <= hour_bytes
+        assert world.catalog.owed_bytes == 0
+
+
+async def test_a_device_that_is_full_gives_room_to_what_is_newer(tmp_path: Path) -> None:
+    """Capacity is never exceeded; the oldest goes."""
+    async with nvme_world(tmp_path, files=1) as world:
+        slots = SLAB_BYTES // (LAYOUT.block_bytes + 4096)
+        for seed in range(4):
+            world.store(keys_of(slots, seed), blocks_of(slots, seed))
+            await world.spill.drain()
+        assert NVME not in world.tiers(keys_of(1, 0)[0])
+        assert NVME in world.tiers(keys_of(1, 3)[0])
+        assert len(list((tmp_path / "device0").glob("*.slab"))) == 1
+
+
+async def test_a_block_that_goes_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    """Neither a slot nor a name in the index."""
+    async with nvme_world(tmp_path) as world:
+        keys = keys_of(2)
+        world.store(keys, blocks_of(2))
+        spilling = asyncio.create_task(world.spill.spill_batch())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        world.catalog.drop(NAMESPACE, SHARD, keys[1], "purge")
+        world.custody.settle()
+        await spilling
+        assert world.tiers(keys[0]) == [DRAM, NVME]
+        assert world.tiers(keys[1]) == []
+        (usage,) = [usage for usage in world.catalog.usage().tiers if usage.tier is NVME]
+        assert (usage.live_slots, usage.reserved_slots) == (1, 0)
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+async def test_cancelled_at_any_point_it_holds_nothing(tmp_path: Path, turns: int) -> None:
+    """No copy, slot or pin stays, and what is owed is spilled by the next batch."""
+    async with nvme_world(tmp_path) as world:
+        keys, blocks = keys_of(4), blocks_of(4)
+        world.store(keys, blocks)
+        spilling = asyncio.create_task(world.spill.spill_batch())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        spilling.cancel()
+        await asyncio.gather(spilling, return_exceptions=True)
+        assert world.catalog.violations() == []
+        assert all(usage.reserved_slots == 0 for usage in world.catalog.usage().tiers)
+        await asyncio.wait_for(world.spill.drain(), 10)
+        for key, block in zip(keys, blocks, strict=True):
+            assert np.array_equal(await world.read(key), block)
+
+
+async def test_its_loop_spills_what_comes(tmp_path: Path) -> None:
+    """Two batches at a time, in the order of the stores, until it is cancelled."""
+    async with nvme_world(tmp_path, files=16, dram_bytes=64 * 1024 * 1024) as world:
+        spill: Spill = world.spill
+        running = asyncio.create_task(spill.run())
+        for seed in range(10):
+            world.store(keys_of(8, seed), blocks_of(8, seed))
+            spill.owed()
+            await asyncio.sleep(0)
+        await eventually(lambda: not world.catalog.owed_bytes, 20)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert spill.counters["spilled_blocks"] == 80
+
+
+async def test_a_flipped_bit_on_the_device_is_never_served(tmp_path: Path) -> None:
+    """Wherever in the slot's bytes it is."""
+    async with nvme_world(tmp_path) as world:
+        (key,), blocks = keys_of(1), blocks_of(1)
+        world.store([key], blocks)
+        await world.spill.drain()
+        flip(tmp_path / "device0", 2 * 4096 + 300_000)
+        with pytest.raises(ChecksumMismatch):
+            await world.read(key)
