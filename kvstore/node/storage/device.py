@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -181,6 +181,12 @@ class Device:
     def close(self) -> None:
         """Nobody reads, writes or commits any more."""
         self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # ---- what a restart finds ----------------------------------------------------------------------------------------
 

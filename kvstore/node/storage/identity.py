@@ -5,18 +5,16 @@ The identity is a small file; where it is lost, any slab file of the device stil
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 from pathlib import Path
-
-import xxhash
 
 from kvstore.errors import ChecksumMismatch, ConfigError, VersionMismatch
 from kvstore.node.storage.entry import ID_BYTES
 from kvstore.node.storage.files import slab_files, slab_path
 from kvstore.node.storage.folder import replace_file
-from kvstore.node.storage.format import SLAB_HEADER_BYTES, VERSION, parse_slab_header
+from kvstore.node.storage.format import SLAB_HEADER_BYTES, parse_slab_header
+from kvstore.node.storage.sealed import seal_json, unseal_json
 
 _LOCK, _IDENTITY = "lock", "device.json"
 
@@ -57,24 +55,16 @@ def identify(path: Path, slab_bytes: int) -> bytes:
 def _read(path: Path) -> tuple[bytes, int] | None:
     """None where there is none, or a damaged one. Raises VersionMismatch for a newer one."""
     try:
-        sealed = json.loads((path / _IDENTITY).read_bytes())
-        body = sealed["device"]
-        if sealed["digest"] != _digest(body):
-            return None
-        if body["format"] != VERSION:
-            raise VersionMismatch(f"{path}: format {body['format']}, this is {VERSION}")
-        return bytes.fromhex(body["id"]), body["slab_bytes"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        body = unseal_json((path / _IDENTITY).read_bytes())
+    except (FileNotFoundError, ChecksumMismatch):
         return None
+    except VersionMismatch as error:
+        raise VersionMismatch(f"{path / _IDENTITY}: {error}") from error
+    return bytes.fromhex(body["id"]), body["slab_bytes"]
 
 
 def _write(path: Path, device_id: bytes, slab_bytes: int) -> None:
-    body = {"format": VERSION, "id": device_id.hex(), "slab_bytes": slab_bytes}
-    replace_file(path / _IDENTITY, json.dumps({"device": body, "digest": _digest(body)}))
-
-
-def _digest(body: object) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+    replace_file(path / _IDENTITY, seal_json({"id": device_id.hex(), "slab_bytes": slab_bytes}))
 
 
 def _by_slab_files(path: Path) -> tuple[bytes, int] | None:

@@ -1,0 +1,91 @@
+"""The namespaces that have blocks on a device: known after a restart, before any client comes."""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiofiles
+import aiofiles.os
+
+from kvstore.blocks.layout import Layout, layout_from_fields
+from kvstore.errors import ChecksumMismatch, InvalidInput
+from kvstore.node.storage.entry import CODECS
+from kvstore.node.storage.files import device_errors
+from kvstore.node.storage.folder import sync_directory
+from kvstore.node.storage.sealed import seal_json, unseal_json
+from kvstore.policy.ttl import TtlKind
+
+_NAME = "namespaces.json"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNamespace:
+    """compression: the codec that its blocks are written with, as in `Entry`."""
+
+    namespace_id: bytes
+    tenant: str
+    layout: Layout
+    ttl_kind: TtlKind
+    ttl_ms: int
+    compression: int
+
+
+class Manifest:
+    """The file in a device's directory. One save at a time; loading is safe beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / _NAME
+
+    async def load(self) -> list[KnownNamespace]:
+        """No namespaces where the file is missing. Raises ChecksumMismatch for a damaged file, VersionMismatch for a
+        newer one, DeviceFailed."""
+        with device_errors(self.path):
+            try:
+                async with aiofiles.open(self.path, "rb") as file:
+                    raw = await file.read()
+            except FileNotFoundError:
+                return []
+        try:
+            return [_from_json(fields) for fields in unseal_json(raw)]
+        except (ChecksumMismatch, KeyError, TypeError, ValueError, InvalidInput) as error:
+            raise ChecksumMismatch(f"{self.path}: {error}") from error
+
+    async def save(self, namespaces: Iterable[KnownNamespace]) -> None:
+        """Replaces the file; it is on stable storage, and at any moment whole. Raises DeviceFailed."""
+        text = seal_json([_to_json(known) for known in namespaces])
+        fresh = self.path.with_name(f"{_NAME}.new")
+        with device_errors(self.path):
+            async with aiofiles.open(fresh, "w") as file:
+                await file.write(text)
+                await file.flush()
+                await asyncio.to_thread(os.fsync, file.fileno())
+            await aiofiles.os.replace(fresh, self.path)
+            await asyncio.to_thread(sync_directory, self.path.parent)
+
+
+def _to_json(known: KnownNamespace) -> dict[str, Any]:
+    return {
+        "id": known.namespace_id.hex(),
+        "tenant": known.tenant,
+        "block_tokens": known.layout.block_tokens,
+        "groups": [asdict(group) for group in known.layout.groups],
+        "ttl": known.ttl_kind.value,
+        "ttl_ms": known.ttl_ms,
+        "compression": known.compression,
+    }
+
+
+def _from_json(fields: dict[str, Any]) -> KnownNamespace:
+    if fields["compression"] not in CODECS:
+        raise ValueError(f"compression {fields['compression']!r}")
+    return KnownNamespace(
+        bytes.fromhex(fields["id"]),
+        fields["tenant"],
+        layout_from_fields(fields["block_tokens"], fields["groups"]),
+        TtlKind(fields["ttl"]),
+        fields["ttl_ms"],
+        fields["compression"],
+    )

@@ -1,0 +1,74 @@
+"""The manifest: the namespaces that were saved, or a typed error."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvstore.blocks.layout import Layout
+from kvstore.errors import ChecksumMismatch, DeviceFailed, VersionMismatch
+from kvstore.node.storage.entry import PLAIN, ZSTD_SHUFFLED
+from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.policy.ttl import TtlKind
+
+KNOWN = [
+    KnownNamespace(
+        bytes(range(16)), "tenant é", Layout.dense(layers=4, kv_heads=2, head_dim=8), TtlKind.FIXED, 5, PLAIN
+    ),
+    KnownNamespace(bytes(16), "b", Layout.dense(layers=9, kv_heads=1, head_dim=64), TtlKind.SLIDING, 9, ZSTD_SHUFFLED),
+]
+
+
+async def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    """All fields; a second save replaces the first, and leaves no other file."""
+    manifest = Manifest(tmp_path)
+    assert await manifest.load() == []
+    await manifest.save(KNOWN)
+    assert await Manifest(tmp_path).load() == KNOWN
+    await manifest.save(KNOWN[:1])
+    assert await manifest.load() == KNOWN[:1]
+    assert os.listdir(tmp_path) == [manifest.path.name]
+
+
+async def test_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
+    """Wherever it is: never another namespace, layout or time."""
+    manifest = Manifest(tmp_path)
+    await manifest.save(KNOWN)
+    raw = manifest.path.read_bytes()
+    for at in range(len(raw)):
+        manifest.path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 7]) + raw[at + 1 :])
+        try:
+            loaded = await manifest.load()
+        except (ChecksumMismatch, VersionMismatch):
+            continue
+        assert loaded == KNOWN, f"byte {at}"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1, "body": [], "digest": ""}', b"[" * 10**5]
+)
+async def test_what_was_never_saved_is_an_error(tmp_path: Path, raw: bytes) -> None:
+    """A torn or foreign file is not taken for an empty one."""
+    manifest = Manifest(tmp_path)
+    manifest.path.write_bytes(raw)
+    with pytest.raises(ChecksumMismatch):
+        await manifest.load()
+
+
+async def test_a_newer_file_is_named_as_such(tmp_path: Path) -> None:
+    """It is kept for the release that wrote it."""
+    manifest = Manifest(tmp_path)
+    await manifest.save(KNOWN)
+    manifest.path.write_bytes(manifest.path.read_bytes().replace(b'"format": 1', b'"format": 2'))
+    with pytest.raises(VersionMismatch):
+        await manifest.load()
+
+
+async def test_a_save_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+    """The new one is written beside it, and only then takes its name."""
+    manifest = Manifest(tmp_path)
+    await manifest.save(KNOWN)
+    manifest.path.with_name(f"{manifest.path.name}.new").mkdir()
+    with pytest.raises(DeviceFailed):
+        await manifest.save(KNOWN[:1])
+    assert await manifest.load() == KNOWN
