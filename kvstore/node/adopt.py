@@ -86,10 +86,12 @@ class Adoption:
             return block
         block.checksums = entry.checksums
         block.deadline_ns = block.published_ns = base_ns + entry.deadline_ms * 1_000_000
-        block.ttl_ns = entry.ttl_ms * 1_000_000
+        ttl_ns = entry.ttl_ms * 1_000_000
+        if ttl_ns != tree.namespace.rules.ttl.of_store(0):
+            block.asked_ns = ttl_ns
         self._fresh.append(block)
         self._parents.append(entry.parent_key)
-        self._touched_ns.append(block.deadline_ns - block.ttl_ns)
+        self._touched_ns.append(block.deadline_ns - ttl_ns)
         return block
 
     # ---- the end -----------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from kvstore.node.tiers.dram import DramMemory
 from kvstore.node.tiers.hbm import HbmMemory
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.transfers import Transfers
-from kvstore.pb import control_pb2, node_pb2, node_pb2_grpc, types_pb2
+from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace, Space
@@ -252,7 +252,7 @@ class NodeServer:
         self._scratch = Path(tempfile.mkdtemp(prefix="kvstore-"))
         return self._scratch / "node.sock"
 
-    def _lane_loads(self) -> list[control_pb2.LaneLoad]:
+    def _lane_loads(self) -> list[types_pb2.LaneLoad]:
         return [*self.networks.loads(), *(self.disks.lane_loads() if self.disks is not None else ())]
 
     def _session_ended(self, session: Session) -> None:

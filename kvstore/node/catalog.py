@@ -158,6 +158,11 @@ class Catalog:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).layout
 
+    def may_use(self, tenant: str, namespace_id: bytes) -> bool:
+        """Whether a namespace is the tenant's, or nobody's yet."""
+        known = self._stock.namespaces.get(namespace_id)
+        return known is None or known.tenant == tenant
+
     def tenant(self, namespace_id: bytes) -> str:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).tenant

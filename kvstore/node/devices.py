@@ -19,6 +19,7 @@ from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.tree import OpenNamespace
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import BankedSpace, SizeClass, SlotSpace
 from kvstore.policy.ttl import TtlRule
 
@@ -35,7 +36,9 @@ async def open_devices(config: NodeConfig) -> list[Device]:
     paths = [Path(path) for path in config.nvme_paths]
     if len({path.absolute() for path in paths}) != len(paths):
         raise ConfigError("nvme_paths: a directory is named twice")
-    limits = limits_of(config) if paths else None
+    if not paths:
+        return []
+    limits = limits_of(config)
     opening = [asyncio.to_thread(_open, path, limits) for path in paths]
     outcomes = await asyncio.gather(*opening, return_exceptions=True)
     failure = next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)
@@ -103,8 +106,8 @@ async def _open_namespaces(catalog: Catalog, path: Path) -> None:
         return
     for namespace in known:
         try:
-            rule = TtlRule(namespace.ttl_kind, namespace.ttl_ms * 1_000_000)
-            catalog.open_namespace(namespace.namespace_id, namespace.tenant, namespace.layout, rule)
+            rules = NamespaceRules(TtlRule(namespace.ttl_kind, namespace.ttl_ms * 1_000_000))
+            catalog.open_namespace(namespace.namespace_id, namespace.tenant, namespace.layout, rules)
         except InvalidInput as error:
             log.warning("%s: %s", path, error)
 
@@ -115,8 +118,8 @@ def known_namespace(namespace: OpenNamespace) -> KnownNamespace:
         namespace.namespace_id,
         namespace.tenant,
         namespace.layout,
-        namespace.rule.kind,
-        namespace.rule.ttl_ns // 1_000_000,
+        namespace.rules.ttl.kind,
+        namespace.rules.ttl.ttl_ns // 1_000_000,
         PLAIN,
     )
 

@@ -15,7 +15,7 @@ from kvstore.node.landing import Landing
 from kvstore.node.recall import Recalls
 from kvstore.node.spill import Spill
 from kvstore.node.tiers.nvme import NvmeTier
-from kvstore.pb import control_pb2
+from kvstore.pb import types_pb2
 
 _FLUSH_S = 1.0
 _LIMIT_LIFTED_S = 60.0
@@ -66,9 +66,14 @@ class Disks:
         counters["readahead_bytes"] = self.readahead.used_bytes
         return counters
 
-    def lane_loads(self) -> Sequence[control_pb2.LaneLoad]:
+    def lane_loads(self) -> list[types_pb2.LaneLoad]:
         return [
-            control_pb2.LaneLoad(lane=lane.name, queued_bytes=lane.queued_bytes, bytes_per_s=int(lane.bytes_per_s))
+            types_pb2.LaneLoad(
+                lane=lane.name,
+                queued_bytes=lane.queued_bytes,
+                bytes_per_s=int(lane.bytes_per_s),
+                moved_bytes=lane.moved_bytes,
+            )
             for lane in self.nvme.lanes
         ]
 
@@ -115,5 +120,6 @@ class Disks:
         await asyncio.gather(*self._loops, return_exceptions=True)
         if self._loops:
             with contextlib.suppress(TimeoutError, KVStoreError):
-                await asyncio.wait_for(self.spill.drain(), _DRAIN_S)
+                async with asyncio.timeout(_DRAIN_S):
+                    await self.spill.drain()
         await self.nvme.close()

@@ -1,6 +1,7 @@
 """Between a load's board and one of its paths: the next piece, and what became of it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -100,7 +101,6 @@ class Changed:
     async def wait(self, timeout_s: float | None = None) -> None:
         """Until the next change, or for so long."""
         event = self._event
-        try:
-            await asyncio.wait_for(event.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):  # not `wait_for`, see `Landing.acquire`
+            async with asyncio.timeout(timeout_s):
+                await event.wait()

@@ -5,6 +5,7 @@ received into them any more; their generation is raised then, so that a reader w
 """
 
 import asyncio
+import contextlib
 
 from kvstore.errors import Refused, TooLarge
 from kvstore.node.catalog import Place
@@ -37,11 +38,11 @@ class Landing:
             began_ns = self._custody.clock()
             while (place := self._try(tenant, length)) is None:
                 self._room.clear()
-                try:
-                    # The tier may get room by expiry too, which nobody announces to each waiter.
-                    await asyncio.wait_for(self._room.wait(), _RECHECK_S)
-                except TimeoutError:
-                    continue
+                # The tier may get room by expiry too, which nobody announces to each waiter. Not `wait_for`: in
+                # Python 3.11 a cancellation that meets the event is lost in it.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RECHECK_S):
+                        await self._room.wait()
             self.blocked_ns += self._custody.clock() - began_ns
         place_id = self._next_id
         self._next_id += 1

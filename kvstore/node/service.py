@@ -62,7 +62,6 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._disks = disks
         self._address = address
         self._slab_socket = slab_socket
-        self._tenants: dict[bytes, str] = {}
 
     # ---- sessions and namespaces -----------------------------------------------------------------------------------
 
@@ -92,7 +91,6 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if namespace.tenant != session.tenant:
             raise PermissionRefused(f"the session is of tenant {session.tenant!r}, not {namespace.tenant!r}")
         rules = self._retention.opened(namespace, layout, rules_of(request.rules))
-        self._tenants[namespace.id] = namespace.tenant
         return node_pb2.OpenNamespaceReply(
             namespace_id=namespace.id,
             granule_bytes=layout.granule_bytes,
@@ -102,8 +100,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     def _caller(self, session_id: bytes, namespace_id: bytes) -> Session:
         """The session of a call on a namespace; refused on another tenant's."""
         session = self._sessions.get(session_id)
-        tenant = self._tenants.get(namespace_id)
-        if tenant is not None and tenant != session.tenant:
+        if not self._custody.catalog.may_use(session.tenant, namespace_id):
             raise PermissionRefused("the namespace is of another tenant")
         return session
 

@@ -72,7 +72,9 @@ class Spill:
 
     async def run(self) -> None:
         """Works until cancelled; no failure of one batch ends it."""
-        await asyncio.gather(*(self._work() for _ in range(_BATCHES_AT_ONCE)))
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(_BATCHES_AT_ONCE):
+                workers.create_task(self._work())
 
     async def _work(self) -> None:
         while True:
@@ -90,8 +92,10 @@ class Spill:
 
     async def _rest(self) -> None:
         self._wake.clear()
+        # Not `wait_for`: in Python 3.11 a cancellation that meets the event is lost in it.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), _RETRY_S if self._catalog.owed_bytes else None)
+            async with asyncio.timeout(_RETRY_S if self._catalog.owed_bytes else None):
+                await self._wake.wait()
 
     async def drain(self) -> None:
         """Until nothing is owed any more, or nothing of it can be written. Nobody else may be spilling."""
@@ -183,6 +187,7 @@ class Spill:
                 self._nvme.enter(block.place, block.entry)
             else:
                 self.counters["spill_failed"] += 1
+                log.warning("block %s: %r", block.copy.key.hex(), error)
         await self._nvme.flush()
         for block in written:
             if self._nvme.holds(block.place):

@@ -23,7 +23,9 @@ from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.packing import checksums_of
 from kvstore.node.tiers.dram import DramMemory
 from kvstore.node.tiers.nvme import NvmeTier
+from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import BankedSpace, SlotSpace, Space
+from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.cluster import random_blocks
 
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
@@ -76,7 +78,7 @@ class NvmeWorld:
         }
         self.catalog = Catalog(
             spaces,
-            ttl_ns=3600 * SECOND_NS,
+            rules=NamespaceRules(TtlRule(TtlKind.SLIDING, 3600 * SECOND_NS)),
             lease_ns=10 * SECOND_NS,
             hold_ns_max=60 * SECOND_NS,
             pinned_bytes_max=dram_bytes // 2,

@@ -111,6 +111,8 @@ class NvmeTier(SlabFiles):
     def entry(self, copy: Copy, packed: Packed) -> Entry:
         """What the header and the index say of a copy that has its room."""
         place, block, namespace = copy.place, copy.block, copy.block.tree.namespace
+        left_ns = block.deadline_ns - self._clock()
+        ttl_ns = max(left_ns, namespace.rules.ttl.of_store(block.asked_ns))
         return Entry(
             namespace_id=namespace.namespace_id,
             shard_rank=copy.shard.rank,
@@ -120,7 +122,7 @@ class NvmeTier(SlabFiles):
             depth=block.depth,
             generation=place.generation,
             deadline_ms=self._store_ms(self._slabs[place.slab_id].bank, block.deadline_ns),
-            ttl_ms=block.ttl_ns // 1_000_000,
+            ttl_ms=ttl_ns // 1_000_000,
             block_bytes=copy.layout.block_bytes,
             stored_bytes=packed.stored_bytes,
             codec=packed.codec,
