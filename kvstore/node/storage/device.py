@@ -165,7 +165,7 @@ class Device:
         headers = {label[0]: pack_slab_header(SlabHeader(self._device_id, *label)) for label in labels}
         self._check_room(len([file for file in headers if file not in self._files]))
         for file, header in headers.items():
-            self._files.make(file, header, sync=sync)
+            self._files.make(file, header)
         if sync:
             if labels:
                 self._files.sync_names()

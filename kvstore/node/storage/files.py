@@ -75,9 +75,9 @@ class SlabFiles:
         with device_errors(self.directory):
             return self._disk.free_bytes(self.directory)
 
-    def make(self, file: int, header: Bytes, *, sync: bool) -> None:
-        """A new file full of zeros but for its header. One of the same number goes first: what it held must not be
-        found under the new label."""
+    def make(self, file: int, header: Bytes) -> None:
+        """A new file full of zeros but for its header, which is synced with the first block. One of the same number
+        goes first: what it held must not be found under the new label."""
         self.remove(file)
         path = slab_path(self.directory, file)
         with device_errors(path):
@@ -85,8 +85,6 @@ class SlabFiles:
             try:
                 self._disk.allocate(fd, self.file_bytes)
                 _check_length(path, self._disk.pwritev(fd, [header], 0), header.size)
-                if sync:
-                    self._disk.sync(fd)
             except BaseException:
                 self._disk.close(fd)
                 with contextlib.suppress(OSError):

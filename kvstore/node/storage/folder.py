@@ -47,6 +47,10 @@ class IndexFolder:
         """Marks the index as closed. Its file is not written any more."""
         self._mark(f"closed {self._digest()}")
 
+    def distrust(self) -> None:
+        """Whatever comes: the next opening discards the index."""
+        self._mark("damaged")
+
     def discard(self) -> None:
         """Removes the index's own files, and no others."""
         self._left = "open synced"

@@ -11,12 +11,12 @@ folder remembers that, and a file whose machine went down is discarded.
 
 import errno
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -39,7 +39,6 @@ _CLOCK = struct.Struct("<QQQ")
 _CLOCK_KEY, _DEVICE_KEY = b"clock", b"device"
 _META_PLACE = 0
 
-T = TypeVar("T")
 Generations = npt.NDArray[np.uint64]
 
 
@@ -77,28 +76,27 @@ class StorageIndex:
         self._device_id = device_id
         self._synced = True
         self._usable = False
+        self._env: Any = None
         self.fresh = not self._folder.trusted
         if self.fresh:
             self._folder.discard()
         with _disk_errors(directory):
             self._folder.loading()
-            try:
-                self._open()
-                self._check_device()
-            except DamagedIndex:
-                self.begin_anew()
+        try:
+            self._open()
+        except DamagedIndex:
+            self.begin_anew()
 
     def begin_anew(self) -> None:
         """Forgets everything."""
-        self._env.close()
+        if self._env is not None:
+            self._env.close()
         self._folder.discard()
         self.fresh = True
-        with _disk_errors(self._folder.path):
-            self._open()
-            self._check_device()
+        self._open()
 
     def _open(self) -> None:
-        try:
+        with self._damage():
             # Nobody else opens it: the device is locked. Without `writemap` a full disk is an error, not a SIGBUS.
             self._env = lmdb.open(
                 str(self._folder.path),
@@ -109,8 +107,7 @@ class StorageIndex:
                 metasync=self._synced,
             )
             self._slabs, self._slots, self._meta = map(self._env.open_db, (b"slabs", b"slots", b"meta"))
-        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError) as error:
-            raise DamagedIndex(str(error)) from error
+            self._check_device()
 
     def _check_device(self) -> None:
         expected = seal(self._device_id, _META_PLACE)
@@ -125,15 +122,12 @@ class StorageIndex:
 
     def load(self) -> Loaded:
         """Everything that it has. Raises DamagedIndex."""
-        try:
-            with self._env.begin() as txn:
-                slabs = dict(self._read_slabs(txn))
-                for file, rows in groupby(txn.cursor(self._slots), _file_of):
-                    if file in slabs:
-                        _fill(slabs[file], file, list(rows))
-                loaded = Loaded(slabs, _unpack_anchor(txn.get(_CLOCK_KEY, b"", db=self._meta)))
-        except lmdb.Error as error:
-            raise DamagedIndex(str(error)) from error
+        with self._damage(), self._env.begin() as txn:
+            slabs = dict(self._read_slabs(txn))
+            for file, rows in groupby(txn.cursor(self._slots), _file_of):
+                if file in slabs:
+                    _fill(slabs[file], file, list(rows))
+            loaded = Loaded(slabs, _unpack_anchor(txn.get(_CLOCK_KEY, b"", db=self._meta)))
         self._mark_usable()
         return loaded
 
@@ -147,9 +141,15 @@ class StorageIndex:
     # ---- writing -----------------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch, anchor: Anchor, *, sync: bool) -> None:
-        """One transaction."""
-        self._set_sync(sync)
-        self._transact(lambda txn: self._write(txn, batch, anchor))
+        """One transaction. Where it fails because the file is damaged, the index is made anew at the next opening."""
+        try:
+            self._set_sync(sync)
+            with self._damage(), self._env.begin(write=True) as txn:
+                self._write(txn, batch, anchor)
+        except DamagedIndex as error:
+            self._usable = False
+            self._folder.distrust()
+            raise DeviceFailed(f"{self._folder.path}: {error}") from error
 
     def _write(self, txn: Any, batch: Batch, anchor: Anchor) -> None:
         for file, record in batch.slabs.items():
@@ -187,7 +187,7 @@ class StorageIndex:
             self._env.close()
             self._folder.opened(sync)
             self._synced = sync
-            self._open()
+        self._open()
 
     def restore(self, batch: Batch, anchor: Anchor) -> None:
         """Fills a fresh index; only then it can be trusted."""
@@ -200,9 +200,14 @@ class StorageIndex:
             self._folder.opened(self._synced)
         self._usable = True
 
-    def _transact(self, write: Callable[[Any], T]) -> T:
-        with _disk_errors(self._folder.path), self._env.begin(write=True) as txn:
-            return write(txn)
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """LMDB's errors: what the disk did not do, and what can only come from a damaged file."""
+        try:
+            with _disk_errors(self._folder.path):
+                yield
+        except lmdb.Error as error:
+            raise DamagedIndex(f"damaged: {error}") from error
 
     def close(self) -> None:
         """Leaves a file that can be told from one that has changed since; one that was not read to the end stays as it
@@ -220,7 +225,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except (lmdb.MapFullError, lmdb.TxnFullError) as error:
         raise DeviceFull(f"{path}: {error}") from error
-    except lmdb.Error as error:
+    except lmdb.DiskError as error:
         raise _translated(path, error) from error
     except OSError as error:
         raise _translated(path, error, error.errno or 0) from error
