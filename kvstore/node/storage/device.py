@@ -160,10 +160,16 @@ class Device:
         written since the last commit.
 
         Raises DeviceFailed, and DeviceFull when there is no room for a file. The index then says what it said before,
-        and the same may be committed again.
+        but for the files of `labels`, of which it says nothing; the same may be committed again.
         """
         headers = {label[0]: pack_slab_header(SlabHeader(self._device_id, *label)) for label in labels}
         self._check_room(len([file for file in headers if file not in self._files]))
+        emptied = Batch()
+        for file in headers.keys() & set(self._files):
+            emptied.close_slab(file)
+        if emptied:
+            # Before the file is made anew: else the index would name blocks of which only the label is the same.
+            self._index.apply(emptied, self.clock.anchor(), sync=sync)
         for file, header in headers.items():
             self._files.make(file, header)
         if sync:

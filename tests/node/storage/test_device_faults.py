@@ -153,7 +153,7 @@ def random_script(random: Random, sync: bool) -> Callable[[Device, Ledger], None
             file, slot = random.choice(files), random.randrange(SLOTS)
             match random.randrange(8):
                 case 0:
-                    ledger.relabel(device, file, f"tenant {number}", sync=sync)
+                    ledger.relabel(device, file, f"tenant {random.randrange(2)}", sync=sync)
                 case 1:
                     ledger.drop(device, file, slot, number, sync=sync)
                 case _:
