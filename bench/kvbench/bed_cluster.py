@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvbench.testbed import Testbed
-from kvbench.topology import CONTROL, STORAGE, Host
+from kvbench.topology import COMPUTE, CONTROL, DEVICES, STORAGE, Host
 from kvstore.cli.demo_cluster import Engine
 from kvstore.cli.spawn import Server, child, running
 from kvstore.config import GIB, MIB
@@ -27,9 +27,11 @@ class Paths:
     helped: bool
 
 
-SINGLE = Paths("single path", ("--compute-device", "snic0"), helped=False)
+_NICS = ("--compute-device", DEVICES[COMPUTE], "--storage-device", DEVICES[STORAGE])
+SINGLE = Paths("single path", (*_NICS, "--no-relay"), helped=False)
 """Everything over the reader's own storage NIC."""
-ALL = (SINGLE,)
+DUAL = Paths("dual path", (*_NICS, "--relay"), helped=True)
+ALL = (SINGLE, DUAL)
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ async def store(bed: Testbed, folder: Path, capacity: Sequence[str]) -> AsyncIte
         listen = ("--listen", f"{host.nic(CONTROL).address}:0")
         control = await stack.enter_async_context(running("control", *listen, *_LOG, prefix=bed.prefix(host)))
         address, host = control.said["address"], bed.topology.host("storage")
-        options = ("--compute-device", host.nic(STORAGE).device, *capacity)
+        options = ("--roles", "storage", "--compute-device", host.nic(STORAGE).device, *capacity)
         node = await stack.enter_async_context(_node(bed, folder, address, host, options))
         engine, process = await stack.enter_async_context(_engine(bed, host, node))
         yield Store(bed, folder, address, node, engine, [control.process.pid, node.process.pid, process.pid])

@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> Result:
 def _plan(args: argparse.Namespace) -> Plan:
     if args.rounds < 1 or args.limit_s <= 0 or args.concurrent < 1 or args.bytes < args.concurrent * LAYOUT.block_bytes:
         raise InvalidInput(f"--rounds and --concurrent of 1 or more, --bytes of {LAYOUT.block_bytes} per load or more")
+    if args.fault and args.background_load:
+        raise InvalidInput("a fault comes when so much of the load has: background load would be taken for it")
     if not args.helpers and (args.fault or args.background_load):
         raise InvalidInput("a fault or a background load of a helper needs --helpers of 1 or more")
     topology = testbed_options.topology(args)
@@ -100,6 +102,7 @@ def rows(plan: Plan, rounds: list[Round]) -> Iterator[dict[str, Any]]:
     yield {"path": "sockets, all NICs", "gb_per_s": _median(sum(each.every.values()) / 1e9 for each in rounds)}
     for paths in ALL:
         loads = [each.loads[paths.name] for each in rounds]
+        struck = [load.fault_s for load in loads if load.fault_s is not None]
         routes = sorted({route for load in loads for route in load.routes})
         yield {
             "path": paths.name,
@@ -108,6 +111,7 @@ def rows(plan: Plan, rounds: list[Round]) -> Iterator[dict[str, Any]]:
             "first_group_s": _median(load.first_group_s for load in loads),
             "cpu_s_per_gb": _median(load.cpu_s / load.bytes * 1e9 for load in loads),
             "missing_blocks": max(sum(load.missing.values()) for load in loads),
+            **({"fault_s": _median(struck)} if struck else {}),
             **{f"{route}_bytes": int(_median(load.routes.get(route, 0) for load in loads)) for route in routes},
         }
     for paths in ALL:

@@ -4,9 +4,10 @@ import asyncio
 import itertools
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One load, or several at once. first_group_s: mean over them. nics: bytes on the wire meanwhile."""
+    """One load, or several at once. first_group_s: mean over them. nics: bytes on the wire meanwhile. fault_s: when the
+    fault struck, after the loads' begin; None when it did not."""
 
     seconds: float
     bytes: int
@@ -73,6 +75,7 @@ class Measured:
     routes: Mapping[str, int]
     missing: Mapping[str, int]
     nics: Nics
+    fault_s: float | None
 
     @property
     def bytes_per_s(self) -> float:
@@ -136,33 +139,31 @@ async def _loads(plan: Plan, stored: Store, engines: Engines) -> Measured:
 
     process_ids = [*stored.process_ids, *engines.process_ids]
     before, spent = await bed.counters(), bed_cluster.cpu_seconds(process_ids)
-    fault = asyncio.create_task(_fault(plan, bed, engines, before))
-    try:
+    async with _faulty(plan, bed, engines, before) as struck:
         said = await asyncio.gather(*(reader.call("load", seed=seed, deadline_s=deadline_s) for seed, reader in placed))
-    finally:
-        fault.cancel()
-        await asyncio.gather(fault, return_exceptions=True)
     cpu_s = sum(seconds - spent[which] for which, seconds in bed_cluster.cpu_seconds(process_ids).items())
     after = await bed.counters()
-    measured = _measured(said, cpu_s, {nic: after[nic].since(before[nic]) for nic in after})
+    measured = _measured(said, cpu_s, {nic: after[nic].since(before[nic]) for nic in after}, struck)
     await _check(plan, placed, measured)
     return measured
 
 
-def _measured(said: Sequence[Mapping[str, Any]], cpu_s: float, nics: Nics) -> Measured:
+def _measured(said: Sequence[Mapping[str, Any]], cpu_s: float, nics: Nics, struck: list[float]) -> Measured:
+    began_s = min(load["began_s"] for load in said)
     routes: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     for load in said:
         routes.update(load["routes"])
         missing.update(load["missing"])
     return Measured(
-        seconds=max(load["ended_s"] for load in said) - min(load["began_s"] for load in said),
+        seconds=max(load["ended_s"] for load in said) - began_s,
         bytes=sum(load["bytes"] for load in said),
         first_group_s=sum(load["first_group_s"] for load in said) / len(said),
         cpu_s=cpu_s,
         routes=routes,
         missing=missing,
         nics=nics,
+        fault_s=struck[0] - began_s if struck else None,
     )
 
 
@@ -175,19 +176,32 @@ async def _check(plan: Plan, placed: Sequence[tuple[str, Engine]], measured: Mea
         raise Unavailable(f"blocks did not come: {dict(measured.missing)}")
 
 
-async def _fault(plan: Plan, bed: Testbed, engines: Engines, before: Nics) -> None:
-    """Strikes in the middle of the load; cancelled at its end, it undoes what it did."""
+@asynccontextmanager
+async def _faulty(plan: Plan, bed: Testbed, engines: Engines, before: Nics) -> AsyncIterator[list[float]]:
+    """The fault strikes within the block, and is undone at its end. Gives the moment, once it has come."""
+    struck: list[float] = []
     if plan.fault is None:
+        yield struck
         return
+    striking = asyncio.create_task(_strike(plan, plan.fault, bed, engines, before, struck))
+    try:
+        yield struck
+    finally:
+        striking.cancel()
+        (outcome,) = await asyncio.gather(striking, return_exceptions=True)
+        if struck:
+            await plan.fault.undo(bed, engines, plan.helpers[0])
+    if isinstance(outcome, Exception):
+        raise outcome
+
+
+async def _strike(plan: Plan, fault: Fault, bed: Testbed, engines: Engines, before: Nics, struck: list[float]) -> None:
     came = 0.0
-    while came < plan.fault.at:
+    while came < fault.at:
         await asyncio.sleep(_POLL_S)
         came = _came(plan, await bed.counters(), before)
-    try:
-        await plan.fault.strike(bed, engines, plan.helpers[0])
-        await asyncio.Event().wait()
-    finally:
-        await plan.fault.undo(bed, engines, plan.helpers[0])
+    struck.append(time.monotonic())
+    await fault.strike(bed, engines, plan.helpers[0])
 
 
 def _came(plan: Plan, now: Nics, before: Nics) -> float:

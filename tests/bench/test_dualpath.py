@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from kvbench import dualpath
-from kvbench.bed_cluster import SINGLE, Paths
+from kvbench.bed_cluster import DUAL, SINGLE
 from kvbench.bed_engine import LAYOUT
 from kvbench.bed_faults import Fault
 from kvbench.cli import main
@@ -14,13 +14,11 @@ from kvbench.dualpath_rounds import Measured, Plan, Round
 from kvbench.testbed import Counters
 from kvbench.topology import COMPUTE, STORAGE
 
-HELPED = Paths("dual path", (), helped=True)
 BYTES = 4 * LAYOUT.block_bytes
 
 
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.setattr(dualpath, "ALL", (SINGLE, HELPED))
+def plan() -> Plan:
     parser = argparse.ArgumentParser()
     dualpath.add_arguments(parser)
     return dualpath._plan(parser.parse_args(["--testbed", "--bytes", str(BYTES), "--kill-helper"]))
@@ -33,7 +31,7 @@ def measured(seconds: float, own_bytes: int, helper_bytes: int) -> Measured:
         for host, count in received.items()
         for network in (STORAGE, COMPUTE)
     }
-    return Measured(seconds, BYTES, seconds / 8, 0.1, {"direct": own_bytes}, {}, nics)
+    return Measured(seconds, BYTES, seconds / 8, 0.1, {"direct": own_bytes}, {}, nics, None)
 
 
 def rounds() -> list[Round]:
@@ -43,7 +41,7 @@ def rounds() -> list[Round]:
         Round(
             {"prefill-1": BYTES / 10},
             rates,
-            {SINGLE.name: measured(single_s, BYTES, 0), HELPED.name: measured(dual_s, BYTES * 3 // 4, BYTES // 4)},
+            {SINGLE.name: measured(single_s, BYTES, 0), DUAL.name: measured(dual_s, BYTES * 3 // 4, BYTES // 4)},
         )
         for single_s, dual_s in ((12.5, 6.25), (10.0, 8.0), (20.0, 5.0))
     ]
@@ -93,6 +91,7 @@ def test_histories_are_shared_out(plan: Plan) -> None:
         (["--rounds", "0"], "--rounds"),
         (["--helpers", "0", "--kill-helper"], "needs --helpers"),
         (["--helpers", "0", "--background-load", "50%"], "needs --helpers"),
+        (["--kill-helper", "--background-load", "50%"], "taken for it"),
         (["--snic-mbit", "0"], "positive"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import pytest
 
@@ -18,38 +19,54 @@ BYTES = 64 * 2**20
 BLOCKS = ["--bytes", str(BYTES), "--rounds", "1", "--limit-s", "0.5"]
 
 
-def measured(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
+def measured(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
     assert main(["dualpath", "--testbed", *BLOCKS, *options, "--json"]) == 0
     # Others may have testbeds of their own.
     assert not [name for name in testbed.names() if name.startswith(f"p{os.getpid()}n")]
-    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
-def test_a_single_path_keeps_to_the_readers_storage_nic(capsys: pytest.CaptureFixture[str]) -> None:
-    """UCX is told the device: no payload passes over another NIC, and the rate is the NIC's own."""
+def passed(found: dict[str, Any], path: str) -> dict[str, dict[str, int]]:
+    """The rows of the NICs."""
+    return {row["nic"]: row for row in found["results"] if row["path"] == path and "nic" in row}
+
+
+def test_bytes_keep_to_the_nics_of_their_path(capsys: pytest.CaptureFixture[str]) -> None:
+    """UCX is told the device: on the single path no payload passes over another NIC, and the rate is the NIC's own; on
+    the dual path what the helper's storage NIC receives goes on over both compute NICs."""
     found = measured(capsys, "--snic-mbit", "400")
-    nics = {row["nic"]: row for row in found["results"] if row["path"] == "single path" and "nic" in row}
+    nics = passed(found, "single path")
     assert nics["prefill-1 snic0"]["received_bytes"] > BYTES
     for other in ("prefill-1 cnic0", "decode-1 snic0", "decode-1 cnic0"):
         assert nics[other]["received_bytes"] + nics[other]["sent_bytes"] < BYTES / 100
     assert 0.5 < found["ratios"]["single_of_limit"] < 1.2
     assert 1 / 16 < found["ratios"]["single_first_group_share"] < 1 / 2
+    nics = passed(found, "dual path")
+    relayed = nics["decode-1 snic0"]["received_bytes"]
+    assert BYTES / 5 < relayed < BYTES * 4 / 5
+    assert nics["prefill-1 snic0"]["received_bytes"] + relayed == pytest.approx(BYTES, rel=0.1)
+    assert nics["decode-1 cnic0"]["sent_bytes"] == pytest.approx(relayed, rel=0.1)
+    assert nics["prefill-1 cnic0"]["received_bytes"] == pytest.approx(relayed, rel=0.1)
+    assert found["ratios"]["dual_vs_single"] > 1.2
 
 
 @pytest.mark.parametrize("fault", ["--throttle-helper=10%@30%", "--kill-helper", "--stop-helper", "--link-down"])
 def test_a_fault_of_a_helper_leaves_every_byte_right(capsys: pytest.CaptureFixture[str], fault: str) -> None:
-    """It strikes, the load ends, nothing is missing, and all processes and hosts are gone."""
-    found = measured(capsys, "--snic-mbit", "400", fault)
+    """It strikes in the middle of the load, the load ends, nothing is missing, and processes and hosts are gone."""
+    found = measured(capsys, "--snic-mbit", "200", fault)
     assert found["config"]["fault"]["kind"] in fault
-    assert all(row.get("missing_blocks", 0) == 0 for row in found["results"])
+    (dual,) = (row for row in found["results"] if row["path"] == "dual path" and "seconds" in row)
+    assert 0 < dual["fault_s"] < dual["seconds"]
+    assert dual["missing_blocks"] == 0
+    assert found["ratios"]["of_optimum"] > 0.2
 
 
 def test_concurrent_loads_over_two_readers(capsys: pytest.CaptureFixture[str]) -> None:
     """Each reader has its part, over its own storage NIC, while a helper's is busy with something else."""
     options = ("--prefills", "2", "--concurrent", "4", "--background-load", "50%", "--uneven", "1:1:3")
     found = measured(capsys, "--snic-mbit", "200", *options)
-    nics = {row["nic"]: row["received_bytes"] for row in found["results"] if "nic" in row}
+    nics = {name: row["received_bytes"] for name, row in passed(found, "single path").items()}
     assert nics["prefill-1 snic0"] == pytest.approx(nics["prefill-2 snic0"], rel=0.1)
     assert nics["decode-1 snic0"] > BYTES / 4
     assert found["config"]["snic_mbit"] == {"prefill-1": 200, "prefill-2": 200, "decode-1": 600}
