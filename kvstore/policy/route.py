@@ -140,17 +140,6 @@ def fluid_s(length: int, lanes: Sequence[tuple[float, float]]) -> float:
     return now_s + (length - carried) / rate
 
 
-def ratio_bounds(gpus: int, storage_nics: float, memory_ratio: float) -> tuple[float, float]:
-    """Within which ratios of prefill to decode nodes the second path makes no new bottleneck.
-
-    gpus: per node, each with a compute NIC of bandwidth B. storage_nics: s, the storage bandwidth in units of B.
-    memory_ratio: memory bandwidth over B · s. Source: DualPath (arXiv 2602.21548), section 4.2:
-    s/(g-s) ≤ P/D ≤ min{(g-2s)/s, (g-s)/2s, (M/(B·s)-3)/2}.
-    """
-    g, s = gpus, storage_nics
-    return s / (g - s), min((g - 2 * s) / s, (g - s) / (2 * s), (memory_ratio - 3) / 2)
-
-
 def _ends_s(question: Question, lanes: Sequence[Share]) -> float:
     ends_s = fluid_s(question.length, [(lane.bytes_per_s, lane.wait_s) for lane in lanes])
     if question.storage_bytes_per_s:

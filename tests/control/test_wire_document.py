@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from kvstore.blocks.digest import empty_digests, pack_digests, record_hash, record_hashes, toggle
-from kvstore.control.directory import NODES_MAX
+from kvstore.control.directory import HELPERS_MAX, NODES_MAX
 from kvstore.control.prefix import LOCATIONS_MAX
 from kvstore.control.wire import LANES_MAX, SHARD_COUNT_MAX
+from kvstore.node.outgoing import CREDITS_MAX
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 from kvstore.rpc.status import STATUS
 
@@ -52,7 +53,18 @@ def test_the_table_of_errors() -> None:
     assert told == {cls.__name__: code.name for cls, code in STATUS.items()}
 
 
-@pytest.mark.parametrize("bound", [KEYS_PER_MESSAGE_MAX, SHARD_COUNT_MAX, LOCATIONS_MAX, NODES_MAX, LANES_MAX])
-def test_the_limits(bound: int) -> None:
+@pytest.mark.parametrize(
+    ("what", "bound"),
+    [
+        ("keys of one message", KEYS_PER_MESSAGE_MAX),
+        ("shard count", SHARD_COUNT_MAX),
+        ("locations of one `MatchReply`", LOCATIONS_MAX),
+        ("registered nodes", NODES_MAX),
+        ("lanes, tiers of a heartbeat", LANES_MAX),
+        ("helpers of one `MatchReply`", HELPERS_MAX),
+        ("credits under way in one transfer", CREDITS_MAX),
+    ],
+)
+def test_the_limits(what: str, bound: int) -> None:
     """The document's figures are those of the code."""
-    assert re.search(rf"\| {bound:,} \|", DOCUMENT)
+    assert re.search(rf"^\| {re.escape(what)}.* \| {bound:,} \|", DOCUMENT, re.MULTILINE)

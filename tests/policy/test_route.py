@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.policy.route import Candidate, LaneLoad, Plan, Question, fluid_s, plan, ratio_bounds
+from kvstore.policy.route import Candidate, LaneLoad, Plan, Question, fluid_s, plan
 
 MB = 10**6
 PIECE = 4 * MB
@@ -109,8 +109,3 @@ def test_the_fluid_carries_exactly_the_load(length: int, lanes: list[tuple[float
     """At the time that is answered the lanes have carried the bytes, no more and no less."""
     ends_s = fluid_s(length, lanes)
     assert sum(rate * max(0.0, ends_s - wait_s) for rate, wait_s in lanes) == pytest.approx(length, rel=1e-6, abs=1)
-
-
-def test_ratio_bounds_of_the_paper() -> None:
-    """Eight GPUs, one storage NIC as fast as a compute NIC, memory of ten times that: 1/7 to 7/2."""
-    assert ratio_bounds(8, 1, 10) == pytest.approx((1 / 7, 3.5))
