@@ -81,6 +81,8 @@ class NodeConfig:
     relay_helpers_max: int = option(8, "other nodes that help with one load")
     relay_bytes_max: int = option(128 * MIB, "staging memory of what this node relays for others")
     readahead_bytes_max: int = option(64 * MIB, "memory of what is read from NVMe for other nodes and not yet sent")
+    kept_bytes_max: int = option(1 * GIB, "memory of what this node relayed and keeps for a handoff to itself")
+    kept_ms: int = option(30_000, "how long it is kept")
     parking_bytes_max: int = option(512 * MIB, "memory of handoffs whose receiver has not come")
     pinned_bytes_max: int = option(0, "bytes that readers may keep pinned past their hold; 0: half of the tier")
     piece_bytes: int = option(4 * MIB, "unit of a transfer; rounded to whole granules")

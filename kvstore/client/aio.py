@@ -281,12 +281,15 @@ class AsyncClient:
         first_block: int = 0,
         group_layers: int | None = None,
         deadline_s: float | None = None,
+        keep_at: str = "",
     ) -> Load:
         """Begins to load the matched blocks from `first_block` on into block 0 … of the chain's place in `kv`.
 
         what: a match, or a chain (then only what this node holds). Block i of the chain goes to block i of `kv`.
         group_layers: layers of one layer group, rounded up to whole granules. When None: an eighth of the layers, but
             at least 4 MiB of a block.
+        keep_at: the id of the node at which the request goes on (decode). Where that node lends its storage NIC to this
+            load it keeps what it relays, and the handoff sends it no more.
         Returns at once; see `Load`. Raises BufferMismatch, InvalidInput.
         """
         found = what if isinstance(what, Match) else Match(what, len(what))
@@ -300,6 +303,7 @@ class AsyncClient:
         start.nodes.extend(found.locations.nodes)
         start.location_block, start.location_node = blocks.tobytes(), nodes.tobytes()
         start.helpers.extend(found.locations.helpers)
+        start.keep_at = keep_at
         return self._begin(asked, kv, first_block, start)
 
     def receive(

@@ -66,7 +66,7 @@ class LoadedFrom:
     """What one source contributed. tier: where the bytes lay.
 
     route: local, peer (from another node), direct (from storage over this host's storage NIC), relay (from storage over
-    another node's storage NIC; node_id is that node).
+    another node's storage NIC; node_id is that node), kept (this host's node relayed it for the prefill side before).
     """
 
     node_id: str

@@ -29,6 +29,7 @@ from kvstore.node.devices import open_devices, space_of
 from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
+from kvstore.node.kept import Kept
 from kvstore.node.landing import Landing
 from kvstore.node.loads import Loads
 from kvstore.node.neighbours import Neighbours
@@ -138,6 +139,7 @@ class NodeServer:
         self.holds = Holds(config, self.custody, self.neighbours, self.node_id)
         self.landing = Landing(self.custody, config.landing_bytes_max)
         self.disks = None if nvme is None else Disks(config, self.custody, nvme, self.landing)
+        self.kept = Kept(self.custody, config.kept_bytes_max, config.kept_ms * 1_000_000)
         self.placement = Placement(self.custody) if config.hbm_bytes else None
         self.networks = Networks.open(config)  # last: it is what may fail, and owns threads
 
@@ -194,6 +196,7 @@ class NodeServer:
             self.landing,
             self.networks,
             self.neighbours,
+            self.kept,
             address,
             loads_from_disk=None if disks is None else disks.loads,
             pushes_from_disk=None if disks is None else disks.pushes,
@@ -269,6 +272,7 @@ class NodeServer:
                 self.custody.tick()
                 self.sessions.tick(self.custody.clock())
                 self.handoffs.tick()
+                self.kept.tick()
             except Exception:
                 log.exception("tick failed")
 

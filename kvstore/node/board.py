@@ -68,11 +68,13 @@ class Board:
             for piece in pieces:
                 self._put(group, piece)
 
-    def add(self, group: int, piece: Piece, paths: Paths) -> None:
-        """One more piece, of a block that the board did not have."""
-        assert piece.block not in self._of_block or self._paths[piece.block] == paths
-        self._paths[piece.block] = paths
+    def add(self, group: int, piece: Piece, paths: Paths) -> bool:
+        """One more piece. paths: who can bring its block, where the board does not know. False: nobody can."""
+        assert (piece.block, piece.first_layer) not in self._work
+        if not self._paths.setdefault(piece.block, paths):
+            return False
         self._put(group, piece)
+        return True
 
     def extend(self, path: int, blocks: Iterable[int]) -> None:
         """One more path can bring these blocks; those that are lost stay lost."""

@@ -6,24 +6,25 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from kvstore.blocks.state import Outcome
+from kvstore.fabric.base import Buffer
 from kvstore.node.answers import Place
 from kvstore.node.board import Board
+from kvstore.node.custody import Custody
 from kvstore.node.pieces import Piece
 
 
 class Arrival(NamedTuple):
-    """One piece, readable at `offset` of the slab. place_id: of its landing place, to be given back; 0: none."""
+    """One piece, at `offset` of a place. place_id: of its landing place, to be given back; 0: none."""
 
     piece: Piece
     place_id: int
-    slab_id: int
+    place: Place
     offset: int
-    generation: int
     checksums: bytes
 
-    @classmethod
-    def at(cls, piece: Piece, place_id: int, place: Place, offset: int, checksums: bytes) -> "Arrival":
-        return cls(piece, place_id, place.slab_id, place.offset + offset, place.generation, checksums)
+    def view(self, custody: Custody) -> Buffer:
+        """The bytes in place."""
+        return custody.view(self.place, self.offset, self.piece.length)
 
 
 class Feed(Protocol):

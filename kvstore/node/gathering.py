@@ -17,21 +17,19 @@ from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.node.board import Board
 from kvstore.node.catalog import PinnedBlock, Pins, ShardId
 from kvstore.node.feed import Arrival, BoardFeed, Changed
-from kvstore.node.incoming import Incoming
-from kvstore.node.networks import COMPUTE, STORAGE
+from kvstore.node.kept import KeptBlock
+from kvstore.node.networks import STORAGE
+from kvstore.node.pathmaker import PathMaker
 from kvstore.node.paths import HerePath, NodePath, Path, Source, opened
 from kvstore.node.pieces import Piece, cut
 from kvstore.node.resources import Resources
-from kvstore.node.routing import network_to, owners_of, question
 from kvstore.node.sessions import Session
 from kvstore.node.staging import Staging
-from kvstore.pb import node_pb2, types_pb2
-from kvstore.policy.route import plan
-from kvstore.rpc.channel import caller
+from kvstore.pb import node_pb2
 from kvstore.rpc.keys import keys_of
 
-_MAPPED = 0
-"""The path of blocks that are there from the beginning."""
+_MAPPED, _KEPT = 0, -1
+"""In the place of a path: blocks that are there from the beginning, and layers that this node kept."""
 _WORST = (Outcome.MISSING, Outcome.EXPIRED, Outcome.STALE, Outcome.CORRUPT, Outcome.NODE_LOST)
 log = logging.getLogger(__name__)
 
@@ -65,15 +63,16 @@ class Gathering:
         self._keys = keys_of(start.keys)
         if start.first > len(self._keys):
             raise InvalidInput(f"load: first is {start.first}, but there are {len(self._keys)} keys")
-        if start.ticket and not start.nodes:
-            raise InvalidInput("load: a ticket needs its node")
         self.count = len(self._keys) - start.first
-        self._owners = owners_of(start, self.count, resources.address.node_id)
+        self._maker = PathMaker(resources, session.tenant, start, self._layout, len(self._keys), self.count)
         self._groups = layer_groups(self._layout, start.group_layers)
         self._held: list[PinnedBlock | None] = []
         self._pins: Pins | None = None
         self._staging = Staging(resources, start.namespace_id, self._shard, self._layout, session.tenant)
+        self._kept: dict[int, KeptBlock] = {}
+        self._kept_pieces: list[list[Piece]] = []
         self._paths: dict[int, Path] = {}
+        self._live: set[int] = set()
         self._runs: list[asyncio.Task[None]] = []
         self._board = Board([], {})
         self._changed = Changed()
@@ -97,7 +96,7 @@ class Gathering:
         paths: list[Path] = []
         if staged:
             paths.append(self._here(staged))
-        paths += self._from_owners(set(absent))
+        paths += self._maker.to_owners(set(absent))
         # A ticket that is refused is the load's own error; an owner that cannot be reached is one of several.
         answers = await asyncio.gather(*(path.open() if self._start.ticket else opened(path) for path in paths))
         ready: dict[int, set[int]] = {block: set() for block in [*staged, *absent]}
@@ -111,8 +110,11 @@ class Gathering:
             (block for block, outcome in enumerate(self.outcomes) if outcome is not Outcome.READY), len(self.outcomes)
         )
         wanted = [block for block in sorted(ready) if block < self._usable]
+        self._take_kept([block for block in absent if block < self._usable])
         groups = cut(self._layout, self._groups, wanted, self._config.piece_bytes)
-        self._board = Board(groups, {block: frozenset(ready[block]) for block in wanted})
+        self._kept_pieces = [[piece for piece in group if self._is_kept(piece)] for group in groups]
+        missing = [[piece for piece in group if not self._is_kept(piece)] for group in groups]
+        self._board = Board(missing, {block: frozenset(ready[block]) for block in wanted})
         self._plan_relays()
 
     def _pin(self) -> None:
@@ -145,80 +147,34 @@ class Gathering:
             self._config.nvme_depth_max,
         )
 
-    def _from_owners(self, absent: set[int]) -> list[Path]:
+    def _take_kept(self, absent: Sequence[int]) -> None:
+        """Blocks of which this node kept what it relayed, for a handoff that goes on here."""
         if self._start.ticket:
-            return [self._node_path("peer", COMPUTE, self._start.nodes[0], sorted(absent), tail=self._start.tail)]
-        paths: list[Path] = []
-        for node, blocks in self._owners.items():
-            wanted = [block for block in blocks if block in absent]
-            if wanted:
-                network, route = network_to(self._start.nodes[node], self._resources.networks)
-                paths.append(self._node_path(route, network, self._start.nodes[node], wanted))
-        return paths
+            for block in absent:
+                if block < self.count:
+                    key = self._keys[self._start.first + block]
+                    kept = self._resources.kept.take(self._start.namespace_id, self._shard, key)
+                    if kept is not None:
+                        self._kept[block] = kept
 
-    def _node_path(
-        self,
-        route: str,
-        network: str,
-        node: types_pb2.NodeAddress,
-        blocks: Sequence[int],
-        *,
-        tail: bool = False,
-        relay_from: types_pb2.NodeAddress | None = None,
-    ) -> NodePath:
-        wanted = bytearray(len(self._keys))
-        for block in blocks:
-            if block < self.count:
-                wanted[self._start.first + block] = 1
-        message = node_pb2.TransferOpen(
-            caller=caller(f"node {self._resources.address.node_id}"),
-            reader_node_id=self._resources.address.node_id,
-            namespace_id=self._start.namespace_id,
-            shard_rank=self._shard.rank,
-            shard_count=self._shard.count,
-            keys=self._start.keys,
-            wanted=bytes(wanted),
-            ticket=self._start.ticket,
-            tail=tail,
-            deadline_ms=self._start.deadline_ms,
-            relay_from=relay_from,
-        )
-        incoming = Incoming(
-            self._config,
-            self._custody,
-            self._resources.landing,
-            self._resources.networks,
-            network,
-            node.grpc,
-            self._resources.neighbours.stub(node.grpc),
-            self._layout,
-            self._session.tenant,
-        )
-        return NodePath(route, node.node_id, blocks, message, incoming)
+    def _is_kept(self, piece: Piece) -> bool:
+        kept = self._kept.get(piece.block)
+        return kept is not None and kept.covers(piece.first_layer, piece.layers)
 
     def _plan_relays(self) -> None:
         """Which other nodes' storage NICs to use beside our own. They join when they have answered."""
-        networks, blocks = self._resources.networks, self._layout.block_bytes
-        direct = [path for path in self._paths.values() if isinstance(path, NodePath) and path.route == "direct"]
-        length = sum(len([block for block in path.blocks if block < self._usable]) for path in direct) * blocks
-        if not length:
+        direct = {
+            path.node_id: [block for block in path.blocks if block < self._usable]
+            for path in self._paths.values()
+            if isinstance(path, NodePath) and path.route == "direct"
+        }
+        route = self._maker.route(direct)
+        if route is None:
             return
-        owners = {path.node_id: path for path in direct}
-        apart = {self._resources.address.node_id, *owners}
-        helpers = self._start.helpers if self._config.relay else []
-        route = plan(
-            question(length, networks, helpers, apart, self._config.piece_bytes, self._config.relay_helpers_max)
-        )
         self.route = str(route)
         self._promise(route.shares[0].length)
-        chosen = {helper.node.node_id: helper.node for helper in helpers if helper.node.node_id in route.helpers}
-        addresses = {node.node_id: node for node in self._start.nodes}
-        for name in route.helpers:
-            for owner, path in owners.items():
-                wanted = [block for block in path.blocks if block < self._usable]
-                relay = self._node_path("relay", COMPUTE, chosen[name], wanted, relay_from=addresses[owner])
-                if wanted:
-                    self._runs.append(asyncio.create_task(self._join(relay)))
+        for relay in self._maker.through(route.helpers, direct):
+            self._runs.append(asyncio.create_task(self._join(relay)))
 
     async def _join(self, path: NodePath) -> None:
         """A path that is opened while others run already."""
@@ -239,6 +195,7 @@ class Gathering:
     def run(self) -> None:
         """Tells what is here, and has every path bring what it can."""
         self._tell_mapped()
+        self._tell_kept()
         for number, path in list(self._paths.items()):
             self._runs.append(asyncio.create_task(self._run_path(number, path)))
 
@@ -258,11 +215,13 @@ class Gathering:
             self._resources.landing.give_back,
             self._refused,
         )
+        self._live.add(number)
         try:
             await path.run(feed)
         except KVStoreError as error:
             log.info("load: %s from %s: %s", getattr(path, "route", "here"), getattr(path, "node_id", ""), error)
         finally:
+            self._live.discard(number)
             for block in self._board.path_lost(number):
                 self.outcomes[block] = Outcome.NODE_LOST
             self._changed.set()
@@ -278,7 +237,15 @@ class Gathering:
             for piece in pieces:
                 held = mapped[piece.block]
                 checksums = piece.checksums_of(held.checksums, self._layout)
-                self._tell(_MAPPED, Arrival.at(piece, 0, held.place, piece.offset, checksums))
+                self._tell(_MAPPED, Arrival(piece, 0, held.place, piece.offset, checksums))
+
+    def _tell_kept(self) -> None:
+        """Layers that this node kept need not be sent."""
+        for pieces in self._kept_pieces:
+            for piece in pieces:
+                kept = self._kept[piece.block]
+                checksums = piece.checksums_of(kept.checksums, self._layout)
+                self._tell(_KEPT, Arrival(piece, 0, kept.place, piece.offset, checksums))
 
     def _arrived(self, number: int, arrival: Arrival) -> None:
         if arrival.place_id:
@@ -286,8 +253,7 @@ class Gathering:
         self._tell(number, arrival)
 
     def _tell(self, number: int, arrival: Arrival) -> None:
-        path, block = self._paths.get(number), arrival.piece.block
-        source = Source(self._resources.address.node_id, Tier.DRAM, "local") if path is None else path.source(block)
+        source = self._source(number, arrival.piece.block)
         if source not in self.sources:
             self.sources.append(source)
         self.bytes_by_route[source.route] = self.bytes_by_route.get(source.route, 0) + arrival.piece.length
@@ -295,6 +261,11 @@ class Gathering:
             self._promise(max(0, self._promised_bytes - arrival.piece.length))
         self._told.append((number, arrival.piece))
         self._on_piece(Told(len(self._told) - 1, self.sources.index(source), arrival))
+
+    def _source(self, number: int, block: int) -> Source:
+        if number in self._paths:
+            return self._paths[number].source(block)
+        return Source(self._resources.address.node_id, Tier.DRAM, "kept" if number == _KEPT else "local")
 
     def _refused(self, block: int, outcome: Outcome) -> None:
         self.outcomes[block] = outcome
@@ -320,7 +291,10 @@ class Gathering:
             raise InvalidInput(f"load: no piece {number}")
         path, piece = self._told[number]
         self._resources.counters["corrupt_pieces"] += 1
-        if path == _MAPPED:
+        if path == _KEPT:
+            if not self._board.add(self._group_of(piece), piece, frozenset(self._live)):
+                self.outcomes[piece.block] = Outcome.CORRUPT
+        elif path == _MAPPED:
             self._drop_own(piece.block)
             await self._add_others(piece)
         else:
@@ -333,7 +307,7 @@ class Gathering:
         """The owners of a block that was read in place, and must come from elsewhere now."""
         self.outcomes[piece.block] = Outcome.CORRUPT
         added = set()
-        for path in self._from_owners({piece.block}):
+        for path in self._maker.to_owners({piece.block}):
             if await opened(path) == [Outcome.READY]:
                 added.add(self._add(path))
             else:
@@ -368,6 +342,8 @@ class Gathering:
         await self._staging.settle()
         for place_id in self._places:
             self._resources.landing.give_back(place_id)
+        for kept in self._kept.values():
+            self._resources.kept.release(kept)
         if self._pins is not None:
             self._custody.catalog.unpin(self._pins.pin_id)
             self._custody.settle()

@@ -16,7 +16,7 @@ from kvstore.errors import KVStoreError, NodeUnavailable, PeerLost
 from kvstore.fabric.base import Peer
 from kvstore.node.custody import Custody
 from kvstore.node.feed import Arrival, Feed
-from kvstore.node.landing import Landing
+from kvstore.node.landers import Landed, Lander
 from kvstore.node.networks import Networks
 from kvstore.node.pieces import Piece
 from kvstore.node.progress import Progress
@@ -32,25 +32,24 @@ _WRITE_PACE_S = 0.002  # a fraction of what the bytes in flight take
 class Incoming:
     """Belongs to the event loop. `open`, then `run`; `settle` always, last.
 
-    network: by which NIC the bytes come. peer_address: the other node's, for gRPC. layout: None for one who passes
-    bytes on and needs no checksums.
+    lander: where pieces come down; may be changed between `open` and `run`. network: by which NIC the bytes come.
+    peer_address: the other node's, for gRPC. layout: None for one who passes bytes on and needs no checksums.
     """
 
     def __init__(
         self,
         config: NodeConfig,
         custody: Custody,
-        landing: Landing,
+        lander: Lander,
         networks: Networks,
         network: str,
         peer_address: str,
         stub: "node_pb2_grpc.NodeAsyncStub",
         layout: Layout | None,
-        tenant: str,
     ) -> None:
         self._config = config
         self._custody = custody
-        self._landing = landing
+        self.lander = lander
         self._network = network
         self._fabric = networks.fabric(network)
         self._meter = networks.meter(network)
@@ -58,7 +57,6 @@ class Incoming:
         self._peer_address = peer_address
         self._stub = stub
         self._layout = layout
-        self._tenant = tenant
         self._window = Window(config.piece_bytes, config.lane_bytes_max, custody.clock)
         self._receives: dict[int, asyncio.Future[None]] = {}
         self._refused: dict[int, Outcome] = {}
@@ -110,7 +108,8 @@ class Incoming:
         self._peer = self._fabric.connect(pinned.fabric_address)
         self.tiers = [Tier(t) for t in pinned.tiers]
         if self._layout is not None:
-            self._take_checksums(pinned.checksums, pinned.has_checksums, self._layout.granules)
+            known = block_checksums(pinned.checksums, pinned.has_checksums, self._layout)
+            self._checksums = [bytearray(checksums) for checksums in known]
         self._written = [bool(flag) for flag in pinned.stored]
         return [Outcome(o) for o in pinned.outcomes]
 
@@ -118,12 +117,6 @@ class Incoming:
     def _connection(self) -> str:
         """A name for what connects the two nodes."""
         return f"{self._network} {self._peer_address}"
-
-    def _take_checksums(self, packed: bytes, known: bytes, granules: int) -> None:
-        step, at = granules * CHECKSUM_BYTES, 0
-        for flag in known:
-            self._checksums.append(bytearray(packed[at : at + step] if flag else b""))
-            at += step * flag
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -155,8 +148,7 @@ class Incoming:
                 break
             while not self._may_ask(piece):
                 await self._ready.wait()
-            place_id, _ = await self._landing.acquire(self._tenant, piece.length)
-            self._post(feed, piece, place_id)
+            self._post(feed, piece, await self.lander.land(piece))
         if self._receives:
             await asyncio.wait(self._receives.values())
         if self._lost.done():
@@ -167,25 +159,24 @@ class Incoming:
         index = self._index[piece.block]
         return self._written[index] or piece.first_layer + piece.layers <= self._ready_layers
 
-    def _post(self, feed: Feed, piece: Piece, place_id: int) -> None:
+    def _post(self, feed: Feed, piece: Piece, landed: Landed) -> None:
         """Receive first, credit second: a push never finds nobody waiting."""
         assert self._peer is not None
-        place = self._landing.place(place_id)
         tag = self._fabric.next_tag()
         if not self._receives:
             self._progress.note()
         self._window.enter(piece.length)
         self._meter.enter(piece.length)
-        receive = self._peer.receive(tag, self._custody.view(place, 0, piece.length))
+        receive = self._peer.receive(tag, self._custody.view(landed.place, landed.offset, piece.length))
         self._receives[tag] = receive
-        receive.add_done_callback(lambda done: self._received(done, feed, tag, piece, place_id))
+        receive.add_done_callback(lambda done: self._received(done, feed, tag, piece, landed))
         self._unsent.tags.append(tag)
         self._unsent.blocks.append(self._index[piece.block])
         self._unsent.offsets.append(piece.offset)
         self._unsent.lengths.append(piece.length)
         self._write_pace.set()
 
-    def _received(self, receive: asyncio.Future[None], feed: Feed, tag: int, piece: Piece, place_id: int) -> None:
+    def _received(self, receive: asyncio.Future[None], feed: Feed, tag: int, piece: Piece, landed: Landed) -> None:
         del self._receives[tag]
         error = receive.exception() if not receive.cancelled() else PeerLost("cancelled")
         refused = self._refused.pop(tag, None)
@@ -193,16 +184,16 @@ class Incoming:
         self._window.leave(piece.length, moved)
         self._meter.leave(piece.length, moved)
         if error is not None:
-            self._landing.give_back(place_id)
+            self.lander.give_back(landed.place_id)
             self._lose(error if isinstance(error, KVStoreError) else PeerLost(str(error)))
             return
         self._progress.note()
         if refused is not None:
-            self._landing.give_back(place_id)
+            self.lander.give_back(landed.place_id)
             feed.refused(piece, refused)
             return
-        place = self._landing.place(place_id)
-        feed.arrived(Arrival.at(piece, place_id, place, 0, self._piece_checksums(piece)))
+        self.lander.arrived(landed.place_id)
+        feed.arrived(Arrival(piece, *landed, self._piece_checksums(piece)))
 
     def _piece_checksums(self, piece: Piece) -> bytes:
         if self._layout is None:
@@ -300,3 +291,12 @@ class Incoming:
             await self._replies.aclose()
         if self.call is not None:
             self.call.cancel()
+
+
+def block_checksums(packed: bytes, known: bytes, layout: Layout) -> list[bytes]:
+    """Of each block of an answer its checksums; b"" where none are known."""
+    step, at, found = layout.granules * CHECKSUM_BYTES, 0, []
+    for flag in known:
+        found.append(packed[at : at + step] if flag else b"")
+        at += step * flag
+    return found

@@ -34,9 +34,9 @@ class Landing:
         """A place for `length` bytes and its id; waits for room (the caller's deadline bounds it). Raises TooLarge."""
         if slot_bytes(length) > self._bytes_max:
             raise TooLarge(f"a piece of {length} bytes is larger than the landing memory of {self._bytes_max}")
-        if (place := self._try(tenant, length)) is None:
+        if (landed := self.take_now(tenant, length)) is None:
             began_ns = self._custody.clock()
-            while (place := self._try(tenant, length)) is None:
+            while (landed := self.take_now(tenant, length)) is None:
                 self._room.clear()
                 # The tier may get room by expiry too, which nobody announces to each waiter. Not `wait_for`: in
                 # Python 3.11 a cancellation that meets the event is lost in it.
@@ -44,6 +44,13 @@ class Landing:
                     async with asyncio.timeout(_RECHECK_S):
                         await self._room.wait()
             self.blocked_ns += self._custody.clock() - began_ns
+        return landed
+
+    def take_now(self, tenant: str, length: int) -> tuple[int, Place] | None:
+        """The same without waiting; None: there is no room."""
+        place = self._try(tenant, length)
+        if place is None:
+            return None
         place_id = self._next_id
         self._next_id += 1
         self._places[place_id] = place

@@ -13,9 +13,19 @@ from functools import partial
 from typing import Any
 
 from kvstore.blocks.state import Outcome
-from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, PeerLost, Refused, StaleGeneration
+from kvstore.errors import (
+    ChecksumMismatch,
+    DeviceFailed,
+    KVStoreError,
+    PeerLost,
+    Refused,
+    StaleGeneration,
+    UnknownNamespace,
+)
+from kvstore.node.catalog import ShardId
 from kvstore.node.feed import Arrival
-from kvstore.node.incoming import Incoming
+from kvstore.node.incoming import Incoming, block_checksums
+from kvstore.node.landers import KeepingLander, PieceLander
 from kvstore.node.landing import Landing
 from kvstore.node.lanes import TrafficClass
 from kvstore.node.networks import COMPUTE, STORAGE
@@ -24,6 +34,7 @@ from kvstore.node.pieces import Piece
 from kvstore.node.resources import Resources
 from kvstore.pb import node_pb2
 from kvstore.rpc.channel import caller
+from kvstore.rpc.keys import keys_of
 
 RELAY_TENANT = "\0relay"
 """Staging slabs are nobody's: no client can attach under a name like this, so none maps them."""
@@ -97,19 +108,18 @@ class Relayed:
         self._staging = staging
         self._opened = opened
         self._counters = counters
-        self._wanted = Wanted(staging.give_back)
+        self._wanted = Wanted(self._give_back)
         self._outgoing: Outgoing | None = None
         owner = opened.relay_from
         self._incoming = Incoming(
             resources.config,
             resources.custody,
-            staging,
+            PieceLander(staging, RELAY_TENANT),
             resources.networks,
             STORAGE,
             owner.grpc,
             resources.neighbours.stub(owner.grpc),
             None,
-            RELAY_TENANT,
         )
         self.outbox: asyncio.Queue[node_pb2.TransferDown | None] = asyncio.Queue()
 
@@ -130,6 +140,8 @@ class Relayed:
             deadline_ms=opened.deadline_ms,
         )
         await self._incoming.open(asked, range(sum(opened.wanted)))
+        if opened.keep:
+            self._keep()
         self._outgoing = Outgoing(
             self._resources.config,
             peer,
@@ -174,11 +186,33 @@ class Relayed:
             self._wanted.end(error)
             self.outbox.put_nowait(None)
 
+    def _keep(self) -> None:
+        """The request goes on at this node: what is relayed stays here for its handoff, where its engine has
+        attached."""
+        opened, pinned, catalog = self._opened, self._incoming.pinned, self._resources.custody.catalog
+        try:
+            layout, tenant = catalog.layout(opened.namespace_id), catalog.tenant(opened.namespace_id)
+        except UnknownNamespace:
+            return
+        wanted = [key for key, flag in zip(keys_of(opened.keys), opened.wanted, strict=True) if flag]
+        self._incoming.lander = KeepingLander(
+            PieceLander(self._staging, RELAY_TENANT),
+            self._resources.kept,
+            opened.namespace_id,
+            ShardId(opened.shard_rank, opened.shard_count),
+            tenant,
+            layout,
+            wanted,
+            block_checksums(pinned.checksums, pinned.has_checksums, layout),
+        )
+
     async def _fetch(self, block: int, offset: int, length: int) -> Held:
         arrival = await self._wanted.ask(Piece(block, 0, 0, offset, length))
         self._counters["relayed_bytes"] += length
-        view = self._resources.custody.view(self._staging.place(arrival.place_id), 0, length)
-        return Held(view, partial(self._staging.give_back, arrival.place_id))
+        return Held(arrival.view(self._resources.custody), partial(self._give_back, arrival.place_id))
+
+    def _give_back(self, place_id: int) -> None:
+        self._incoming.lander.give_back(place_id)
 
     async def settle(self) -> None:
         self._wanted.end(PeerLost("the relay has ended"))

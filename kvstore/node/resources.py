@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from kvstore.config import NodeConfig
 from kvstore.node.custody import Custody
+from kvstore.node.kept import Kept
 from kvstore.node.landing import Landing
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks
@@ -21,6 +22,7 @@ class Resources:
     landing: Landing
     networks: Networks
     neighbours: Neighbours
+    kept: Kept
     address: types_pb2.NodeAddress
     loads_from_disk: Recalls | None = None
     pushes_from_disk: Recalls | None = None
@@ -31,6 +33,7 @@ class Resources:
             "loaded_peer_bytes": 0,
             "loaded_direct_bytes": 0,
             "loaded_relay_bytes": 0,
+            "loaded_kept_bytes": 0,
             "corrupt_pieces": 0,
         }
     )

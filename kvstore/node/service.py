@@ -281,6 +281,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             "sessions": len(self._sessions),
             "handoffs": len(self._handoffs),
             "parked_bytes": self._handoffs.parked_bytes,
+            "kept_bytes": self._loads.resources.kept.used_bytes,
             "landing_bytes": self._loads.resources.landing.used_bytes,
             "landing_blocked_ns": self._loads.resources.landing.blocked_ns,
             "tasks": len(asyncio.all_tasks()),

@@ -38,7 +38,7 @@ class Staging:
         if held.place.tier is Tier.NVME:
             assert self._recall is not None
             brought = await self._recall.bring(piece)
-            return Arrival.at(piece, brought.place_id, brought.place, brought.offset, checksums)
+            return Arrival(piece, brought.place_id, brought.place, brought.offset, checksums)
         return await self._copied(piece, held, checksums)
 
     async def _copied(self, piece: Piece, held: PinnedBlock, checksums: bytes) -> Arrival:
@@ -52,7 +52,7 @@ class Staging:
         except BaseException:
             landing.give_back(place_id)
             raise
-        return Arrival.at(piece, place_id, place, 0, checksums)
+        return Arrival(piece, place_id, place, 0, checksums)
 
     async def settle(self) -> None:
         """Nothing is being read any more."""

@@ -680,6 +680,7 @@ class LoadStart(google.protobuf.message.Message):
     LOCATION_BLOCK_FIELD_NUMBER: builtins.int
     LOCATION_NODE_FIELD_NUMBER: builtins.int
     HELPERS_FIELD_NUMBER: builtins.int
+    KEEP_AT_FIELD_NUMBER: builtins.int
     TICKET_FIELD_NUMBER: builtins.int
     TAIL_FIELD_NUMBER: builtins.int
     UNVERIFIED_FIELD_NUMBER: builtins.int
@@ -697,6 +698,8 @@ class LoadStart(google.protobuf.message.Message):
     """uint32, index into keys[first:]; with the next, columns: where the blocks may lie"""
     location_node: builtins.bytes
     """uint16, index into nodes"""
+    keep_at: builtins.str
+    """the node at which the request goes on: if it relays, it keeps what it relays"""
     ticket: builtins.bytes
     """receive: blocks that are not held come from the ticket's node, nodes[0]"""
     tail: builtins.bool
@@ -727,12 +730,13 @@ class LoadStart(google.protobuf.message.Message):
         location_block: builtins.bytes = ...,
         location_node: builtins.bytes = ...,
         helpers: collections.abc.Iterable[kvstore.pb.types_pb2.Helper] | None = ...,
+        keep_at: builtins.str = ...,
         ticket: builtins.bytes = ...,
         tail: builtins.bool = ...,
         unverified: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "deadline_ms", b"deadline_ms", "first", b"first", "group_layers", b"group_layers", "helpers", b"helpers", "keys", b"keys", "location_block", b"location_block", "location_node", b"location_node", "namespace_id", b"namespace_id", "nodes", b"nodes", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "unverified", b"unverified"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "deadline_ms", b"deadline_ms", "first", b"first", "group_layers", b"group_layers", "helpers", b"helpers", "keep_at", b"keep_at", "keys", b"keys", "location_block", b"location_block", "location_node", b"location_node", "namespace_id", b"namespace_id", "nodes", b"nodes", "session_id", b"session_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "unverified", b"unverified"]) -> None: ...
 
 Global___LoadStart: typing_extensions.TypeAlias = LoadStart
 
@@ -1078,6 +1082,7 @@ class TransferOpen(google.protobuf.message.Message):
     NETWORK_FIELD_NUMBER: builtins.int
     CONNECTION_FIELD_NUMBER: builtins.int
     RELAY_FROM_FIELD_NUMBER: builtins.int
+    KEEP_FIELD_NUMBER: builtins.int
     transfer_ticket: builtins.bytes
     """signed by the control plane once security is on"""
     reader_node_id: builtins.str
@@ -1096,6 +1101,8 @@ class TransferOpen(google.protobuf.message.Message):
     """compute | storage: which of the owner's NICs sends"""
     connection: builtins.int
     """how often the reader gave up its fabric connection to this owner"""
+    keep: builtins.bool
+    """the helper keeps them for a handoff to itself"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
@@ -1120,9 +1127,10 @@ class TransferOpen(google.protobuf.message.Message):
         network: builtins.str = ...,
         connection: builtins.int = ...,
         relay_from: kvstore.pb.types_pb2.NodeAddress | None = ...,
+        keep: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller", "relay_from", b"relay_from"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keep", b"keep", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
 
 Global___TransferOpen: typing_extensions.TypeAlias = TransferOpen
 

@@ -1,6 +1,7 @@
 """Relays: history comes over several storage NICs at once; a node that fails on the way is replaced."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.waiting import eventually
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
 """4 layers of 128 KiB: two granules of two layers."""
 BLOCKS = 24
+SOME = 4 * LAYOUT.block_bytes
 
 
 def nic(node: NodeServer, network: str) -> LoopbackFabric:
@@ -40,23 +42,30 @@ class World:
     chain: Chain
     source: npt.NDArray[np.uint8]
 
-    async def load(self) -> LoadResult:
-        """Loads the history, and compares every byte."""
+    async def load(self, *, relayed_first: int = 0, **options: Any) -> LoadResult:
+        """Loads the history, and compares every byte. relayed_first: the reader's own storage NIC carries nothing until
+        so many bytes have come through the helper."""
         target = np.zeros_like(self.source)
         match = await self.client.match(self.chain)
         assert match.blocks == BLOCKS
-        result = await self.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8).result()
-        assert np.array_equal(target[: result.blocks], self.source[: result.blocks])
+        before = self.helper.transfers.counters["relayed_bytes"]
+        nic(self.reader, STORAGE).faults.stalled = relayed_first > 0
+        load = self.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8, **options)
+        await eventually(lambda: self.helper.transfers.counters["relayed_bytes"] - before >= relayed_first)
+        nic(self.reader, STORAGE).faults.stalled = False
+        result = await load.result()
+        assert result.blocks == BLOCKS
+        assert np.array_equal(target, self.source)
         return result
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+@asynccontextmanager
+async def relaying(folder: Path, **options: Any) -> AsyncIterator[World]:
     """A storage node with a history, a reader, and a helper; each with two NICs."""
-    async with site(tmp_path) as here:
+    async with site(folder) as here:
         control = await here.control(heartbeat_ms=20)
         common: dict[str, Any] = {"control": control.address, "storage": LOOPBACK, "piece_bytes": 256 * 1024}
-        common |= {"progress_ms": 100, "connect_ms": 300}
+        common |= {"progress_ms": 2000, "connect_ms": 300, "tick_ms": 20} | options
         storage = await here.node(node_id="storage", roles=("storage",), **common)
         helper = await here.node(node_id="helper", roles=("decode",), **common)
         reader = await here.node(node_id="reader", roles=("prefill",), **common)
@@ -70,11 +79,34 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             return match.blocks == BLOCKS and len(match.locations.helpers) == 2
 
         await eventually(told)
-        nic(storage, STORAGE).faults.delay_s = 0.01  # else all is over before a helper has answered
         yield World(here, storage, helper, reader, client, chain, source)
-        await at_rest(storage, helper, reader)
         for node in (helper, storage):
             await eventually(lambda node=node: node.transfers.staged_bytes == 0)
+        await eventually(lambda: helper.kept.used_bytes == 0)
+        await at_rest(storage, helper, reader)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with relaying(tmp_path, kept_ms=5000) as made:
+        yield made
+
+
+async def hand_over(world: World, decode: AsyncClient, extra_tokens: int = 0) -> LoadResult:
+    """The reader sends the whole chain to the helper's node, where an engine receives it; every byte is compared."""
+    tokens = np.arange(64 * BLOCKS + extra_tokens, dtype=np.uint32)
+    kv = np.concatenate([world.source, random_blocks(LAYOUT, 1, seed=1)])
+    ticket = await world.client.offer(tokens)
+    writer = await world.client.send(ticket, buffers.contiguous(kv, LAYOUT))
+    target = np.zeros_like(kv)
+    receiving = decode.receive(ticket, buffers.contiguous(target, LAYOUT), tokens)
+    await writer.write_layers(0, LAYOUT.layers)
+    await writer.commit()
+    result = await receiving.result()
+    assert result.blocks == BLOCKS
+    assert result.tail == (extra_tokens > 0)
+    assert np.array_equal(target[:BLOCKS], world.source)
+    return result
 
 
 def routes(result: LoadResult) -> dict[str, int]:
@@ -83,8 +115,7 @@ def routes(result: LoadResult) -> dict[str, int]:
 
 async def test_both_storage_nics_carry_the_history(world: World) -> None:
     """Part of it over the reader's own storage NIC, part through the helper; the plan says so."""
-    result = await world.load()
-    assert result.blocks == BLOCKS
+    result = await world.load(relayed_first=SOME)
     assert set(routes(result)) == {"direct", "relay"}
     assert sum(routes(result).values()) == world.source.nbytes
     assert world.helper.networks.meter(STORAGE).moved_bytes > 0
@@ -117,26 +148,62 @@ async def test_a_node_that_does_not_lend_its_nic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("network", [STORAGE, COMPUTE])
-async def test_a_helper_that_stalls_is_replaced(world: World, network: str) -> None:
-    """Its pieces go back when it has moved nothing for the progress deadline; the load is whole."""
-    nic(world.helper, network).faults.stalled = True
-    result = await world.load()
-    nic(world.helper, network).faults.stalled = False
-    assert result.blocks == BLOCKS
+async def test_a_helper_that_stalls_is_replaced(tmp_path: Path, network: str) -> None:
+    """Its pieces go back when it has moved nothing for the progress deadline, or come late; the load is whole."""
+    async with relaying(tmp_path, progress_ms=100) as world:
+        nic(world.helper, network).faults.stalled = True
+        await world.load()
+        nic(world.helper, network).faults.stalled = False
 
 
 async def test_a_helper_that_damages_bytes_is_not_believed(world: World) -> None:
-    """What came through it wrong comes again over the own storage NIC."""
+    """What came through it wrong comes again over the own storage NIC; in storage it is as it was."""
     nic(world.helper, COMPUTE).faults.corrupt = 2
-    result = await world.load()
-    assert result.blocks == BLOCKS
+    await world.load(relayed_first=SOME)
     assert world.reader.loads.counters["corrupt_pieces"] >= 1
-    assert world.storage.catalog.usage().counters.get("dropped_corrupt", 0) == 0  # there they are as they were
+    assert world.storage.catalog.usage().counters.get("dropped_corrupt", 0) == 0
 
 
 async def test_a_helper_that_cannot_be_reached(world: World) -> None:
     """The load does not wait for it."""
     await world.helper.stop()
-    result = await world.load()
-    assert result.blocks == BLOCKS
-    assert set(routes(result)) == {"direct"}
+    assert set(routes(await world.load())) == {"direct"}
+
+
+async def test_what_was_relayed_is_not_sent_again(world: World) -> None:
+    """The helper is where the request goes on: its handoff brings only the layers that did not come through it."""
+    decode = await world.here.client(world.helper, LAYOUT)
+    relayed = routes(await world.load(relayed_first=SOME, keep_at="helper"))["relay"]
+    received = routes(await hand_over(world, decode, extra_tokens=10))
+    assert received["kept"] >= relayed
+    assert received["kept"] + received["peer"] == world.source.nbytes + LAYOUT.block_bytes  # and the tail
+
+
+async def test_kept_bytes_that_are_damaged_are_sent_again(world: World) -> None:
+    """The decode engine verifies what it reads; what is wrong comes from the prefill node after all."""
+    decode = await world.here.client(world.helper, LAYOUT)
+    nic(world.storage, STORAGE).faults.corrupt = 2
+    await world.load(relayed_first=SOME, keep_at="helper")
+    assert "kept" in routes(await hand_over(world, decode))
+    assert world.reader.loads.counters["corrupt_pieces"] + world.helper.loads.counters["corrupt_pieces"] >= 2
+
+
+async def test_without_a_handoff_nothing_is_kept_for_long(tmp_path: Path) -> None:
+    """Its time ends, and where no engine has attached with the namespace nothing is kept at all."""
+    async with relaying(tmp_path, kept_ms=150) as world:
+        await world.load(relayed_first=SOME, keep_at="helper")
+        assert world.helper.kept.counters["kept_blocks"] == 0
+        await world.here.client(world.helper, LAYOUT)
+        await world.load(relayed_first=SOME, keep_at="helper")
+        assert world.helper.kept.counters["kept_blocks"] > 0
+        await eventually(lambda: world.helper.kept.used_bytes == 0)
+
+
+async def test_what_finds_no_room_is_relayed_all_the_same(tmp_path: Path) -> None:
+    """Within its bound the helper keeps whole blocks; the rest goes through its staging memory."""
+    async with relaying(tmp_path, kept_bytes_max=2 * LAYOUT.block_bytes) as world:
+        decode = await world.here.client(world.helper, LAYOUT)
+        result = await world.load(relayed_first=SOME, keep_at="helper")
+        assert routes(result)["relay"] >= SOME
+        assert world.helper.kept.used_bytes == 2 * LAYOUT.block_bytes
+        await hand_over(world, decode)
