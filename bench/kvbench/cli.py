@@ -11,6 +11,7 @@ from kvstore.cli.commands import Command, run_program
 COMMANDS = {
     "transfer": Command("kvbench.transfer", "blocks between two processes, beside plain sockets and ucx_perftest"),
     "local": Command("kvbench.local", "client and node on one host, beside memcpy"),
+    "nvme": Command("kvbench.nvme", "the NVMe tier, beside fio"),
     "match": Command("kvbench.match", "longest-prefix matches against a large index"),
     "dualpath": Command("kvbench.dualpath", "a history over one storage NIC and over all, beside plain sockets"),
     "keys": Command("kvbench.keys", "block keys of a long prompt"),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvbench import machine
+from kvbench.arguments import list_of
 from kvbench.fabric_pair import fabrics
 from kvbench.load_pair import loads
 from kvbench.pair import Move, Point
@@ -55,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transport", choices=[*TRANSPORTS], default="tcp", help="(default: %(default)s)")
     parser.add_argument(
         "--sizes",
-        type=_list_of(size),
+        type=list_of(size),
         default="256KiB,1MiB,4MiB,20MiB",
         metavar="SIZE,…",
         help="of one message (default: %(default)s)",
     )
     parser.add_argument(
-        "--in-flight", type=_list_of(int), default="1,8,32", metavar="N,…", help="messages (default: %(default)s)"
+        "--in-flight", type=list_of(int), default="1,8,32", metavar="N,…", help="messages (default: %(default)s)"
     )
     parser.add_argument(
         "--bytes", type=size, default="512MiB", metavar="SIZE", help="of one run (default: %(default)s)"
@@ -133,12 +134,3 @@ def _rows(point: Point, seconds: Mapping[str, list[float]]) -> Iterator[dict[str
             "gb_per_s": point.moved_bytes / statistics.median(took) / 1e9,
             "gb_per_s_best": point.moved_bytes / min(took) / 1e9,
         }
-
-
-def _list_of(kind: Any) -> Any:
-    """An argument type: comma-separated values."""
-
-    def parse(text: str) -> list[int]:
-        return [kind(part) for part in text.split(",")]
-
-    return parse
