@@ -14,6 +14,7 @@ COMMANDS = {
     "nvme": Command("kvbench.nvme", "the NVMe tier, beside fio"),
     "match": Command("kvbench.match", "longest-prefix matches against a large index"),
     "dualpath": Command("kvbench.dualpath", "a history over one storage NIC and over all, beside plain sockets"),
+    "restart": Command("kvbench.restart", "opening a device of the NVMe tier that is full of blocks"),
     "keys": Command("kvbench.keys", "block keys of a long prompt"),
 }
 

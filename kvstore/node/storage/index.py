@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ _LABEL = struct.Struct("<QQ")
 _CLOCK = struct.Struct("<QQQ")
 _CLOCK_KEY, _DEVICE_KEY = b"clock", b"device"
 _META_PLACE = 0
+_SLOT_KEY_BYTES = 8
+_CHUNK_ROWS = 16384
 
 Generations = npt.NDArray[np.uint64]
 
@@ -124,9 +126,9 @@ class StorageIndex:
         """Everything that it has. Raises DamagedIndex."""
         with self._damage(), self._env.begin() as txn:
             slabs = dict(self._read_slabs(txn))
-            for file, rows in groupby(txn.cursor(self._slots), _file_of):
+            for file, rows in _by_file(txn.cursor(self._slots)):
                 if file in slabs:
-                    _fill(slabs[file], file, list(rows))
+                    _fill(slabs[file], file, rows)
             loaded = Loaded(slabs, _unpack_anchor(txn.get(_CLOCK_KEY, b"", db=self._meta)))
         self._mark_usable()
         return loaded
@@ -239,24 +241,33 @@ def _translated(path: Path, error: Exception, error_number: int = 0) -> DeviceFa
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
-def _fill(slab: IndexedSlab, file: int, rows: list[tuple[bytes, bytes]]) -> None:
-    """Unpacks the records of one slab's slots."""
-    slots = [int.from_bytes(key[4:], "big") for key, _ in rows]
-    bodies = unsealed([raw for _, raw in rows], [_place(file, slot) for slot in slots])
-    live_slots: list[int] = []
-    live: list[bytes] = []
-    for slot, body in zip(slots, bodies, strict=True):
-        if slot >= slab.record.slots:
-            continue
-        if body is None:
-            slab.damaged.append(slot)
-        elif body[0] == _EMPTY_SLOT:
+def _by_file(cursor: Any) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """The records of slots, in runs of one file: (slot, record)."""
+    rows = cursor.iternext()
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        whole = [row for row in chunk if len(row[0]) == _SLOT_KEY_BYTES]
+        places = np.frombuffer(b"".join([key for key, _ in whole]), ">u4").reshape(-1, 2)
+        files, slots = places[:, 0], places[:, 1].tolist()
+        starts = [0, *(np.flatnonzero(np.diff(files)) + 1).tolist(), len(whole)]
+        for start, end in pairwise(starts):
+            if start < end:
+                yield int(files[start]), [(slots[at], whole[at][1]) for at in range(start, end)]
+
+
+def _fill(slab: IndexedSlab, file: int, rows: list[tuple[int, bytes]]) -> None:
+    """Unpacks records of one slab's slots."""
+    first = _place(file, 0)
+    bodies = unsealed([raw for _, raw in rows], [first | slot for slot, _ in rows])
+    known = [(slot, body) for (slot, _), body in zip(rows, bodies, strict=True) if slot < slab.record.slots]
+    slab.damaged += [slot for slot, body in known if body is None]
+    for slot, body in known:
+        if body is not None and body[0] == _EMPTY_SLOT:
             slab.generations[slot] = _GENERATION.unpack(body)[1]
-        else:
-            live_slots.append(slot)
-            live.append(body)
-    slab.entries = list(zip(live_slots, unpack_entries(live), strict=True))
-    slab.generations[live_slots] = [entry.generation for _, entry in slab.entries]
+    live = [(slot, body) for slot, body in known if body is not None and body[0] != _EMPTY_SLOT]
+    entries = list(unpack_entries([body for _, body in live]))
+    slots = [slot for slot, _ in live]
+    slab.entries += zip(slots, entries, strict=True)
+    slab.generations[slots] = [entry.generation for entry in entries]
 
 
 def _slot_value(value: Entry | int, file: int, slot: int) -> bytes:

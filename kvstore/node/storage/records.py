@@ -5,9 +5,10 @@ place, so that equal ones are unpacked in one run; a restart does that for all b
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import groupby
+from typing import Any
 
 import xxhash
 
@@ -17,7 +18,8 @@ from kvstore.node.storage.entry import CHECKSUM_BYTES, CODECS, GRANULES_MAX, ID_
 SEAL_BYTES = 8
 _HAS_PARENT, _HAS_STORED = 1, 2
 _SHAPES = range(4)
-_FIELDS = "<B16sII16s{parent}sIQQQQQB{checksums}s{stored}s"
+# An entry's fields in their order, behind the shape.
+_FIELDS = "<x16sII16s{parent}sIQQQQQB{checksums}s{stored}s"
 _FIXED_BYTES = struct.calcsize(_FIELDS.format(parent=0, checksums=0, stored=0))
 
 
@@ -30,7 +32,7 @@ def pack_entry(entry: Entry) -> bytes:
     assert not entry.stored or len(entry.stored) == LENGTH_BYTES * entry.granules
     assert 0 < entry.granules <= GRANULES_MAX
     shape = _HAS_PARENT * bool(entry.parent_key) | _HAS_STORED * bool(entry.stored)
-    return _layout_of(shape, entry_bytes(entry)).pack(shape, *entry)
+    return bytes((shape,)) + _layout_of(shape, entry_bytes(entry)).pack(*entry)[1:]
 
 
 def entry_bytes(entry: Entry) -> int:
@@ -43,7 +45,7 @@ def unpack_entry(raw: bytes) -> Entry:
     if not raw:
         raise ChecksumMismatch("an empty record")
     try:
-        entry = Entry._make(_layout_of(raw[0], len(raw)).unpack(raw)[1:])
+        entry = Entry._make(_layout_of(raw[0], len(raw)).unpack(raw))
     except ValueError as error:
         raise ChecksumMismatch(str(error)) from error
     if entry.codec not in CODECS or (entry.codec == PLAIN) != (not entry.stored):
@@ -54,8 +56,7 @@ def unpack_entry(raw: bytes) -> Entry:
 def unpack_entries(rows: Sequence[bytes]) -> Iterator[Entry]:
     """The same of many whose seals were found right: those are ours, so they are as `pack_entry` made them."""
     for (shape, length), run in groupby(rows, _shape_and_length):
-        layout = _layout_of(shape, length)
-        yield from map(Entry._make, (fields[1:] for fields in layout.iter_unpack(b"".join(run))))
+        yield from map(_make_entry, _layout_of(shape, length).iter_unpack(b"".join(run)))
 
 
 def seal(body: bytes, place: int) -> bytes:
@@ -70,6 +71,10 @@ def unsealed(sealed: Sequence[bytes], places: Iterable[int]) -> list[bytes | Non
         body if digest(body := raw[:-SEAL_BYTES], place) == number(raw[-SEAL_BYTES:], "little") else None
         for raw, place in zip(sealed, places, strict=True)
     ]
+
+
+# As `Entry._make`, without the call that checks the length: the layout has it.
+_make_entry: Callable[[tuple[Any, ...]], Entry] = partial(tuple.__new__, Entry)
 
 
 def _shape_and_length(raw: bytes) -> tuple[int, int]:

@@ -1,0 +1,116 @@
+"""Opening a device of the NVMe tier: what a restart spends before the catalog sees the first block.
+
+The index is filled through commits, as the tier does it; the slab files are made, but no block is written, for opening
+reads none. Then the device is opened and closed in turn. What the tier makes of the blocks comes on top.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from kvbench import machine
+from kvbench.result import Result
+from kvstore.errors import KVStoreError
+from kvstore.node.devices import paused_collector
+from kvstore.node.storage.device import Device, DeviceLimits
+from kvstore.node.storage.entry import CHECKSUM_BYTES, PLAIN, Entry
+from kvstore.node.storage.format import SLAB_HEADER_BYTES, header_bytes
+from kvstore.node.storage.index import Batch
+
+_SLOTS_PER_SLAB = 16_384
+_TTL_MS = 24 * 60 * 60 * 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--slots", type=int, default=1_000_000, help="blocks on the device (default: %(default)s)")
+    parser.add_argument("--granules", type=int, default=16, help="checksums of each block (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="openings measured (default: %(default)s)")
+    parser.add_argument("--path", default="", help="directory to work in (default: a temporary one)")
+    parser.add_argument("--seed", type=int, default=1, help="of the keys (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> Result:
+    if min(args.slots, args.granules, args.rounds) < 1:
+        raise KVStoreError("at least one slot, one granule and one round are needed")
+    with tempfile.TemporaryDirectory(prefix="kvbench-restart-", dir=args.path or None) as folder:
+        slot_bytes = header_bytes(args.granules)
+        slab_bytes = min(args.slots, _SLOTS_PER_SLAB) * slot_bytes
+        slabs = -(-args.slots // _SLOTS_PER_SLAB)
+        limits = DeviceLimits(slabs * (SLAB_HEADER_BYTES + slab_bytes), slab_bytes, 0)
+        _fill(Path(folder), limits, slot_bytes, args)
+        opened = [_open(Path(folder), limits, args.slots) for _ in range(args.rounds)]
+        index_bytes = (Path(folder) / "index" / "data.mdb").stat().st_size
+    open_s, cpu_s, close_s = (float(np.median(times)) for times in zip(*opened, strict=True))
+    return Result(
+        bench="restart",
+        config={"slots": args.slots, "granules": args.granules, "rounds": args.rounds, "seed": args.seed},
+        machine=machine.describe(),
+        results=[
+            {"round": n, "open_s": open_, "cpu_s": cpu, "close_s": close}
+            for n, (open_, cpu, close) in enumerate(opened)
+        ],
+        ratios={},
+        extras={
+            "open_s": open_s,
+            "open_least_s": min(times[0] for times in opened),
+            "cpu_s": cpu_s,
+            "close_s": close_s,
+            "index_bytes": index_bytes,
+        },
+    )
+
+
+def _fill(path: Path, limits: DeviceLimits, slot_bytes: int, args: argparse.Namespace) -> None:
+    rng = np.random.default_rng(args.seed)
+    slots_per_slab = limits.slab_bytes // slot_bytes
+    with Device.open(path, limits) as device:
+        deadline_ms = device.clock.now_ms() + _TTL_MS
+        console = Console(stderr=True)
+        starts = range(0, args.slots, slots_per_slab)
+        for start in track(starts, "filling the index", console=console, transient=True):
+            file, batch = device.take_file(), Batch()
+            batch.open_slab(file, slot_bytes, "bench", slots_per_slab)
+            for slot in range(min(slots_per_slab, args.slots - start)):
+                batch.put(file, slot, _entry(rng, start + slot, args.granules, deadline_ms))
+            device.commit(batch, [(file, slot_bytes, "bench")], [], sync=True)
+
+
+def _entry(rng: np.random.Generator, number: int, granules: int, deadline_ms: int) -> Entry:
+    length = granules * 256 * 1024
+    checksums = rng.bytes(CHECKSUM_BYTES * granules)
+    return Entry(
+        namespace_id=b"bench".ljust(16, b"."),
+        shard_rank=0,
+        shard_count=1,
+        key=rng.bytes(16),
+        parent_key=rng.bytes(16),
+        depth=number % 1000,
+        generation=1 + number % 7,
+        deadline_ms=deadline_ms,
+        ttl_ms=_TTL_MS,
+        block_bytes=length,
+        stored_bytes=length,
+        codec=PLAIN,
+        checksums=checksums,
+        stored=b"",
+    )
+
+
+def _open(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, float]:
+    """Seconds of opening with all entries, of the processor for it, and of closing."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    with paused_collector():
+        device = Device.open(path, limits)
+    recovered = device.take_recovered()
+    opened, opened_cpu = time.perf_counter(), time.process_time()
+    found = sum(len(slab.entries) for slab in recovered)
+    if found != slots:
+        raise KVStoreError(f"{found} of {slots} blocks were found again")
+    closing = time.perf_counter()
+    device.close()
+    return opened - began, opened_cpu - began_cpu, time.perf_counter() - closing
