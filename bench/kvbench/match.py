@@ -173,7 +173,7 @@ async def _parts_ms(index_path: str, draw: list[Chain]) -> dict[str, list[float]
 
 
 def _packed(answered: Answer, state: NodeState) -> bytes:
-    return match_reply(answered, lambda ref: state, tuple).SerializeToString()
+    return match_reply(answered, lambda ref: state, tuple, state).SerializeToString()
 
 
 def _result(

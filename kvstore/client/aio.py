@@ -9,6 +9,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -20,12 +21,13 @@ from kvstore.blocks.keys import Chain, chain
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.client.buffers import KVBuffers
-from kvstore.client.copying import Copier
+from kvstore.client.copying import Copier, CopyRate
 from kvstore.client.leasing import lease_parts
 from kvstore.client.link import Link
 from kvstore.client.loading import Load
 from kvstore.client.matching import Locations, Match, joined
 from kvstore.client.parts import Part, parts_of
+from kvstore.client.prospect import stages_of
 from kvstore.client.storing import HandoffWriter, StoreResult, Writer
 from kvstore.config import ClientConfig
 from kvstore.errors import (
@@ -37,6 +39,7 @@ from kvstore.errors import (
     TooLarge,
 )
 from kvstore.pb import control_pb2, node_pb2
+from kvstore.policy.recompute import Prefill, Speed, Worth, worth
 from kvstore.policy.rulebook import check_asked
 from kvstore.policy.rules import DEFAULT_RULES
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
@@ -91,6 +94,7 @@ class AsyncClient:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._executor = ThreadPoolExecutor(max(1, link.config.copy_threads), thread_name_prefix="kvstore-copy")
+        self._copy_rate = CopyRate()
         self._unfinished: set[Load] = set()
         self._offered: dict[str, Chain] = {}
 
@@ -170,26 +174,46 @@ class AsyncClient:
 
     # ---- match -----------------------------------------------------------------------------------------------------
 
-    async def match(self, what: "Chain | Tokens", hold_s: float | None = None) -> Match:
+    async def match(self, what: "Chain | Tokens", hold_s: float | None = None, prefill: Speed | None = None) -> Match:
         """The longest stored prefix; a hint that pins and touches nothing.
 
         hold_s: pins the prefix at its owners for so long and answers what they confirmed: a promise.
+        prefill: the engine's speed in tokens per second, or pairs of (tokens of context, tokens per second). Then
+            `Match.worth_tokens` says how many of the tokens load sooner than they are computed, with the lanes' present
+            load: `load(match.worth(), …)` is never much slower than to compute again.
         With the control plane away the answer is this node's own (`Match.partial`). Raises NodeUnavailable.
         """
-        asked = self._chain_of(what)
+        speed = None if prefill is None else Prefill.of(prefill)
+        found = await self._hold(await self._match(self._chain_of(what)), hold_s)
+        return found if speed is None else replace(found, judged=self._judge(found, speed))
+
+    def start_match(
+        self, what: "Chain | Tokens", hold_s: float | None = None, prefill: Speed | None = None
+    ) -> PendingMatch:
+        """`match`, begun and not waited for."""
+        return PendingMatch(asyncio.get_running_loop().create_task(self.match(what, hold_s, prefill)))
+
+    async def _match(self, asked: Chain) -> Match:
         try:
             found = await self._match_control(asked)
         except ControlUnavailable:
-            return await self._hold(await self._match_local(asked, partial=True), hold_s)
+            return await self._match_local(asked, partial=True)
         if found.blocks < len(asked):
             own = await self._match_local(asked, partial=False)  # what this node stored a moment ago
             if own.blocks > found.blocks:
-                found = Match(asked, own.blocks, found.locations)
-        return await self._hold(found, hold_s)
+                return Match(asked, own.blocks, found.locations)
+        return found
 
-    def start_match(self, what: "Chain | Tokens", hold_s: float | None = None) -> PendingMatch:
-        """`match`, begun and not waited for."""
-        return PendingMatch(asyncio.get_running_loop().create_task(self.match(what, hold_s)))
+    def _judge(self, found: Match, prefill: Prefill) -> Worth:
+        stages = stages_of(
+            found.locations,
+            found.blocks,
+            self._link.shard_rank,
+            self._link.node,
+            self.layout.block_bytes,
+            self._copy_rate.bytes_per_s * max(1, self._link.config.copy_threads),
+        )
+        return worth(found.blocks, self.layout.block_bytes, self.layout.block_tokens, stages, prefill)
 
     async def _match_control(self, asked: Chain) -> Match:
         if self._link.control is None:
@@ -201,9 +225,10 @@ class AsyncClient:
                 namespace_id=asked.namespace_id,
                 shard_count=self._link.shard_count,
                 keys=part.packed,
+                reader_node_id=self._link.node.node_id,
             )
             reply = await self._link.call_control(self._link.control.Match, request, self._link.config.match_ms)
-            found.append((blocks, Locations.of(reply)))
+            found.append((blocks, Locations.of(reply, self._link.node.node_id)))
             blocks += reply.blocks
             if reply.blocks < len(part.keys):
                 break
@@ -359,7 +384,7 @@ class AsyncClient:
         return load
 
     def _copier(self) -> Copier:
-        return Copier(self.layout, self._link.slabs, self._link.config.verify)
+        return Copier(self.layout, self._link.slabs, self._link.config.verify, self._copy_rate)
 
     # ---- store -----------------------------------------------------------------------------------------------------
 

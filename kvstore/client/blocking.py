@@ -20,6 +20,7 @@ from kvstore.client.loading import LayerGroupReady, Load
 from kvstore.client.matching import Match
 from kvstore.client.storing import Writer
 from kvstore.errors import Closed
+from kvstore.policy.recompute import Speed
 
 P = ParamSpec("P")
 Inner = TypeVar("Inner")
@@ -268,9 +269,11 @@ class Client(_Twin[aio.AsyncClient]):
         """See `AsyncClient.chain`; runs in the calling thread."""
         return self._inner.chain(tokens, extra)
 
-    def start_match(self, what: "Chain | aio.Tokens", hold_s: float | None = None) -> BlockingMatch:
+    def start_match(
+        self, what: "Chain | aio.Tokens", hold_s: float | None = None, prefill: Speed | None = None
+    ) -> BlockingMatch:
         """`match`, begun and not waited for."""
-        return BlockingMatch(self._loop.start(self._inner.match(what, hold_s)))
+        return BlockingMatch(self._loop.start(self._inner.match(what, hold_s, prefill)))
 
     match = _waited(aio.AsyncClient.match)
     pin = _waited_as(BlockingPin, aio.AsyncClient.pin)

@@ -4,6 +4,7 @@ Everything here blocks and runs in the client's copy threads; the copy and the h
 granule is hashed right beside its copy, while it is in the cache: that costs a fraction of a second pass over memory.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ from kvstore.client.arrays import HOST
 from kvstore.client.buffers import KVBuffers, Piece
 from kvstore.client.slabs import Slabs
 from kvstore.errors import StaleGeneration
+
+_RATE_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,19 @@ def checksum(source: npt.NDArray[np.uint8]) -> bytes:
     return xxhash.xxh3_64_intdigest(source.data).to_bytes(CHECKSUM_BYTES, "little")
 
 
+class CopyRate:
+    """What one copy thread of a client reads per second: a moving average; 0: nothing yet. Thread-safe: of two threads
+    that note at the same time one may not count."""
+
+    def __init__(self) -> None:
+        self.bytes_per_s = 0.0
+
+    def note(self, length: int, took_ns: int) -> None:
+        rate = length * 1e9 / max(1, took_ns)
+        known = self.bytes_per_s
+        self.bytes_per_s = rate if known == 0 else known + _RATE_WEIGHT * (rate - known)
+
+
 @dataclass(frozen=True, slots=True)
 class SlotWrite:
     """One block that goes into its slot. pages: see KVBuffers."""
@@ -65,8 +81,9 @@ class Copier:
     that are registered with CUDA.
     """
 
-    def __init__(self, layout: Layout, slabs: Slabs, verify: bool) -> None:
+    def __init__(self, layout: Layout, slabs: Slabs, verify: bool, read_rate: CopyRate | None = None) -> None:
         self._layout = layout
+        self._read_rate = read_rate or CopyRate()
         self._slabs = slabs
         self._verify = verify
 
@@ -85,6 +102,13 @@ class Copier:
 
     def read(self, kv: KVBuffers, pieces: Sequence[ReadyPiece]) -> list[Outcome]:
         """Slots → engine. READY, CORRUPT (nothing of that granule reaches the engine) or STALE, per piece."""
+        began_ns = time.perf_counter_ns()
+        outcomes = self._read(kv, pieces)
+        length = sum(piece.layers for piece in pieces) * self._layout.layer_bytes
+        self._read_rate.note(length, time.perf_counter_ns() - began_ns)
+        return outcomes
+
+    def _read(self, kv: KVBuffers, pieces: Sequence[ReadyPiece]) -> list[Outcome]:
         if kv.device == HOST:
             return [self._checked(piece, partial(self._read_granules, kv, piece)) for piece in pieces]
         outcomes = [self._checked(piece, partial(self._intact, piece)) for piece in pieces]

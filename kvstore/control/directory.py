@@ -91,6 +91,11 @@ class Directory:
     def by_ref(self, ref: int) -> NodeState | None:
         return self._by_ref.get(ref)
 
+    def named(self, node_id: str, now_ms: int) -> NodeState | None:
+        """A node that is alive, by its name."""
+        state = self._by_id.get(node_id)
+        return state if state is not None and self.alive(state, now_ms) else None
+
     def alive(self, state: NodeState, now_ms: int) -> bool:
         return now_ms - state.heard_ms < self._node_lost_ms
 

@@ -95,7 +95,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self.counters.matches += 1
         self.counters.asked_blocks += asked_blocks
         self.counters.matched_blocks += found_answer.blocks
-        return wire.match_reply(found_answer, self._state, lambda: self._directory.helpers(now_ms))
+        reader = self._directory.named(request.reader_node_id, now_ms)
+        return wire.match_reply(found_answer, self._state, lambda: self._directory.helpers(now_ms), reader)
 
     def _state(self, ref: int) -> NodeState:
         state = self._directory.by_ref(ref)

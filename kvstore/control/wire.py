@@ -94,7 +94,10 @@ def _read_change(records: control_pb2.Records, now_ms: int) -> Change:
 
 
 def match_reply(
-    answer: Answer, state_of: Callable[[int], NodeState], helpers: Callable[[], Sequence[NodeState]]
+    answer: Answer,
+    state_of: Callable[[int], NodeState],
+    helpers: Callable[[], Sequence[NodeState]],
+    reader: NodeState | None,
 ) -> control_pb2.MatchReply:
     """An answer as columns with a table of the nodes that occur; with helpers where some of it lies in storage."""
     states = [state_of(ref) for ref in answer.refs]
@@ -109,5 +112,6 @@ def match_reply(
         location_tier=locations.tier.astype(np.uint8).tobytes(),
         location_shard=locations.entries["rank"].astype("<u2").tobytes(),
         location_remaining_ms=answer.remaining_ms.astype("<u4", copy=False).tobytes(),
+        reader_load=reader.load if reader is not None else None,
         helpers=[types_pb2.Helper(node=h.address, load=h.load) for h in (helpers() if in_storage else ())],
     )

@@ -10,7 +10,8 @@ import enum
 import time
 from collections import deque
 
-RATE_START_BYTES_PER_S = 125_000_000
+from kvstore.policy.route import RATE_START_BYTES_PER_S
+
 _RATE_WEIGHT = 0.2
 _MEASURE_NS = 50_000_000
 

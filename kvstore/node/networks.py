@@ -1,6 +1,6 @@
 """The node's ends of its networks: one fabric per NIC, with a lane outwards and a meter inwards."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput
@@ -63,9 +63,5 @@ def lane_load(meter: Meter) -> types_pb2.LaneLoad:
         queued_bytes=meter.queued_bytes,
         bytes_per_s=int(meter.capacity_bytes_per_s),
         moved_bytes=meter.moved_bytes,
+        nominal_bytes_per_s=meter.nominal_bytes_per_s,
     )
-
-
-def lane_of(lanes: Iterable[types_pb2.LaneLoad], name: str) -> types_pb2.LaneLoad | None:
-    """A lane of a node by its name; None when the node reported none such."""
-    return next((lane for lane in lanes if lane.lane == name), None)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvstore.errors import InvalidInput
-from kvstore.node.lanes import RATE_START_BYTES_PER_S
-from kvstore.node.networks import COMPUTE, STORAGE, Networks, lane_of
+from kvstore.node.networks import COMPUTE, STORAGE, Networks
 from kvstore.pb import node_pb2, types_pb2
-from kvstore.policy.route import Candidate, LaneLoad, Question
+from kvstore.policy.route import LaneLoad, Question
+from kvstore.rpc.lanes import candidate
 
 
 def owners_of(start: node_pb2.LoadStart, count: int, own_id: str) -> dict[int, list[int]]:
@@ -41,11 +41,7 @@ def question(
     helpers_max: int,
 ) -> Question:
     """What to ask for a load of which `length` bytes lie in storage. apart_from: nodes that cannot help with it."""
-    candidates = [
-        Candidate(helper.node.node_id, _load(helper, f"{STORAGE}-in"), _load(helper, f"{COMPUTE}-out"))
-        for helper in helpers
-        if helper.node.node_id not in apart_from
-    ]
+    candidates = [candidate(helper) for helper in helpers if helper.node.node_id not in apart_from]
     own, compute = networks.meter(STORAGE), networks.meter(COMPUTE)
     return Question(
         length,
@@ -56,11 +52,3 @@ def question(
         piece_bytes,
         helpers_max,
     )
-
-
-def _load(helper: types_pb2.Helper, name: str) -> LaneLoad:
-    """A lane that has not moved anything yet is believed to be as good as any."""
-    lane = lane_of(helper.load.lanes, name)
-    if lane is None or not lane.bytes_per_s:
-        return LaneLoad(float(RATE_START_BYTES_PER_S))
-    return LaneLoad(float(lane.bytes_per_s), lane.queued_bytes)

@@ -7,7 +7,7 @@ slow: what it carries in a tenth of a second, at least three pieces. It begins a
 import asyncio
 from collections.abc import Callable
 
-from kvstore.node.lanes import RATE_START_BYTES_PER_S
+from kvstore.policy.route import RATE_START_BYTES_PER_S
 
 _DEPTH_S = 0.1
 _PIECES_MIN = 3

@@ -319,11 +319,14 @@ class MatchRequest(google.protobuf.message.Message):
     NAMESPACE_ID_FIELD_NUMBER: builtins.int
     SHARD_COUNT_FIELD_NUMBER: builtins.int
     KEYS_FIELD_NUMBER: builtins.int
+    READER_NODE_ID_FIELD_NUMBER: builtins.int
     namespace_id: builtins.bytes
     shard_count: builtins.int
     """all ranks 0 … count-1 must be there; 0 means 1"""
     keys: builtins.bytes
     """16 bytes each, root first"""
+    reader_node_id: builtins.str
+    """the node that would load them"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     def __init__(
@@ -333,9 +336,10 @@ class MatchRequest(google.protobuf.message.Message):
         namespace_id: builtins.bytes = ...,
         shard_count: builtins.int = ...,
         keys: builtins.bytes = ...,
+        reader_node_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "keys", b"keys", "namespace_id", b"namespace_id", "shard_count", b"shard_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "keys", b"keys", "namespace_id", b"namespace_id", "reader_node_id", b"reader_node_id", "shard_count", b"shard_count"]) -> None: ...
 
 Global___MatchRequest: typing_extensions.TypeAlias = MatchRequest
 
@@ -354,6 +358,7 @@ class MatchReply(google.protobuf.message.Message):
     LOCATION_SHARD_FIELD_NUMBER: builtins.int
     LOCATION_REMAINING_MS_FIELD_NUMBER: builtins.int
     HELPERS_FIELD_NUMBER: builtins.int
+    READER_LOAD_FIELD_NUMBER: builtins.int
     blocks: builtins.int
     location_block: builtins.bytes
     """uint32"""
@@ -375,6 +380,10 @@ class MatchReply(google.protobuf.message.Message):
     def helpers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.Helper]:
         """other nodes whose storage NICs could help a load of this prefix"""
 
+    @property
+    def reader_load(self) -> kvstore.pb.types_pb2.NodeLoad:
+        """of the reader's node, where it was named and is alive"""
+
     def __init__(
         self,
         *,
@@ -387,7 +396,9 @@ class MatchReply(google.protobuf.message.Message):
         location_shard: builtins.bytes = ...,
         location_remaining_ms: builtins.bytes = ...,
         helpers: collections.abc.Iterable[kvstore.pb.types_pb2.Helper] | None = ...,
+        reader_load: kvstore.pb.types_pb2.NodeLoad | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "helpers", b"helpers", "loads", b"loads", "location_block", b"location_block", "location_node", b"location_node", "location_remaining_ms", b"location_remaining_ms", "location_shard", b"location_shard", "location_tier", b"location_tier", "nodes", b"nodes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["reader_load", b"reader_load"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "helpers", b"helpers", "loads", b"loads", "location_block", b"location_block", "location_node", b"location_node", "location_remaining_ms", b"location_remaining_ms", "location_shard", b"location_shard", "location_tier", b"location_tier", "nodes", b"nodes", "reader_load", b"reader_load"]) -> None: ...
 
 Global___MatchReply: typing_extensions.TypeAlias = MatchReply

@@ -322,14 +322,17 @@ class LaneLoad(google.protobuf.message.Message):
     QUEUED_BYTES_FIELD_NUMBER: builtins.int
     BYTES_PER_S_FIELD_NUMBER: builtins.int
     MOVED_BYTES_FIELD_NUMBER: builtins.int
+    NOMINAL_BYTES_PER_S_FIELD_NUMBER: builtins.int
     lane: builtins.str
     """"storage-in", "compute-out", "nvme0" """
     queued_bytes: builtins.int
     """wait or are under way"""
     bytes_per_s: builtins.int
-    """moving average while busy"""
+    """what it can carry: as configured, else a moving average while busy"""
     moved_bytes: builtins.int
     """since the node started"""
+    nominal_bytes_per_s: builtins.int
+    """as configured; 0: not, and before anything has moved nothing is known"""
     def __init__(
         self,
         *,
@@ -337,8 +340,9 @@ class LaneLoad(google.protobuf.message.Message):
         queued_bytes: builtins.int = ...,
         bytes_per_s: builtins.int = ...,
         moved_bytes: builtins.int = ...,
+        nominal_bytes_per_s: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes_per_s", b"bytes_per_s", "lane", b"lane", "moved_bytes", b"moved_bytes", "queued_bytes", b"queued_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes_per_s", b"bytes_per_s", "lane", b"lane", "moved_bytes", b"moved_bytes", "nominal_bytes_per_s", b"nominal_bytes_per_s", "queued_bytes", b"queued_bytes"]) -> None: ...
 
 Global___LaneLoad: typing_extensions.TypeAlias = LaneLoad
 

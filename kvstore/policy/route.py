@@ -13,6 +13,8 @@ begun is N. No lane idles before T, so no split is faster.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+RATE_START_BYTES_PER_S = 125_000_000
+"""Of a lane that has not moved anything yet."""
 _ASK_S = 0.002  # a stream to a node that is not yet asked
 
 
@@ -131,13 +133,19 @@ def plan(question: Question) -> Plan:
 
 def fluid_s(length: int, lanes: Sequence[tuple[float, float]]) -> float:
     """When `length` bytes are through, over lanes of (bytes per second, delay in seconds): the least possible time."""
+    carried, since_s, rate = next(step for step in reversed(fluid_steps(lanes)) if step[0] <= length)
+    return since_s + (length - carried) / rate
+
+
+def fluid_steps(lanes: Sequence[tuple[float, float]]) -> list[tuple[float, float, float]]:
+    """How a fluid runs: at the beginning of each lane (bytes through, time, bytes per second from then on)."""
     rate = carried = now_s = 0.0
+    steps = []
     for bytes_per_s, wait_s in sorted(lanes, key=lambda lane: lane[1]):
-        if rate and carried + rate * (wait_s - now_s) >= length:
-            break
         carried += rate * (wait_s - now_s)
         rate, now_s = rate + bytes_per_s, wait_s
-    return now_s + (length - carried) / rate
+        steps.append((carried, now_s, rate))
+    return steps
 
 
 def _ends_s(question: Question, lanes: Sequence[Share]) -> float:

@@ -14,6 +14,7 @@ from kvstore.blocks.keys import Chain
 from kvstore.client.matching import NO_NODE, Locations, Match, joined
 from kvstore.errors import InvalidInput
 from kvstore.pb import control_pb2, types_pb2
+from kvstore.policy.recompute import Worth
 
 HBM, DRAM, NVME = 1, 2, 3
 NODES = tuple(
@@ -57,9 +58,11 @@ def test_each_block_is_read_from_its_fastest_copy(rows: list[Row], blocks: int, 
 def test_json_round_trip(rows: list[Row], blocks: int, partial: bool, hold_id: bytes, tail: int) -> None:
     """Another process gets the same match."""
     chain = Chain(bytes(16), tuple(bytes([i]) * 16 for i in range(5)), 5 * 64 + tail, 64)
-    match = Match(chain, blocks, locations(rows), partial, hold_id)
+    judged = Worth(blocks // 2, "so") if partial else None
+    match = Match(chain, blocks, locations(rows), partial, hold_id, judged)
     again = Match.from_json(match.to_json())
     assert (again.chain, again.blocks, again.partial, again.hold_id) == (chain, blocks, partial, hold_id)
+    assert again.judged == judged
     assert again.tokens == match.tokens == blocks * 64
     assert again.locations.nodes == NODES
     assert rows_of(again.locations) == rows_of(match.locations)
@@ -100,6 +103,11 @@ def changed(place: tuple[str, ...], value: Any) -> str:
         changed(("blocks",), -1),
         changed(("blocks",), None),
         changed(("partial",), "no"),
+        changed(("worth",), [3, "more than there are"]),
+        changed(("worth",), [1]),
+        changed(("worth",), ["1", "x"]),
+        changed(("worth",), [1, 1]),
+        changed(("worth",), 1),
         changed(("nodes",), ["AAAA"]),
         changed(("nodes",), [base64.b64encode(b"\xff\xff\xff").decode()] * 3),
         changed(("nodes",), FIELDS["nodes"][:2]),

@@ -100,10 +100,14 @@ class FakeNode:
 
 
 async def match(
-    stub: control_pb2_grpc.ControlStub, keys: Sequence[bytes], shard_count: int = 1
+    stub: control_pb2_grpc.ControlStub, keys: Sequence[bytes], shard_count: int = 1, reader: str = ""
 ) -> control_pb2.MatchReply:
     request = control_pb2.MatchRequest(
-        caller=caller("test"), namespace_id=NAMESPACE, shard_count=shard_count, keys=b"".join(keys)
+        caller=caller("test"),
+        namespace_id=NAMESPACE,
+        shard_count=shard_count,
+        keys=b"".join(keys),
+        reader_node_id=reader,
     )
     return await stub.Match(request, timeout=DEADLINE_S)
 

@@ -34,6 +34,17 @@ def test_a_silent_node_is_lost_and_comes_back() -> None:
     assert state.load == LOAD
 
 
+def test_nodes_are_named_while_they_live() -> None:
+    """Past node_lost_ms what it reported last tells nothing about it."""
+    directory = Directory(LOST_MS)
+    directory.register(1, address("a", 10), ["prefill"], 0)
+    state = directory.named("a", LOST_MS - 1)
+    assert state is not None
+    assert state.ref == 1
+    assert directory.named("a", LOST_MS) is None
+    assert directory.named("b", 0) is None
+
+
 def test_heartbeats_of_strangers_are_not_known() -> None:
     """Neither a node that never registered nor another incarnation of one that did."""
     directory = Directory(LOST_MS)

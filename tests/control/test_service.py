@@ -75,6 +75,17 @@ async def test_the_unregistered_are_told_so(control: control_pb2_grpc.ControlStu
     assert (await match(control, KEYS)).blocks == 0
 
 
+async def test_a_match_tells_the_load_of_its_reader(control: control_pb2_grpc.ControlStub, node: FakeNode) -> None:
+    """Also when that holds nothing; of a node that is not known, nothing."""
+    await node.register()
+    assert await node.heartbeat()
+    reply = await match(control, KEYS, reader=node.node_id)
+    assert reply.blocks == 0
+    assert [lane.queued_bytes for lane in reply.reader_load.lanes] == [5]
+    for reader in ("", "stranger"):
+        assert not (await match(control, KEYS, reader=reader)).HasField("reader_load")
+
+
 async def test_a_new_incarnation_makes_the_old_locations_stale(
     control: control_pb2_grpc.ControlStub, node: FakeNode
 ) -> None:

@@ -19,6 +19,7 @@ from kvstore.node.storage.device import Device
 from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.index import Batch
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.rpc.lanes import DISK_PREFIX
 
 _ERRORS_WITHIN_NS = 3600 * 1_000_000_000
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Bank:
     ) -> None:
         self.number = number
         self.device = device
-        self.lane = DiskLane(f"nvme{number}", depth)
+        self.lane = DiskLane(f"{DISK_PREFIX}{number}", depth)
         self.in_service = True
         self.failures = 0
         self._errors: deque[int] = deque(maxlen=max(1, errors_max))
