@@ -1,5 +1,6 @@
 """Relays: history comes over several storage NICs at once; a node that fails on the way is replaced."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.app import NodeServer
 from kvstore.node.networks import COMPUTE, STORAGE
 from tests.cluster import random_blocks
-from tests.inprocess import LOOPBACK, Site, at_rest, site
+from tests.inprocess import LOOPBACK, Site, at_rest, held_by, site
 from tests.waiting import eventually
 
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
@@ -207,3 +208,24 @@ async def test_what_finds_no_room_is_relayed_all_the_same(tmp_path: Path) -> Non
         assert routes(result)["relay"] >= SOME
         assert world.helper.kept.used_bytes == 2 * LAYOUT.block_bytes
         await hand_over(world, decode)
+
+
+@pytest.mark.parametrize("moved_bytes", [0, SOME])
+async def test_a_load_that_is_cancelled_lets_go_everywhere(tmp_path: Path, moved_bytes: int) -> None:
+    """Whenever it is cancelled: the caller has its buffer back at once, and a second later no node holds anything of
+    it; nothing more is asked of anybody."""
+    async with relaying(tmp_path) as world:
+        match = await world.client.match(world.chain)
+        target = np.zeros_like(world.source)
+        nic(world.reader, STORAGE).faults.stalled = True
+        load = world.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8)
+        await eventually(lambda: world.helper.transfers.counters["relayed_bytes"] >= moved_bytes)
+        began_s = time.monotonic()
+        await load.cancel()
+        assert time.monotonic() - began_s < 0.5
+        written = target.copy()
+        nic(world.reader, STORAGE).faults.stalled = False
+        for node in (world.helper, world.storage, world.reader):
+            await eventually(lambda node=node: not held_by(node) and not node.transfers.staged_bytes, 1.0)
+        await world.load()
+        assert np.array_equal(target, written)
