@@ -118,8 +118,9 @@ async def test_node_killed_between_reserve_and_commit(site: Site) -> None:
     await late.write_layers(0, LAYOUT.layers)
     await node.kill()
     node = await site.cluster.node("committing", **NODE)
+    await eventually_up(lambda: client.match(tokens))  # a put ends with its first failure, also one to reach the node
     with pytest.raises((SessionLost, LeaseLost)):
-        await eventually_up(late.commit)
+        await late.commit()
     await site.cluster.clean(node)
     await node.kill()
 
