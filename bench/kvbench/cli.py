@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvbench import table
 from kvbench.result import Result
 from kvstore.cli.commands import Command, run_program
+from kvstore.errors import InvalidInput
 
 COMMANDS = {
     "transfer": Command("kvbench.transfer", "blocks between two processes, beside plain sockets and ucx_perftest"),
@@ -16,6 +18,7 @@ COMMANDS = {
     "dualpath": Command("kvbench.dualpath", "a history over one storage NIC and over all, beside plain sockets"),
     "restart": Command("kvbench.restart", "opening a device of the NVMe tier that is full of blocks"),
     "keys": Command("kvbench.keys", "block keys of a long prompt"),
+    "replay": Command("kvbench.replay", "a trace of requests: hit ratios of eviction policies and times to live"),
 }
 
 
@@ -32,9 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object to a file as well")
 
 
 def _finish(result: Result, args: argparse.Namespace) -> int:
+    if args.out is not None:
+        try:
+            args.out.write_text(result.to_json() + "\n")
+        except OSError as error:
+            raise InvalidInput(f"--out {args.out}: {error.strerror}") from error
     if args.json:
         print(result.to_json())
     else:

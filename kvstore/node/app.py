@@ -47,6 +47,7 @@ from kvstore.node.tiers.hbm import HbmMemory
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.transfers import Transfers
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.policy.policies import eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace, Space
@@ -129,6 +130,7 @@ class NodeServer:
             new_id=lambda: secrets.token_bytes(16),
             rules=rules,
             spill_from_hits=_admission(config) if devices else 0,
+            eviction=eviction_of_tiers(config),
         )
         self.retention = Retention(self.catalog, RuleBook(rules, namespaces))
         self.custody = Custody(self.catalog, memories, files=nvme)

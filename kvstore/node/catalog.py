@@ -49,7 +49,7 @@ from kvstore.node.reserve import Reserving, check_shard
 from kvstore.node.room import Room
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, OpenNamespace
-from kvstore.policy.evict import EvictionOrder
+from kvstore.policy.evict import EvictionPolicy
 from kvstore.policy.rules import DEFAULT_RULES, NamespaceRules
 from kvstore.policy.slots import Slot, Space
 
@@ -82,8 +82,8 @@ class Catalog:
     spaces: the slots of each tier. lease_ns: how long an unfinished put may be silent. hold_ns_max: longest time of a
     pin. pinned_bytes_max: bytes that same-host readers may keep pinned past their deadline. new_id: 16 bytes that were
     never given before. rules: of namespaces that are opened without. spill_from_hits: at which touch a block in DRAM is
-    owed to NVMe (1: its own store, 2: the first one after it); 0: never. new_orders: the eviction order of each tier;
-    LRU where none is named.
+    owed to NVMe (1: its own store, 2: the first one after it); 0: never. eviction: the policy of each tier; LRU where
+    none is named.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Catalog:
         new_id: Callable[[], bytes],
         rules: NamespaceRules = DEFAULT_RULES,
         spill_from_hits: int = 0,
-        new_orders: Mapping[Tier, Callable[[], EvictionOrder[Block]]] | None = None,
+        eviction: Mapping[Tier, EvictionPolicy[Block]] | None = None,
     ) -> None:
         self._rules = rules
         self._counters: Counter[str] = Counter()
         self.namespace_changes = 0
         self._journal = Journal()
-        self._stock = Stock(spaces, self._journal, self._counters, new_orders)
+        self._stock = Stock(spaces, self._journal, self._counters, eviction)
         self._stock.owed_from_hits = spill_from_hits
         self._pins = PinTable(
             self._stock, self._counters, hold_ns_max=hold_ns_max, pinned_bytes_max=pinned_bytes_max, new_id=new_id

@@ -5,14 +5,14 @@ control plane is told; and the entry is pruned from its tree, which may make its
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 
 from kvstore.blocks.state import SlotState, Tier
 from kvstore.node.answers import CloseSlab, Forget, OpenSlab, SetGeneration, ShardId
 from kvstore.node.journal import Journal
 from kvstore.node.tree import Block, OpenNamespace, Tree
-from kvstore.policy.evict import EvictionOrder, LeastRecent
+from kvstore.policy.evict import EvictionOrder, EvictionPolicy, Lru
 from kvstore.policy.queue import RisingQueue
 from kvstore.policy.slots import SizeClass, Slab, Slot, Space
 
@@ -24,7 +24,7 @@ _PUBLISHED_PART = 8
 class Stock:
     """Blocks and slots of all tiers. Every method that takes `now_ns` wants it not to fall from call to call.
 
-    new_orders: the eviction order of each tier; LRU for one that is not named.
+    eviction: the policy of each tier; LRU for one that is not named.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Stock:
         spaces: Mapping[Tier, Space],
         journal: Journal,
         counters: Counter[str],
-        new_orders: Mapping[Tier, Callable[[], EvictionOrder[Block]]] | None = None,
+        eviction: Mapping[Tier, EvictionPolicy[Block]] | None = None,
     ) -> None:
         self.spaces = dict(spaces)
         self.journal = journal
@@ -41,7 +41,8 @@ class Stock:
         self.owed: dict[Block, None] = {}
         self.owed_bytes = 0
         self.owed_from_hits = 0
-        self._new_orders = dict(new_orders or {})
+        self._eviction = {tier: (eviction or {}).get(tier) or Lru[Block]() for tier in self.spaces}
+        self._learners = [policy for policy in dict.fromkeys(self._eviction.values()) if policy.learns]
         self._orders: dict[tuple[Tier, SizeClass], EvictionOrder[Block]] = {}
         self._expiry: RisingQueue[Block] = RisingQueue(attrgetter("deadline_ns"))
         self._touches = 0
@@ -147,19 +148,22 @@ class Stock:
         touch = self._touches
         rule = tree.namespace.rules.ttl
         sliding = rule.sliding
+        plain_ns = rule.of_store(0)
         least_ns = 0 if asked_ns is None else rule.of_ancestors(asked_ns)
         find = tree.blocks.get
+        used: list[Block] = []
         for key in keys:
             block = find(key)
             if block is None or not block.slots or block.deadline_ns <= now_ns:
                 continue
             block.touched = touch
             block.hits += 1
+            used.append(block)
             if block.hits == self.owed_from_hits:
                 self._owe(block)
             for _, slot in block.slots:
                 slot.slab.touched = touch
-            ttl_ns = rule.of_store(block.asked_ns)
+            ttl_ns = rule.of_store(block.asked_ns) if block.asked_ns else plain_ns
             if least_ns > ttl_ns:
                 ttl_ns, block.asked_ns = least_ns, asked_ns or 0
             deadline_ns = now_ns + (ttl_ns if sliding else least_ns)
@@ -167,6 +171,8 @@ class Stock:
                 block.deadline_ns = deadline_ns
                 if deadline_ns - block.published_ns > ttl_ns // _PUBLISHED_PART:
                     self.journal.prolonged(block, now_ns)
+        for learner in self._learners:
+            learner.used(used, now_ns)
 
     def offer(self, block: Block) -> None:
         """The block may have turned a candidate for eviction."""
@@ -279,13 +285,13 @@ class Stock:
         if not block.slots:
             self._expiry.discard(block)
             block.checksums = b""
-            block.deadline_ns = block.asked_ns = block.hits = 0
+            block.deadline_ns = block.asked_ns = block.hits = block.uses = 0
             block.tree.prune(block)
 
     def _order(self, tier: Tier, size_class: SizeClass) -> EvictionOrder[Block]:
         order = self._orders.get((tier, size_class))
         if order is None:
-            order = self._orders[tier, size_class] = self._new_orders.get(tier, LeastRecent)()
+            order = self._orders[tier, size_class] = self._eviction[tier].new_order()
         return order
 
     # ---- looking -----------------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ class OpenNamespace:
 
 class Block:
     """One entry. depth: position in its chain. slots: by tier, fastest first. touched: see `policy.evict.Recency`.
+    uses, used_ns, kind: see `policy.evict.Habit`.
     hits: touches since it came. asked_ns: the time that its store asked for, 0: the namespace's. published_ns: the
     deadline that the control plane knows. writer: the open lease that is writing it. owed: the slot that must not be
     given up before the block is on NVMe."""
@@ -64,6 +65,7 @@ class Block:
         "first_child",
         "hits",
         "key",
+        "kind",
         "next_sibling",
         "owed",
         "parent",
@@ -72,6 +74,8 @@ class Block:
         "slots",
         "touched",
         "tree",
+        "used_ns",
+        "uses",
         "writer",
     )
 
@@ -83,6 +87,9 @@ class Block:
         self.checksums = b""
         self.touched = 0
         self.hits = 0
+        self.uses = 0
+        self.used_ns = 0
+        self.kind = 0
         self.owed: Slot | None = None
         self.deadline_ns = 0
         self.published_ns = 0

@@ -2,10 +2,12 @@
 
 The order is over *candidates*: blocks that nobody holds and that no other block here descends from. A block that turns
 candidate is offered; one that ceases to be is noticed when it comes up. So neither pins nor touches cost anything here.
+
+A policy has one order per size class and tier; what it learns from the blocks' use serves all of them.
 """
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self, TypeVar
 
 from kvstore.policy.queue import RisingQueue
 
@@ -19,6 +21,27 @@ class Recency(Protocol):
 
     touched: int
     depth: int
+
+
+class Habit(Recency, Protocol):
+    """What a policy that learns may look at besides, and what it keeps with the block.
+
+    first_child: not None when another block here descends from it.
+    uses, used_ns, kind: the policy's own; all 0 when the block comes.
+    """
+
+    uses: int
+    used_ns: int
+    kind: int
+
+    @property
+    def key(self) -> bytes: ...
+
+    @property
+    def parent(self) -> Self | None: ...
+
+    @property
+    def first_child(self) -> Self | None: ...
 
 
 T = TypeVar("T", bound=Recency)
@@ -44,11 +67,35 @@ class EvictionOrder(Protocol[T]):
         when it turns candidate."""
 
 
+class EvictionPolicy(Protocol[T]):
+    """learns: whether it wants to be told of uses; else `used` need not be called."""
+
+    learns: bool
+
+    def new_order(self) -> EvictionOrder[T]:
+        """An order for one size class, with nothing in it."""
+
+    def used(self, blocks: Sequence[T], now_ns: int) -> None:
+        """Blocks of one chain, root first, were touched; also those that have just come. Time must not fall."""
+
+
+class Lru(EvictionPolicy[T]):
+    """Least recently used first."""
+
+    learns = False
+
+    def new_order(self) -> "LeastRecent[T]":
+        return LeastRecent()
+
+    def used(self, blocks: Sequence[T], now_ns: int) -> None:
+        """Nothing to learn: the blocks know when they were touched."""
+
+
 class LeastRecent(EvictionOrder[T]):
     """Least recently touched first; of those touched together, the deepest. O(log n) per operation."""
 
     def __init__(self) -> None:
-        self._queue: RisingQueue[T] = RisingQueue(lambda block: (block.touched, -block.depth))
+        self._queue: RisingQueue[T] = RisingQueue(recency)
 
     def __contains__(self, block: T) -> bool:
         return block in self._queue
@@ -67,3 +114,8 @@ class LeastRecent(EvictionOrder[T]):
             if is_candidate(block):
                 return block
         return None
+
+
+def recency(block: Recency) -> tuple[int, int]:
+    """Falls with the time since the last touch; of blocks touched together, with the depth."""
+    return block.touched, -block.depth

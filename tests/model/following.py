@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from kvstore.blocks.layout import LayerGroup, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.node.catalog import Catalog, Pins, Record, ShardId
+from kvstore.policy.policies import EVICTION
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace
 from kvstore.policy.ttl import TtlKind, TtlRule
@@ -34,6 +35,8 @@ SHARDS = [ShardId(0, 2), ShardId(1, 2)]
 class Following(RuleBasedStateMachine):
     """A machine without rules: the catalog, the world, and the steps from one to the other."""
 
+    policy = "lru"
+
     def __init__(self) -> None:
         super().__init__()
         self.now_ns = 1000
@@ -44,6 +47,7 @@ class Following(RuleBasedStateMachine):
             hold_ns_max=HOLD_NS,
             pinned_bytes_max=PINNED_BYTES_MAX,
             new_id=lambda: next(ids).to_bytes(16, "big"),
+            eviction={Tier.DRAM: EVICTION[self.policy]()},
         )
         self.world = World()
         self.writes = count()

@@ -1,12 +1,14 @@
 """The catalog against a plain model, over random sequences of calls."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
 
 from kvstore.blocks.state import Outcome
 from kvstore.errors import LeaseLost, PermissionRefused
 from kvstore.node.catalog import ShardId
+from kvstore.policy.policies import EVICTION
 from tests.model.following import CAPACITY_BYTES, HOLD_NS, LEASE_NS, SHARDS, SLOT_BYTES, TENANTS, Following
 from tests.model.world import ModelLease, Name, Path, key_of, sum_of
 
@@ -270,5 +272,8 @@ class CatalogMachine(Following):
                 assert content is None or self.world.memory[place.slab_id, place.slot] == content
 
 
-TestCatalogModel = CatalogMachine.TestCase
-TestCatalogModel.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+@pytest.mark.parametrize("policy", EVICTION)
+def test_catalog_model(policy: str) -> None:
+    """Whatever is evicted first."""
+    machine = type("CatalogMachine", (CatalogMachine,), {"policy": policy})
+    run_state_machine_as_test(machine, settings=settings(max_examples=200, stateful_step_count=50, deadline=None))

@@ -1,67 +1,50 @@
-"""LeastRecent: the order in which pressure takes candidates."""
+"""Every eviction policy that the configuration knows, under one contract; LRU's own order."""
 
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Callable
+from typing import Any
 
-from kvstore.policy.evict import LeastRecent
+import pytest
 
-
-@dataclass(eq=False)
-class Block:
-    touched: int
-    depth: int = 0
-    candidate: bool = True
-
-
-def order_of(*blocks: Block) -> LeastRecent[Block]:
-    order: LeastRecent[Block] = LeastRecent()
-    for block in blocks:
-        order.offer(block)
-    return order
+from kvstore.blocks.state import Tier
+from kvstore.config import NodeConfig
+from kvstore.errors import ConfigError
+from kvstore.policy.evict import EvictionPolicy, Lru
+from kvstore.policy.policies import EVICTION, check_eviction, eviction_of_tiers
+from tests.contracts.eviction import SECOND_NS, Block, EvictionContract, order_of, taken
 
 
-def taken(order: LeastRecent[Block]) -> list[Block]:
-    return [block for block in iter(lambda: order.take(attrgetter("candidate")), None) if block is not None]
+@pytest.mark.parametrize("make", EVICTION.values(), ids=EVICTION)
+class TestPolicies(EvictionContract):
+    """All of them."""
+
+    @pytest.fixture
+    def policy(self, make: Callable[[], EvictionPolicy[Any]]) -> EvictionPolicy[Any]:
+        return make()
 
 
-def test_least_recent_first_and_the_deepest_of_those_touched_together() -> None:
-    """Recency decides, then depth."""
-    late, shallow, deep = Block(2, 9), Block(1, 0), Block(1, 5)
-    assert taken(order_of(late, shallow, deep)) == [deep, shallow, late]
+def test_lru_knows_nothing_but_recency() -> None:
+    """However often a block was used."""
+    policy: Lru[Block] = Lru()
+    often, once = Block(1, 5), Block(2, 6)
+    for second in range(1, 6):
+        policy.used([often], second * SECOND_NS)
+    assert taken(order_of(policy, once, often)) == [often, once]
 
 
-def test_a_touch_counts_without_being_told() -> None:
-    """A block touched after it was offered goes later."""
-    touched, other = Block(1), Block(2)
-    order = order_of(touched, other)
-    touched.touched = 3
-    assert taken(order) == [other, touched]
+def test_an_unknown_policy_is_refused() -> None:
+    """With the setting's name, and the nearest one or all that are known."""
+    check_eviction("lru", "node.dram_evict")
+    with pytest.raises(ConfigError, match=r"node.dram_evict: no eviction policy 'likly': did you mean 'likely'\?"):
+        check_eviction("likly", "node.dram_evict")
+    with pytest.raises(ConfigError, match="known are lru, likely"):
+        check_eviction("xyzzy", "node.dram_evict")
 
 
-def test_orphans_go_before_all_others() -> None:
-    """A block that lost its ancestor is of no use to anybody."""
-    other, orphan = Block(1), Block(2)
-    order = order_of(other, orphan)
-    orphan.touched = 0
-    order.orphaned(orphan)
-    assert taken(order) == [orphan, other]
-
-
-def test_what_is_no_candidate_is_passed_over_until_offered_again() -> None:
-    """A pinned block is skipped, and comes back by its offer."""
-    pinned, other = Block(1, candidate=False), Block(2)
-    order = order_of(pinned, other)
-    assert taken(order) == [other]
-    pinned.candidate = True
-    assert taken(order) == []
-    order.offer(pinned)
-    assert taken(order) == [pinned]
-
-
-def test_a_forgotten_block_never_comes_up() -> None:
-    """Blocks that went another way are not evicted again."""
-    gone = Block(1)
-    order = order_of(gone)
-    order.forget(gone)
-    assert gone not in order
-    assert taken(order) == []
+def test_tiers_have_the_policies_that_the_configuration_names() -> None:
+    """Tiers of the same one learn together: a block's use is the same in both."""
+    one = eviction_of_tiers(NodeConfig(dram_evict="likely", nvme_evict="likely"))
+    assert one[Tier.DRAM] is one[Tier.NVME]
+    two = eviction_of_tiers(NodeConfig(dram_evict="likely", nvme_evict="lru"))
+    assert isinstance(two[Tier.NVME], Lru)
+    with pytest.raises(ConfigError, match=r"node.nvme_evict: no eviction policy 'lrru': did you mean 'lru'\?"):
+        eviction_of_tiers(NodeConfig(nvme_evict="lrru"))

@@ -1,0 +1,30 @@
+"""Eviction policies by the names that the configuration knows."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from kvstore.blocks.state import Tier
+from kvstore.config import NodeConfig
+from kvstore.errors import ConfigError
+from kvstore.policy.evict import EvictionPolicy, Lru
+from kvstore.policy.likely import LeastLikely
+
+EVICTION: dict[str, Callable[[], EvictionPolicy[Any]]] = {"lru": Lru, "likely": LeastLikely}
+
+
+def check_eviction(name: str, place: str) -> None:
+    """Raises ConfigError, with the nearest known name, for one that is not known. place: the setting."""
+    if name not in EVICTION:
+        near = difflib.get_close_matches(name, EVICTION, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(EVICTION)}"
+        raise ConfigError(f"{place}: no eviction policy {name!r}: {hint}")
+
+
+def eviction_of_tiers(config: NodeConfig) -> dict[Tier, EvictionPolicy[Any]]:
+    """By tier. Tiers of the same policy share what it learns. Raises ConfigError for an unknown name."""
+    names = {Tier.DRAM: config.dram_evict, Tier.NVME: config.nvme_evict}
+    for tier, name in names.items():
+        check_eviction(name, f"node.{tier.name.lower()}_evict")
+    policies = {name: EVICTION[name]() for name in names.values()}
+    return {tier: policies[name] for tier, name in names.items()}
