@@ -5,16 +5,21 @@ chains (parents, orphans, the order of eviction) to the end.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from kvstore.blocks.state import SlotState, Tier
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.blocks.state import Tier
 from kvstore.node.answers import ShardId
 from kvstore.node.reserve import shard_is_right
 from kvstore.node.stock import Stock
 from kvstore.node.storage.entry import Entry
 from kvstore.node.tree import Block, Tree, link
-from kvstore.policy.slots import SizeClass
+from kvstore.policy.slots import SizeClass, Slab
+
+_NS_PER_MS = 1_000_000
 
 
 class Adoption:
@@ -27,7 +32,7 @@ class Adoption:
         self._now_ns = now_ns
         self._fresh: list[Block] = []
         self._parents: list[bytes] = []
-        self._touched_ns: list[int] = []
+        self._touched_ms: list[npt.NDArray[np.int64]] = []
         self._joined: list[Block] = []
 
     def add(
@@ -45,54 +50,71 @@ class Adoption:
         """
         space = self._stock.spaces[self._tier].banks[bank]
         slab = space.adopt(size_class, generations)
-        base_ns = self._now_ns - store_now_ms * 1_000_000
-        rejected: list[tuple[int, int]] = []
         taken: list[int] = []
-        for (namespace_id, rank, count), run in groupby(found, key=_shard_of):
-            tree = self._tree(size_class.tenant, namespace_id, rank, count)
-            for index, entry in run:
-                block = self._block(tree, entry, store_now_ms, base_ns)
-                if block is None:
-                    rejected.append((index, entry.generation))
-                    continue
-                slot = slab.slots[index]
-                slot.owner = block
-                block.slots.append((self._tier, slot))
-                taken.append(index)
-        space.move(space.occupy(slab, taken), SlotState.LIVE)
+        rejected: list[tuple[int, int]] = []
+        for kind, run in groupby(found, key=_kind_of):
+            tree = self._tree(size_class.tenant, *kind)
+            if tree is None:
+                rejected += [(index, entry.generation) for index, entry in run]
+            else:
+                self._take(tree, slab, run, store_now_ms, taken, rejected)
+        space.occupy(slab, taken)
         return slab.slab_id, rejected
 
-    def _tree(self, tenant: str, namespace_id: bytes, rank: int, count: int) -> Tree | None:
+    def _tree(self, tenant: str, namespace_id: bytes, rank: int, count: int, length: int) -> Tree | None:
+        """Where blocks of this kind belong; None where they are nobody's."""
         namespace = self._stock.namespaces.get(namespace_id)
         if namespace is None or namespace.tenant != tenant or not shard_is_right(rank, count):
             return None
-        return namespace.tree(ShardId(rank, count))
+        return namespace.tree(ShardId(rank, count)) if namespace.layout.block_bytes == length else None
 
-    def _block(self, tree: Tree | None, entry: Entry, store_now_ms: int, base_ns: int) -> Block | None:
-        """The block's entry in its tree; None where it is not taken."""
-        if tree is None or entry.deadline_ms <= store_now_ms:
-            return None
-        layout = tree.namespace.layout
-        if (entry.block_bytes, len(entry.checksums)) != (layout.block_bytes, layout.checksum_bytes):
-            return None
-        block = tree.blocks.get(entry.key)
-        if block is None:
-            block = tree.blocks[entry.key] = Block(tree, entry.key, entry.depth)
-        elif block.slots:
-            # Stored again while the device was away: the same bytes are one more copy, others are another block's.
-            if block.slot_in(self._tier) is not None or block.checksums != entry.checksums:
-                return None
-            self._joined.append(block)
-            return block
-        block.checksums = entry.checksums
-        block.deadline_ns = block.published_ns = base_ns + entry.deadline_ms * 1_000_000
-        ttl_ns = entry.ttl_ms * 1_000_000
-        if ttl_ns != tree.namespace.rules.ttl.of_store(0):
-            block.asked_ns = ttl_ns
-        self._fresh.append(block)
-        self._parents.append(entry.parent_key)
-        self._touched_ns.append(block.deadline_ns - ttl_ns)
-        return block
+    def _take(
+        self,
+        tree: Tree,
+        slab: Slab,
+        run: Iterable[tuple[int, Entry]],
+        store_now_ms: int,
+        indexes: list[int],
+        rejected: list[tuple[int, int]],
+    ) -> None:
+        """Blocks of one tree. The innermost loop of a restart: nothing is looked up in it that can be known before."""
+        touched_ms: list[int] = []
+        tier, slots, blocks = self._tier, slab.slots, tree.blocks
+        checksum_bytes = tree.namespace.layout.checksum_bytes
+        usual_ms = tree.namespace.rules.ttl.of_store(0) // _NS_PER_MS
+        base_ns = self._now_ns - store_now_ms * _NS_PER_MS
+        fresh, parents, taken = self._fresh.append, self._parents.append, indexes.append
+        touched = touched_ms.append
+        for index, entry in run:
+            _, _, _, key, parent_key, depth, generation, deadline_ms, ttl_ms, _, _, _, checksums, _ = entry
+            if deadline_ms <= store_now_ms or len(checksums) != checksum_bytes:
+                rejected.append((index, generation))
+                continue
+            slot = slots[index]
+            block = blocks.get(key)
+            if block is None:
+                block = blocks[key] = Block(tree, key, depth)
+            elif block.slots:
+                # Stored again while the device was away: the same bytes are one more copy, others another block's.
+                if block.slot_in(tier) is not None or block.checksums != checksums:
+                    rejected.append((index, generation))
+                else:
+                    self._joined.append(block)
+                    slot.owner = block
+                    block.slots.append((tier, slot))
+                    taken(index)
+                continue
+            slot.owner = block
+            block.slots.append((tier, slot))
+            block.checksums = checksums
+            block.deadline_ns = block.published_ns = base_ns + deadline_ms * _NS_PER_MS
+            if ttl_ms != usual_ms:
+                block.asked_ns = ttl_ms * _NS_PER_MS
+            fresh(block)
+            parents(parent_key)
+            touched(deadline_ms - ttl_ms)
+            taken(index)
+        self._touched_ms.append(np.array(touched_ms, np.int64) + base_ns // _NS_PER_MS)
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -124,12 +146,13 @@ class Adoption:
 
     def _rank(self) -> None:
         """In the order of their last touch, as far as the device knows it."""
-        touched_ns, fresh = self._touched_ns, self._fresh
+        fresh = self._fresh
         first = self._stock.take_touches(len(fresh))
-        for touch, at in enumerate(sorted(range(len(fresh)), key=touched_ns.__getitem__), first):
-            fresh[at].touched = touch
-            slab = fresh[at].slots[0][1].slab
-            slab.touched = touch
+        if not fresh:
+            return
+        for touch, at in enumerate(np.argsort(np.concatenate(self._touched_ms), kind="stable").tolist(), first):
+            block = fresh[at]
+            block.touched = block.slots[0][1].slab.touched = touch
 
     def _orphan_tops(self) -> Iterator[Block]:
         for block in self._fresh:
@@ -137,6 +160,6 @@ class Adoption:
                 yield block
 
 
-def _shard_of(found: tuple[int, Entry]) -> tuple[bytes, int, int]:
+def _kind_of(found: tuple[int, Entry]) -> tuple[bytes, int, int, int]:
     entry = found[1]
-    return entry.namespace_id, entry.shard_rank, entry.shard_count
+    return entry.namespace_id, entry.shard_rank, entry.shard_count, entry.block_bytes

@@ -14,6 +14,7 @@ from kvstore.node.answers import Action, Prolong, Record
 from kvstore.node.tree import Block, Tree
 
 _HASHED_AT_ONCE = 65536
+_TREE = attrgetter("tree")
 
 
 class Journal:
@@ -37,7 +38,7 @@ class Journal:
 
     def adopted(self, tier: Tier, blocks: Sequence[Block]) -> None:
         """The blocks had a copy in the tier before anybody listened: there is no record of it."""
-        for _, of_tree in groupby(blocks, key=attrgetter("tree")):
+        for _, of_tree in groupby(blocks, key=_TREE):
             self._enter(tier, list(of_tree))
 
     def _enter(self, tier: Tier, blocks: Sequence[Block]) -> None:

@@ -185,18 +185,20 @@ class SlotSpace:
             slot.generation = generation
         return slab
 
-    def occupy(self, slab: Slab, indexes: Sequence[int]) -> list[Slot]:
-        """Takes slots of an adopted slab that hold blocks: FREE → RESERVED, at the generations that they have."""
-        slots = [slab.slots[index] for index in indexes]
-        for slot in slots:
-            check_move(slot.state, SlotState.RESERVED)
-            slot.state = SlotState.RESERVED
-        slab.free = [slot for slot in reversed(slab.slots) if slot.state is SlotState.FREE]
-        if slots:
+    def occupy(self, slab: Slab, indexes: Sequence[int]) -> None:
+        """Free slots of an adopted slab hold blocks, at the generations that they have: FREE → LIVE, as if they had
+        been reserved and committed."""
+        slots = slab.slots
+        for index in indexes:
+            slot = slots[index]
+            assert slot.state is SlotState.FREE, slot
+            slot.state = SlotState.LIVE
+        slab.live += len(indexes)
+        slab.free = [slot for slot in reversed(slots) if slot.state is SlotState.FREE]
+        if indexes:
             self._empty.pop(slab.slab_id, None)
         if not slab.free:
             self._shut(slab)
-        return slots
 
     def sweep(self, now_ns: int) -> None:
         """Gives back slabs that have been empty for a while."""
