@@ -8,6 +8,7 @@ control plane as a copy in the NVMe tier. One batch is packed while the one befo
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,22 @@ from kvstore.errors import ChecksumMismatch, KVStoreError, TooLarge
 from kvstore.node.background import to_the_end
 from kvstore.node.catalog import Copy, Place
 from kvstore.node.custody import Custody
-from kvstore.node.storage.entry import PLAIN, Entry
+from kvstore.node.storage.aligned import ALIGN_BYTES, Bytes
+from kvstore.node.storage.entry import PLAIN, ZSTD, ZSTD_SHUFFLED, Entry
+from kvstore.node.storage.format import header_bytes
 from kvstore.node.storage.packing import Packed, pack
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.policy.budget import ByteBudget
+from kvstore.policy.compress import Worth, class_length
+from kvstore.policy.rules import Compression
 from kvstore.policy.share import background_part
+from kvstore.policy.slots import slot_bytes
 
 _BATCH_BLOCKS_MAX = 64
 _BATCH_BYTES_MAX = 64 * MIB
 _BATCHES_AT_ONCE = 2
 _RETRY_S = 0.1
+_CODECS = {Compression.OFF: PLAIN, Compression.ZSTD: ZSTD, Compression.SHUFFLE: ZSTD_SHUFFLED}
 log = logging.getLogger(__name__)
 
 
@@ -57,12 +64,23 @@ class Spill:
         self._clean_part = config.nvme_clean_percent / 100
         day_bytes = config.nvme_day_bytes_max * len(config.nvme_paths)
         self._budget = ByteBudget(day_bytes, custody.clock())
+        self._worth: dict[bytes, Worth] = {}
         self._wake = asyncio.Event()
         # Batches are written in the order in which they were begun: each waits for the one before it.
         self._written = asyncio.Event()
         self._written.set()
         self.counters: Counter[str] = Counter(
-            spilled_blocks=0, spilled_bytes=0, spill_over_budget=0, spill_refused=0, spill_failed=0, corrupt_in_memory=0
+            spilled_blocks=0,
+            spilled_bytes=0,
+            spill_over_budget=0,
+            spill_refused=0,
+            spill_failed=0,
+            corrupt_in_memory=0,
+            compress_tried_blocks=0,
+            compress_cpu_ns=0,
+            compressed_blocks=0,
+            compressed_from_bytes=0,
+            compressed_to_bytes=0,
         )
 
     def owed(self) -> None:
@@ -142,15 +160,35 @@ class Spill:
 
     async def _pack(self, copy: Copy) -> Packed | None:
         """The bytes as they will lie on disk. None for a block whose bytes are not those that were stored."""
-        source, layout = copy.source, copy.layout
+        source, codec = copy.source, self._codec(copy)
         slot = self._custody.view(source.place, 0, source.place.slot_bytes)
         try:
-            return await to_the_end(asyncio.to_thread(pack, slot, layout, source.checksums, PLAIN))
+            packed, cpu_ns = await to_the_end(asyncio.to_thread(_timed_pack, slot, copy, codec))
         except ChecksumMismatch as error:
             self.counters["corrupt_in_memory"] += 1
             log.error("block %s at %s: %s", copy.key.hex(), source.place, error)
             self._catalog.drop(copy.namespace_id, copy.shard, copy.key, "corrupt")
             return None
+        self._note_packed(copy, codec, packed, cpu_ns)
+        return packed
+
+    def _codec(self, copy: Copy) -> int:
+        """How to pack the next block of a namespace."""
+        codec = _CODECS[copy.block.tree.namespace.rules.compression]
+        if codec == PLAIN or not self._worth.setdefault(copy.namespace_id, Worth()).try_next():
+            return PLAIN
+        return codec
+
+    def _note_packed(self, copy: Copy, codec: int, packed: Packed, cpu_ns: int) -> None:
+        if codec == PLAIN:
+            return
+        self._worth[copy.namespace_id].tried(packed.codec != PLAIN)
+        self.counters["compress_tried_blocks"] += 1
+        self.counters["compress_cpu_ns"] += cpu_ns
+        if packed.codec != PLAIN:
+            self.counters["compressed_blocks"] += 1
+            self.counters["compressed_from_bytes"] += copy.layout.block_bytes
+            self.counters["compressed_to_bytes"] += packed.stored_bytes
 
     def _placed(self, copy: Copy, packed: Packed, left: dict[Copy, None]) -> _Ready | None:
         """A slot for the packed bytes; where there is none, or no budget, the block stays in DRAM alone."""
@@ -161,7 +199,7 @@ class Spill:
             self.counters["spill_over_budget"] += 1
         else:
             try:
-                place = self._catalog.find_room(copy, packed.slot_length, now_ns)
+                place = self._catalog.find_room(copy, _slot_length(copy, packed), now_ns)
             except TooLarge:
                 place = None
             self._custody.settle()
@@ -202,3 +240,17 @@ class Spill:
             self._nvme.prolong(place.slab_id, place.slot, block.copy.block.deadline_ns)
         self.counters["spilled_blocks"] += 1
         self.counters["spilled_bytes"] += block.packed.slot_length
+
+
+def _timed_pack(slot: Bytes, copy: Copy, codec: int) -> tuple[Packed, int]:
+    """The packed block, and the CPU time that it took."""
+    began_ns = time.thread_time_ns()
+    packed = pack(slot, copy.layout, copy.source.checksums, codec)
+    return packed, time.thread_time_ns() - began_ns
+
+
+def _slot_length(copy: Copy, packed: Packed) -> int:
+    if packed.codec == PLAIN:
+        return packed.slot_length
+    layout = copy.layout
+    return class_length(packed.slot_length, header_bytes(layout.granules) + slot_bytes(layout.block_bytes), ALIGN_BYTES)

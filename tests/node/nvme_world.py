@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.packing import checksums_of
 from kvstore.node.tiers.dram import DramMemory
 from kvstore.node.tiers.nvme import NvmeTier
-from kvstore.policy.rules import NamespaceRules
+from kvstore.policy.rules import Compression, NamespaceRules
 from kvstore.policy.slots import BankedSpace, SlotSpace, Space
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.cluster import random_blocks
@@ -124,6 +125,9 @@ class NvmeWorld:
     def tiers(self, key: bytes) -> list[Tier]:
         records = self.catalog.records(range(256), self.clock())
         return sorted(record.tier for record in records if record.key == key)
+
+    def set_compression(self, compression: Compression) -> None:
+        self.catalog.set_rules(NAMESPACE, replace(self.catalog.rules(NAMESPACE), compression=compression))
 
     async def read(self, key: bytes) -> Bytes:
         """The block as it lies on NVMe. Raises what the read raises."""

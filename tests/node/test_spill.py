@@ -9,6 +9,7 @@ import pytest
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import ChecksumMismatch
 from kvstore.node.spill import Spill
+from kvstore.policy.rules import Compression
 from tests.node.nvme_world import LAYOUT, NAMESPACE, SHARD, SLAB_BYTES, blocks_of, flip, keys_of, nvme_world
 from tests.waiting import eventually
 
@@ -145,3 +146,47 @@ async def test_a_flipped_bit_on_the_device_is_never_served(tmp_path: Path) -> No
         flip(tmp_path / "device0", 2 * 4096 + 300_000)
         with pytest.raises(ChecksumMismatch):
             await world.read(key)
+
+
+def floats(blocks: int) -> np.ndarray:  # type: ignore[type-arg]
+    """KV as a model makes it: 16-bit floats of similar size, whose high bytes repeat."""
+    values = np.random.default_rng(5).normal(size=blocks * LAYOUT.block_bytes // 2).astype(np.float32)
+    return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(blocks, -1)
+
+
+@pytest.mark.parametrize("compression", [Compression.ZSTD, Compression.SHUFFLE])
+async def test_compressed_blocks_take_less_and_come_back(tmp_path: Path, compression: Compression) -> None:
+    """Any granule alone too, and after a flip of a bit not at all."""
+    async with nvme_world(tmp_path) as world:
+        world.set_compression(compression)
+        keys, blocks = keys_of(4), floats(4)
+        world.store(keys, blocks)
+        await world.spill.drain()
+        counters = world.spill.counters
+        assert counters["compressed_blocks"] == 4
+        assert counters["compressed_to_bytes"] < 0.95 * counters["compressed_from_bytes"]
+        pins = world.pin(keys, NVME)
+        assert pins.blocks[0] is not None
+        assert pins.blocks[0].place.slot_bytes < LAYOUT.block_bytes
+        half = LAYOUT.block_bytes // 2
+        out = np.zeros(half, np.uint8)
+        await world.nvme.read(pins.blocks[0], LAYOUT, half, out)
+        assert np.array_equal(out, blocks[0][half:])
+        world.unpin(pins)
+        for key, block in zip(keys, blocks, strict=True):
+            assert np.array_equal(await world.read(key), block)
+        flip(tmp_path / "device0", 2 * 4096 + 9000)
+        with pytest.raises(ChecksumMismatch):
+            await world.read(keys[0])
+
+
+async def test_what_does_not_get_smaller_is_soon_not_tried(tmp_path: Path) -> None:
+    """Random bytes are stored plain, and after a few tries without the attempt."""
+    async with nvme_world(tmp_path, files=16) as world:
+        world.set_compression(Compression.SHUFFLE)
+        for seed in range(4):
+            world.store(keys_of(8, seed), blocks_of(8, seed))
+            await world.spill.drain()
+        assert world.spill.counters["compress_tried_blocks"] < 16
+        assert world.spill.counters["compressed_blocks"] == 0
+        assert np.array_equal(await world.read(keys_of(1, 3)[0]), blocks_of(1, 3)[0])
