@@ -19,9 +19,7 @@ from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.tree import OpenNamespace
-from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import BankedSpace, SizeClass, SlotSpace
-from kvstore.policy.ttl import TtlRule
 
 log = logging.getLogger(__name__)
 
@@ -106,22 +104,14 @@ async def _open_namespaces(catalog: Catalog, path: Path) -> None:
         return
     for namespace in known:
         try:
-            rules = NamespaceRules(TtlRule(namespace.ttl_kind, namespace.ttl_ms * 1_000_000))
-            catalog.open_namespace(namespace.namespace_id, namespace.tenant, namespace.layout, rules)
+            catalog.open_namespace(namespace.namespace_id, namespace.tenant, namespace.layout, namespace.rules)
         except InvalidInput as error:
             log.warning("%s: %s", path, error)
 
 
 def known_namespace(namespace: OpenNamespace) -> KnownNamespace:
     """What a device must remember of a namespace."""
-    return KnownNamespace(
-        namespace.namespace_id,
-        namespace.tenant,
-        namespace.layout,
-        namespace.rules.ttl.kind,
-        namespace.rules.ttl.ttl_ns // 1_000_000,
-        PLAIN,
-    )
+    return KnownNamespace(namespace.namespace_id, namespace.tenant, namespace.layout, namespace.rules)
 
 
 @contextmanager

@@ -12,25 +12,22 @@ import aiofiles.os
 
 from kvstore.blocks.layout import Layout, layout_from_fields
 from kvstore.errors import ChecksumMismatch, InvalidInput
-from kvstore.node.storage.entry import CODECS
 from kvstore.node.storage.files import device_errors
 from kvstore.node.storage.folder import sync_directory
 from kvstore.node.storage.sealed import seal_json, unseal_json
-from kvstore.policy.ttl import TtlKind
+from kvstore.policy.rules import NamespaceRules
 
 _NAME = "namespaces.json"
 
 
 @dataclass(frozen=True, slots=True)
 class KnownNamespace:
-    """compression: the codec that its blocks are written with, as in `Entry`."""
+    """rules: those that held when it was saved."""
 
     namespace_id: bytes
     tenant: str
     layout: Layout
-    ttl_kind: TtlKind
-    ttl_ms: int
-    compression: int
+    rules: NamespaceRules
 
 
 class Manifest:
@@ -72,20 +69,14 @@ def _to_json(known: KnownNamespace) -> dict[str, Any]:
         "tenant": known.tenant,
         "block_tokens": known.layout.block_tokens,
         "groups": [asdict(group) for group in known.layout.groups],
-        "ttl": known.ttl_kind.value,
-        "ttl_ms": known.ttl_ms,
-        "compression": known.compression,
+        "rules": known.rules.to_fields(),
     }
 
 
 def _from_json(fields: dict[str, Any]) -> KnownNamespace:
-    if fields["compression"] not in CODECS:
-        raise ValueError(f"compression {fields['compression']!r}")
     return KnownNamespace(
         bytes.fromhex(fields["id"]),
         fields["tenant"],
         layout_from_fields(fields["block_tokens"], fields["groups"]),
-        TtlKind(fields["ttl"]),
-        fields["ttl_ms"],
-        fields["compression"],
+        NamespaceRules.from_fields(fields["rules"]),
     )

@@ -7,15 +7,19 @@ import pytest
 
 from kvstore.blocks.layout import Layout
 from kvstore.errors import ChecksumMismatch, DeviceFailed, VersionMismatch
-from kvstore.node.storage.entry import PLAIN, ZSTD_SHUFFLED
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
-from kvstore.policy.ttl import TtlKind
+from kvstore.policy.rules import NamespaceRules
+
+
+def rules(**fields: object) -> NamespaceRules:
+    return NamespaceRules.from_fields(fields)
+
 
 KNOWN = [
     KnownNamespace(
-        bytes(range(16)), "tenant é", Layout.dense(layers=4, kv_heads=2, head_dim=8), TtlKind.FIXED, 5, PLAIN
+        bytes(range(16)), "tenant é", Layout.dense(layers=4, kv_heads=2, head_dim=8), rules(ttl_kind="fixed", ttl_ms=5)
     ),
-    KnownNamespace(bytes(16), "b", Layout.dense(layers=9, kv_heads=1, head_dim=64), TtlKind.SLIDING, 9, ZSTD_SHUFFLED),
+    KnownNamespace(bytes(16), "b", Layout.dense(layers=9, kv_heads=1, head_dim=64), rules(compression="shuffle")),
 ]
 
 
