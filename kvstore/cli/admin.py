@@ -43,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nodes = commands.add_parser("nodes", parents=[shared], help="nodes and whether they are alive")
     nodes.set_defaults(ask=_nodes, show=admin_tables.show_nodes)
 
+    devices = commands.add_parser("devices", parents=[shared], help="devices of the nodes' NVMe tiers")
+    devices.set_defaults(ask=_stats, show=admin_tables.show_devices)
+    device = commands.add_parser("device", parents=[shared], help="takes a device into service, or out of it")
+    device.add_argument("change", choices=("enable", "disable"))
+    device.add_argument("node", metavar="NODE", help="id of the node")
+    device.add_argument("device", metavar="DEVICE", help="its directory, as it is configured")
+    device.set_defaults(ask=_set_device, show=admin_tables.show_set_device, deadline_s=60.0)
+
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")
     blocks.add_argument("--namespace-id", type=_hex, metavar="HEX", help="16 bytes")
     blocks.add_argument("--keys", type=_hex, nargs="+", metavar="HEX", help="16 bytes each, root first")
@@ -95,6 +103,13 @@ async def _check(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace
 
 async def _nodes(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
     return await stub.Nodes(admin_pb2.NodesRequest(caller=caller("admin")), timeout=args.deadline_s)
+
+
+async def _set_device(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
+    request = admin_pb2.SetNodeDeviceRequest(
+        caller=caller("admin"), node_id=args.node, path=args.device, enabled=args.change == "enable"
+    )
+    return await stub.SetDevice(request, timeout=args.deadline_s)
 
 
 async def _blocks(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:

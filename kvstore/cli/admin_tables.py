@@ -1,6 +1,8 @@
 """The answers of the Admin service as tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from rich.table import Table
 
 from kvstore.blocks.state import Tier
 from kvstore.cli.options import shown_size
@@ -10,6 +12,7 @@ from kvstore.pb import admin_pb2, node_pb2
 
 def show_stats(reply: admin_pb2.StatsReply) -> None:
     ratio = f"{reply.matched_blocks / reply.asked_blocks:.1%}" if reply.asked_blocks else "–"
+    devices = [(node.node_id, device) for node in reply.nodes for device in node.usage.devices]
     numbers = (reply.indexed_blocks, reply.indexed_locations, reply.matches, reply.asked_blocks, reply.matched_blocks)
     show(
         table(
@@ -22,6 +25,48 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
             (row for node in reply.nodes for row in _usage_rows(node)),
             title="nodes",
         ),
+        *([_devices(devices)] if devices else []),
+    )
+
+
+def show_devices(reply: admin_pb2.StatsReply) -> None:
+    show(_devices((node.node_id, device) for node in reply.nodes for device in node.usage.devices))
+
+
+def show_set_device(reply: node_pb2.SetDeviceReply) -> None:
+    show(_devices(("", device) for device in reply.devices))
+
+
+def _devices(devices: Iterable[tuple[str, node_pb2.DeviceUsage]]) -> Table:
+    return table(
+        (
+            "node",
+            "device",
+            "in service",
+            "slabs",
+            "capacity",
+            "queued",
+            "per s",
+            "written",
+            "last day",
+            "failures",
+        ),
+        (
+            (
+                node_id,
+                device.path,
+                ("yes" if device.direct else "yes, buffered") if device.in_service else "no",
+                shown_bytes(device.slab_bytes),
+                shown_size(device.capacity_bytes),
+                shown_bytes(device.queued_bytes),
+                shown_bytes(device.bytes_per_s),
+                shown_bytes(device.written_bytes),
+                shown_bytes(device.written_day_bytes),
+                f"{device.failures:,}",
+            )
+            for node_id, device in devices
+        ),
+        title="devices",
     )
 
 

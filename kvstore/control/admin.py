@@ -11,7 +11,7 @@ from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.index.base import Index
 from kvstore.control.service import MatchCounters
-from kvstore.errors import NodeUnavailable, TooLarge
+from kvstore.errors import InvalidInput, NodeUnavailable, TooLarge
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc, unary
@@ -19,12 +19,14 @@ from kvstore.rpc.status import from_rpc, unary
 NODE_DEADLINE_S = 1.0
 CHECK_DEADLINE_S = 30.0
 """Of a node that recounts everything."""
+DEVICE_DEADLINE_S = 60.0
+"""Of a node that opens a device anew: it reads the whole index."""
 NODES_ASKED_AT_ONCE = 64
 LISTED_LOCATIONS_MAX = 100_000
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """Reads only. `clock` gives milliseconds since 1970."""
+    """Changes nothing of the control plane's own. `clock` gives milliseconds since 1970."""
 
     def __init__(self, index: Index, directory: Directory, counters: MatchCounters, clock: Callable[[], int]) -> None:
         self._index = index
@@ -86,6 +88,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 remaining_ms=min(max(0, deadline_ms - now_ms), 2**32 - 1),
             )
         return admin_pb2.PrefixBlocksReply(blocks=blocks)
+
+    @unary
+    async def SetDevice(self, request: admin_pb2.SetNodeDeviceRequest, context: Any) -> node_pb2.SetDeviceReply:
+        states = {state.address.node_id: state for state in self._directory.nodes()}
+        if request.node_id not in states:
+            raise InvalidInput(f"no node {request.node_id!r} is registered")
+        asked = node_pb2.SetDeviceRequest(caller=caller("control plane"), path=request.path, enabled=request.enabled)
+        async with open_channel(states[request.node_id].address.grpc) as channel:
+            try:
+                return await node_pb2_grpc.NodeStub(channel).SetDevice(asked, timeout=DEVICE_DEADLINE_S)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error, NodeUnavailable, request.node_id) from error
 
     async def _usage(self, state: NodeState, check: bool) -> admin_pb2.NodeUsage:
         node_id = state.address.node_id

@@ -25,7 +25,7 @@ from kvstore.errors import ConfigError
 from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog
 from kvstore.node.custody import Custody
-from kvstore.node.devices import open_devices, space_of
+from kvstore.node.devices import close_devices, open_devices, space_of
 from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
@@ -74,8 +74,7 @@ async def serve(
     try:
         server = NodeServer(config, dict(memories or {}), namespaces or {}, devices)
     except BaseException:
-        for device in devices:
-            await asyncio.to_thread(device.close)
+        await close_devices(device for _, device in devices)
         raise
     try:
         await server.start()
@@ -88,14 +87,14 @@ async def serve(
 class NodeServer:
     """A running node. `address` is for other nodes (host:port), `socket` for engines on this host (unix:path).
 
-    devices: of the NVMe tier, open; they are the server's once it is made."""
+    devices: of the NVMe tier, open where they could be; they are the server's once it is made."""
 
     def __init__(
         self,
         config: NodeConfig,
         memories: dict[Tier, TierMemory],
         namespaces: Mapping[str, Mapping[str, Any]],
-        devices: Sequence[Device] = (),
+        devices: Sequence[tuple[Path, Device | None]] = (),
     ) -> None:
         self._config = config
         self._stopped = False
@@ -121,7 +120,7 @@ class NodeServer:
                 memories[Tier.HBM] = HbmMemory.on_device()
         nvme = _tier(config, devices) if devices else None
         if nvme is not None:
-            spaces[Tier.NVME] = space_of(devices, slab_ids)
+            spaces[Tier.NVME] = space_of([device for _, device in devices], config.nvme_slab_bytes, slab_ids)
         self.catalog = Catalog(
             spaces,
             lease_ns=config.lease_ms * 1_000_000,
@@ -179,6 +178,8 @@ class NodeServer:
         if config.control:
             self._publisher = Publisher(config, address, self.catalog, self.custody.clock, self._lane_loads)
             self.custody.on_records = self._publisher.add
+            if self.disks is not None:
+                self.disks.on_adopted = self._publisher.compare
             self._publisher.start()
         if self.disks is not None:
             self.disks.start()
@@ -286,7 +287,7 @@ def _admission(config: NodeConfig) -> int:
     return _ADMISSIONS[config.nvme_admit]
 
 
-def _tier(config: NodeConfig, devices: Sequence[Device]) -> NvmeTier:
+def _tier(config: NodeConfig, devices: Sequence[tuple[Path, Device | None]]) -> NvmeTier:
     return NvmeTier(
         devices,
         depth=config.nvme_depth_max,

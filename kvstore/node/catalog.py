@@ -389,6 +389,14 @@ class Catalog:
         """A device has no room for more slabs than it has; or the limit is lifted."""
         self._stock.spaces[tier].banks[bank].limit(limited)
 
+    def clear_bank(self, tier: Tier, bank: int) -> None:
+        """Gives back the slabs of a device that was lost, as far as nobody holds a slot of them."""
+        self._stock.spaces[tier].banks[bank].close_empty()
+
+    def reopen_bank(self, tier: Tier, bank: int, capacity_bytes: int) -> None:
+        """A device that has no slabs is in service again."""
+        self._stock.spaces[tier].banks[bank].reopen(capacity_bytes)
+
     def lose_bank(self, tier: Tier, bank: int) -> int:
         """A device is gone: it is given no more blocks, and what it had is withdrawn. Answers how many copies."""
         self._stock.spaces[tier].banks[bank].in_service = False
@@ -459,6 +467,10 @@ class Catalog:
     def usage(self) -> Usage:
         """Numbers per tier, and counters since the start. Walks the pins and leases."""
         return self._audit.usage(self._counters)
+
+    def usage_of_banks(self, tier: Tier) -> list[tuple[int, int]]:
+        """(capacity, used) bytes of each device of a tier; used: by slabs."""
+        return [(bank.capacity_bytes, bank.used_bytes) for bank in self._stock.spaces[tier].banks]
 
     def violations(self) -> list[str]:
         """Everything that should never be, found by a full recount; empty is good. For checks: walks everything."""

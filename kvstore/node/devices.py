@@ -4,13 +4,13 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
-from kvstore.errors import ChecksumMismatch, ConfigError, InvalidInput
+from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFailed, InvalidInput
 from kvstore.node.adopt import Adoption
 from kvstore.node.catalog import Catalog
 from kvstore.node.storage.device import Device, DeviceLimits
@@ -29,52 +29,62 @@ def limits_of(config: NodeConfig) -> DeviceLimits:
     return DeviceLimits(config.nvme_bytes, config.nvme_slab_bytes, config.nvme_free_bytes_min)
 
 
-async def open_devices(config: NodeConfig) -> list[Device]:
-    """All directories of the config, or none. Raises what `Device.open` raises, and ConfigError for one named twice."""
+async def open_devices(config: NodeConfig) -> list[tuple[Path, Device | None]]:
+    """All directories of the config, each with its device; None for one that fails: the node does without it.
+
+    Raises ConfigError, for a directory that is named twice or held by another process too, and VersionMismatch."""
     paths = [Path(path) for path in config.nvme_paths]
     if len({path.absolute() for path in paths}) != len(paths):
         raise ConfigError("nvme_paths: a directory is named twice")
     if not paths:
         return []
     limits = limits_of(config)
-    opening = [asyncio.to_thread(_open, path, limits) for path in paths]
+    opening = [asyncio.to_thread(open_device, path, limits) for path in paths]
     outcomes = await asyncio.gather(*opening, return_exceptions=True)
-    failure = next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)
-    devices = [outcome for outcome in outcomes if isinstance(outcome, Device)]
-    if failure is not None:
-        for device in devices:
+    devices = [outcome if isinstance(outcome, Device) else None for outcome in outcomes]
+    for path, outcome in zip(paths, outcomes, strict=True):
+        if isinstance(outcome, DeviceFailed):
+            log.error("%s is out of service: %s", path, outcome)
+        elif isinstance(outcome, BaseException):
+            await close_devices(devices)
+            raise outcome
+    return list(zip(paths, devices, strict=True))
+
+
+async def close_devices(devices: Iterable[Device | None]) -> None:
+    for device in devices:
+        if device is not None:
             await asyncio.to_thread(device.close)
-        raise failure
-    return devices
 
 
-def _open(path: Path, limits: DeviceLimits) -> Device:
+def open_device(path: Path, limits: DeviceLimits) -> Device:
+    """Blocks."""
     with paused_collector():
         return Device.open(path, limits)
 
 
-def space_of(devices: Sequence[Device], slab_ids: Iterator[int]) -> BankedSpace:
+def capacity_of(device: Device | None) -> int:
+    """Bytes that its slab files may take."""
+    return 0 if device is None else device.files_max * (SLAB_HEADER_BYTES + device.slab_bytes)
+
+
+def space_of(devices: Sequence[Device | None], slab_bytes: int, slab_ids: Iterator[int]) -> BankedSpace:
     """The tier's slots: a bank per device."""
-    return BankedSpace(
-        [
-            SlotSpace(
-                device.files_max * (SLAB_HEADER_BYTES + device.slab_bytes),
-                device.slab_bytes,
-                slab_ids,
-                file_overhead_bytes=SLAB_HEADER_BYTES,
-                bank=number,
-            )
-            for number, device in enumerate(devices)
-        ]
-    )
+    banks = [
+        SlotSpace(capacity_of(device), slab_bytes, slab_ids, file_overhead_bytes=SLAB_HEADER_BYTES, bank=number)
+        for number, device in enumerate(devices)
+    ]
+    for bank, device in zip(banks, devices, strict=True):
+        bank.in_service = device is not None
+    return BankedSpace(banks)
 
 
 async def adopt(catalog: Catalog, nvme: NvmeTier, now_ns: int, banks: Sequence[int] | None = None) -> None:
     """Brings what devices had into the catalog, and the namespaces that it is of. Nothing is read of the blocks."""
     began_ns = time.monotonic_ns()
-    chosen = [bank for bank in nvme.banks if banks is None or bank.number in banks]
+    chosen = [bank for bank in nvme.banks if bank.in_service and (banks is None or bank.number in banks)]
     for bank in chosen:
-        await _open_namespaces(catalog, bank.device.path)
+        await _open_namespaces(catalog, bank.path)
     with paused_collector():
         adoption = catalog.adopt(Tier.NVME, now_ns)
         for bank in chosen:

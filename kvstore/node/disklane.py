@@ -69,6 +69,12 @@ class DiskLane:
         self._admit()
         return done
 
+    async def drained(self) -> None:
+        """Nothing waits or runs any more. The caller sees to it that nothing more is submitted."""
+        while self._running or self._loads or self._background:
+            await self._idle.wait()
+            await asyncio.sleep(0)
+
     async def close(self) -> None:
         """Ends what waits, with Closed, and waits for what runs."""
         self._closed = True

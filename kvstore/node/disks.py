@@ -4,18 +4,18 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
-from kvstore.errors import KVStoreError
+from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.node.custody import Custody
-from kvstore.node.devices import adopt, known_namespace
+from kvstore.node.devices import adopt, capacity_of, known_namespace, limits_of, open_device
 from kvstore.node.landing import Landing
 from kvstore.node.recall import Recalls
 from kvstore.node.spill import Spill
 from kvstore.node.tiers.nvme import NvmeTier
-from kvstore.pb import types_pb2
+from kvstore.pb import node_pb2, types_pb2
 
 _FLUSH_S = 1.0
 _LIMIT_LIFTED_S = 60.0
@@ -27,11 +27,14 @@ class Disks:
     """Belongs to the event loop. `adopt`, then `start`; `close` always, last."""
 
     def __init__(self, config: NodeConfig, custody: Custody, nvme: NvmeTier, landing: Landing) -> None:
+        self._config = config
         self._custody = custody
         self._catalog = custody.catalog
         self._loops: list[asyncio.Task[None]] = []
         self._namespaces_seen = 0
         self._limited: set[int] = set()
+        self._switching = asyncio.Lock()
+        self.on_adopted: Callable[[], None] = lambda: None
         self.nvme = nvme
         self.readahead = Landing(custody, config.readahead_bytes_max)
         self.loads = Recalls(custody, landing, nvme, promote=config.promote, depth=config.nvme_depth_max)
@@ -81,8 +84,50 @@ class Disks:
 
     def _lost(self, bank: int) -> None:
         copies = self._catalog.lose_bank(Tier.NVME, bank)
-        log.error("%s: %d blocks are withdrawn", self.nvme.banks[bank].device.path, copies)
+        log.warning("%s: %d blocks are withdrawn", self.nvme.banks[bank].path, copies)
         self._custody.settle()
+
+    async def set_device(self, path: str, *, enabled: bool) -> None:
+        """Takes a device into service or out of it; nothing happens to one that is so already.
+
+        Raises InvalidInput for a path that is not configured; Refused while readers hold what was read before; and what
+        `Device.open` raises."""
+        bank = next((bank for bank in self.nvme.banks if str(bank.path) == path), None)
+        if bank is None:
+            raise InvalidInput(f"{path} is none of {', '.join(str(bank.path) for bank in self.nvme.banks)}")
+        async with self._switching:
+            if enabled == bank.in_service:
+                return
+            if not enabled:
+                await bank.disable()
+                return
+            self._catalog.clear_bank(Tier.NVME, bank.number)
+            self._custody.settle()
+            await bank.enable(lambda: open_device(bank.path, limits_of(self._config)))
+            self._catalog.reopen_bank(Tier.NVME, bank.number, capacity_of(bank.device))
+            await adopt(self._catalog, self.nvme, self._custody.clock(), [bank.number])
+            self._namespaces_seen = 0  # this device has to be told of them
+            self._custody.settle()
+            self.on_adopted()
+
+    def usage(self) -> list[node_pb2.DeviceUsage]:
+        banks = self._catalog.usage_of_banks(Tier.NVME)
+        return [
+            node_pb2.DeviceUsage(
+                path=str(bank.path),
+                in_service=bank.in_service,
+                direct=bank.direct,
+                capacity_bytes=capacity_bytes,
+                slab_bytes=used_bytes,
+                failures=bank.failures,
+                queued_bytes=bank.lane.queued_bytes,
+                bytes_per_s=int(bank.lane.bytes_per_s),
+                moved_bytes=bank.lane.moved_bytes,
+                written_bytes=bank.written_bytes,
+                written_day_bytes=bank.wear.last_day(self._custody.clock()),
+            )
+            for bank, (capacity_bytes, used_bytes) in zip(self.nvme.banks, banks, strict=True)
+        ]
 
     def _full(self, bank: int, slab_ids: Sequence[int]) -> None:
         """Room comes from what the device has, until the file system is asked again."""

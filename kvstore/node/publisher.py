@@ -71,6 +71,12 @@ class Publisher:
             self._overflowed = True
         self._wake.set()
 
+    def compare(self) -> None:
+        """The catalog has got blocks of which there is no record: the buckets are compared."""
+        self._pending.clear()
+        self._overflowed = True
+        self._wake.set()
+
     def start(self) -> None:
         self._channel = open_channel(self._config.control)
         self._stub = control_pb2_grpc.ControlStub(self._channel)

@@ -272,6 +272,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return self._transfers.serve(requests)
 
     @unary
+    async def SetDevice(self, request: node_pb2.SetDeviceRequest, context: Context) -> node_pb2.SetDeviceReply:
+        if self._disks is None:
+            raise InvalidInput("this node has no NVMe tier")
+        await self._disks.set_device(request.path, enabled=request.enabled)
+        return node_pb2.SetDeviceReply(devices=self._disks.usage())
+
+    @unary
     async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:
         usage = self._custody.catalog.usage()
         counters = {**usage.counters, **self._loads.counters, **self._transfers.counters}
@@ -303,6 +310,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return node_pb2.UsageReply(
             node=self._address,
             tiers=tiers,
+            devices=self._disks.usage() if self._disks is not None else [],
             counters=counters,
             violations=self._custody.catalog.violations() if request.check else [],
         )

@@ -249,3 +249,29 @@ class BlockLocation(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["alive", b"alive", "node_id", b"node_id", "remaining_ms", b"remaining_ms", "shard", b"shard", "tier", b"tier"]) -> None: ...
 
 Global___BlockLocation: typing_extensions.TypeAlias = BlockLocation
+
+@typing.final
+class SetNodeDeviceRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    ENABLED_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    path: builtins.str
+    enabled: builtins.bool
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        node_id: builtins.str = ...,
+        path: builtins.str = ...,
+        enabled: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "enabled", b"enabled", "node_id", b"node_id", "path", b"path"]) -> None: ...
+
+Global___SetNodeDeviceRequest: typing_extensions.TypeAlias = SetNodeDeviceRequest

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from kvstore.pb import admin_pb2 as kvstore_dot_pb_dot_admin__pb2
+from kvstore.pb import node_pb2 as kvstore_dot_pb_dot_node__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -50,6 +51,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.PrefixBlocksRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_admin__pb2.PrefixBlocksReply.FromString,
                 _registered_method=True)
+        self.SetDevice = channel.unary_unary(
+                '/kvstore.v1.Admin/SetDevice',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -74,6 +80,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDevice(self, request, context):
+        """passed on to the node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +104,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PrefixBlocks,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.PrefixBlocksRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_admin__pb2.PrefixBlocksReply.SerializeToString,
+            ),
+            'SetDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDevice,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +193,33 @@ class Admin(object):
             '/kvstore.v1.Admin/PrefixBlocks',
             kvstore_dot_pb_dot_admin__pb2.PrefixBlocksRequest.SerializeToString,
             kvstore_dot_pb_dot_admin__pb2.PrefixBlocksReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/SetDevice',
+            kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
             options,
             channel_credentials,
             insecure,

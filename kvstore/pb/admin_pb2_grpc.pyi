@@ -8,6 +8,7 @@ import collections.abc
 import grpc
 import grpc.aio
 import kvstore.pb.admin_pb2
+import kvstore.pb.node_pb2
 import sys
 import typing
 
@@ -73,7 +74,23 @@ _AdminPrefixBlocksType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType]):
+_AdminSetDeviceType = typing_extensions.TypeVar(
+    '_AdminSetDeviceType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -89,6 +106,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.PrefixBlocksRequest,
             kvstore.pb.admin_pb2.PrefixBlocksReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.SetNodeDeviceRequest,
+            kvstore.pb.node_pb2.SetDeviceReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -106,6 +127,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.PrefixBlocksRequest,
             kvstore.pb.admin_pb2.PrefixBlocksReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.SetNodeDeviceRequest,
+            kvstore.pb.node_pb2.SetDeviceReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -113,6 +138,9 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     Nodes: _AdminNodesType
 
     PrefixBlocks: _AdminPrefixBlocksType
+
+    SetDevice: _AdminSetDeviceType
+    """passed on to the node"""
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -126,6 +154,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.PrefixBlocksRequest,
         kvstore.pb.admin_pb2.PrefixBlocksReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
     ],
 ]
 
@@ -152,5 +184,13 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.PrefixBlocksRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.admin_pb2.PrefixBlocksReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.PrefixBlocksReply]]: ...
+
+    @abc.abstractmethod
+    def SetDevice(
+        self,
+        request: kvstore.pb.admin_pb2.SetNodeDeviceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.SetDeviceReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetDeviceReply]]:
+        """passed on to the node"""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1364,6 +1364,7 @@ class UsageReply(google.protobuf.message.Message):
     TIERS_FIELD_NUMBER: builtins.int
     COUNTERS_FIELD_NUMBER: builtins.int
     VIOLATIONS_FIELD_NUMBER: builtins.int
+    DEVICES_FIELD_NUMBER: builtins.int
     @property
     def node(self) -> kvstore.pb.types_pb2.NodeAddress: ...
     @property
@@ -1374,6 +1375,8 @@ class UsageReply(google.protobuf.message.Message):
     def violations(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """of the conservation laws, when asked for; empty is good"""
 
+    @property
+    def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeviceUsage]: ...
     def __init__(
         self,
         *,
@@ -1381,11 +1384,109 @@ class UsageReply(google.protobuf.message.Message):
         tiers: collections.abc.Iterable[Global___TierUsage] | None = ...,
         counters: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         violations: collections.abc.Iterable[builtins.str] | None = ...,
+        devices: collections.abc.Iterable[Global___DeviceUsage] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["node", b"node"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["counters", b"counters", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counters", b"counters", "devices", b"devices", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
 
 Global___UsageReply: typing_extensions.TypeAlias = UsageReply
+
+@typing.final
+class DeviceUsage(google.protobuf.message.Message):
+    """One device of the NVMe tier."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    IN_SERVICE_FIELD_NUMBER: builtins.int
+    DIRECT_FIELD_NUMBER: builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: builtins.int
+    SLAB_BYTES_FIELD_NUMBER: builtins.int
+    FAILURES_FIELD_NUMBER: builtins.int
+    QUEUED_BYTES_FIELD_NUMBER: builtins.int
+    BYTES_PER_S_FIELD_NUMBER: builtins.int
+    MOVED_BYTES_FIELD_NUMBER: builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: builtins.int
+    WRITTEN_DAY_BYTES_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    in_service: builtins.bool
+    direct: builtins.bool
+    """past the page cache"""
+    capacity_bytes: builtins.int
+    slab_bytes: builtins.int
+    """of its slab files in use"""
+    failures: builtins.int
+    """failed reads and writes since the start"""
+    queued_bytes: builtins.int
+    """wait or are under way"""
+    bytes_per_s: builtins.int
+    """moving average while busy"""
+    moved_bytes: builtins.int
+    """since the start"""
+    written_bytes: builtins.int
+    """since the start"""
+    written_day_bytes: builtins.int
+    """within a day"""
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        in_service: builtins.bool = ...,
+        direct: builtins.bool = ...,
+        capacity_bytes: builtins.int = ...,
+        slab_bytes: builtins.int = ...,
+        failures: builtins.int = ...,
+        queued_bytes: builtins.int = ...,
+        bytes_per_s: builtins.int = ...,
+        moved_bytes: builtins.int = ...,
+        written_bytes: builtins.int = ...,
+        written_day_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes_per_s", b"bytes_per_s", "capacity_bytes", b"capacity_bytes", "direct", b"direct", "failures", b"failures", "in_service", b"in_service", "moved_bytes", b"moved_bytes", "path", b"path", "queued_bytes", b"queued_bytes", "slab_bytes", b"slab_bytes", "written_bytes", b"written_bytes", "written_day_bytes", b"written_day_bytes"]) -> None: ...
+
+Global___DeviceUsage: typing_extensions.TypeAlias = DeviceUsage
+
+@typing.final
+class SetDeviceRequest(google.protobuf.message.Message):
+    """For operators: takes a device of the NVMe tier out of service, or into it again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    ENABLED_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """as it is configured"""
+    enabled: builtins.bool
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        path: builtins.str = ...,
+        enabled: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "enabled", b"enabled", "path", b"path"]) -> None: ...
+
+Global___SetDeviceRequest: typing_extensions.TypeAlias = SetDeviceRequest
+
+@typing.final
+class SetDeviceReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: builtins.int
+    @property
+    def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeviceUsage]: ...
+    def __init__(
+        self,
+        *,
+        devices: collections.abc.Iterable[Global___DeviceUsage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["devices", b"devices"]) -> None: ...
+
+Global___SetDeviceReply: typing_extensions.TypeAlias = SetDeviceReply
 
 @typing.final
 class TierUsage(google.protobuf.message.Message):

@@ -105,6 +105,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.UsageRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.UsageReply.FromString,
                 _registered_method=True)
+        self.SetDevice = channel.unary_unary(
+                '/kvstore.v1.Node/SetDevice',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.SetDeviceRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer(object):
@@ -195,6 +200,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -267,6 +278,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Usage,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.UsageRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.UsageReply.SerializeToString,
+            ),
+            'SetDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDevice,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.SetDeviceRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -648,6 +664,33 @@ class Node(object):
             '/kvstore.v1.Node/Usage',
             kvstore_dot_pb_dot_node__pb2.UsageRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.UsageReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/SetDevice',
+            kvstore_dot_pb_dot_node__pb2.SetDeviceRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
             options,
             channel_credentials,
             insecure,

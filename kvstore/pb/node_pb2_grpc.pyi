@@ -249,7 +249,23 @@ _NodeUsageType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeTransferType, _NodeUsageType]):
+_NodeSetDeviceType = typing_extensions.TypeVar(
+    '_NodeSetDeviceType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+)
+
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeTransferType, _NodeUsageType, _NodeSetDeviceType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -309,6 +325,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.UsageRequest,
             kvstore.pb.node_pb2.UsageReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.SetDeviceRequest,
+            kvstore.pb.node_pb2.SetDeviceReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -370,6 +390,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.UsageRequest,
             kvstore.pb.node_pb2.UsageReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.SetDeviceRequest,
+            kvstore.pb.node_pb2.SetDeviceReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Attach: _NodeAttachType
@@ -399,6 +423,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     Transfer: _NodeTransferType
 
     Usage: _NodeUsageType
+
+    SetDevice: _NodeSetDeviceType
 
 NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -456,6 +482,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.UsageRequest,
         kvstore.pb.node_pb2.UsageReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetDeviceRequest,
+        kvstore.pb.node_pb2.SetDeviceReply,
     ],
 ]
 
@@ -559,5 +589,12 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.UsageRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.UsageReply, collections.abc.Awaitable[kvstore.pb.node_pb2.UsageReply]]: ...
+
+    @abc.abstractmethod
+    def SetDevice(
+        self,
+        request: kvstore.pb.node_pb2.SetDeviceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.SetDeviceReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetDeviceReply]]: ...
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -126,6 +126,17 @@ class SlotSpace:
         """Takes no room beyond what is used now, until the limit is lifted."""
         self.capacity_bytes = self.used_bytes if limited else self._whole_bytes
 
+    def close_empty(self) -> None:
+        """Gives back all slabs that are empty."""
+        for slab in list(self._empty.values()):
+            self._close(slab)
+
+    def reopen(self, capacity_bytes: int) -> None:
+        """It is in service again, with no slabs, and takes up to so many bytes."""
+        assert not self._slabs, "its slabs are closed first"
+        self.capacity_bytes = self._whole_bytes = capacity_bytes
+        self.in_service = True
+
     def watch(self, on_open: Callable[[Slab], None], on_close: Callable[[Slab], None]) -> None:
         """Has each opening and closing of a slab told."""
         self._on_open, self._on_close = on_open, on_close

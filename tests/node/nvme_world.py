@@ -86,7 +86,9 @@ class NvmeWorld:
             new_id=lambda: next(ids),
             spill_from_hits=spill_from_hits,
         )
-        self.nvme = NvmeTier(devices, depth=4, errors_max=errors_max, sync=True, clock=self.clock)
+        self.nvme = NvmeTier(
+            [(device.path, device) for device in devices], depth=4, errors_max=errors_max, sync=True, clock=self.clock
+        )
         self.memory = DramMemory(hugepages=False)
         self.custody = Custody(self.catalog, {Tier.DRAM: self.memory}, self.clock, files=self.nvme)
         self.landing = Landing(self.custody, 8 * MIB)

@@ -11,14 +11,16 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from kvstore.errors import Closed, DeviceFailed, DeviceFull
+from kvstore.errors import Closed, DeviceFailed, DeviceFull, Refused
 from kvstore.node.background import to_the_end
 from kvstore.node.disklane import DiskLane
 from kvstore.node.storage.device import Device
 from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.index import Batch
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.policy.budget import Wear
 from kvstore.rpc.lanes import DISK_PREFIX
 
 _ERRORS_WITHIN_NS = 3600 * 1_000_000_000
@@ -39,14 +41,16 @@ class SlabFile:
 class Bank:
     """Belongs to the event loop.
 
-    errors_max: failed operations within an hour after which the device goes out of service. on_lost: told of it then.
+    device: None where it could not be opened; it is out of service then, and may come later. errors_max: failed
+    operations within an hour after which the device goes out of service. on_lost: told of it then.
     on_full: told of the slabs for which the file system has no room; they are nobody's then.
     """
 
     def __init__(
         self,
         number: int,
-        device: Device,
+        path: Path,
+        device: Device | None,
         *,
         depth: int,
         errors_max: int,
@@ -56,16 +60,19 @@ class Bank:
         on_full: Callable[[int, list[int]], None],
     ) -> None:
         self.number = number
-        self.device = device
+        self.path = path
         self.lane = DiskLane(f"{DISK_PREFIX}{number}", depth)
-        self.in_service = True
+        self.in_service = device is not None
         self.failures = 0
+        self.written_bytes = 0
+        self.wear = Wear()
+        self._device = device
         self._errors: deque[int] = deque(maxlen=max(1, errors_max))
         self._sync = sync
         self._clock = clock
         self._on_lost = on_lost
         self._on_full = on_full
-        self._manifest = Manifest(device.path)
+        self._manifest = Manifest(path)
         self._namespaces: list[KnownNamespace] | None = None
         self._pending = Batch()
         self._files: dict[int, SlabFile] = {}
@@ -75,7 +82,22 @@ class Bank:
         self._flushing = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Bank({self.device.path}, {'in' if self.in_service else 'out of'} service, {self.failures} failures)"
+        return f"Bank({self.path}, {'in' if self.in_service else 'out of'} service, {self.failures} failures)"
+
+    @property
+    def device(self) -> Device:
+        """Only of a bank that is in service, or has slabs still."""
+        assert self._device is not None, self
+        return self._device
+
+    @property
+    def direct(self) -> bool:
+        """Whether transfers go past the page cache."""
+        return self._device is not None and self._device.direct
+
+    @property
+    def slab_count(self) -> int:
+        return len(self._files)
 
     def remember(self, namespaces: list[KnownNamespace]) -> None:
         """These are known after a restart; from the next flush on, which is before any block of them is written."""
@@ -100,7 +122,8 @@ class Bank:
         self._unlabelled.pop(slab.file, None)
         self._unsynced.discard(slab.file)
         self._pending.close_slab(slab.file)
-        self.device.give_file(slab.file)
+        if self._device is not None:
+            self._device.give_file(slab.file)
 
     def drop(self, slab: SlabFile, slot: int, generation: int) -> None:
         self._pending.drop(slab.file, slot, generation)
@@ -128,7 +151,7 @@ class Bank:
         async with self._flushing:
             if not self.in_service:
                 self._pending, self._unlabelled, self._unsynced = Batch(), {}, set()
-                raise DeviceFailed(f"{self.device.path} is out of service")
+                raise DeviceFailed(f"{self.path} is out of service")
             try:
                 await self._save_namespaces()
                 await self._label()
@@ -153,7 +176,7 @@ class Bank:
         try:
             await self._in_thread(Batch(), labels, set())
         except DeviceFull as error:
-            log.warning("%s: %s", self.device.path, error)
+            log.warning("%s: %s", self.path, error)
             refused = [slab for slab in made.values() if self._files.get(slab.file) is slab]
             for slab in refused:
                 self.close_slab(slab)
@@ -172,17 +195,21 @@ class Bank:
 
     # ---- bytes -------------------------------------------------------------------------------------------------------
 
-    def run(self, length: int, work: Callable[[], None], *, background: bool) -> "asyncio.Future[None]":
-        """Has a read or a write done in the lane; see `DiskLane.submit`. The future raises DeviceFailed."""
+    def run(
+        self, length: int, work: Callable[[], None], *, background: bool, writes: bool = False
+    ) -> "asyncio.Future[None]":
+        """Has a read or a write done in the lane; see `DiskLane.submit`. The future raises DeviceFailed, and Closed."""
+        assert self.in_service, self
         try:
-            if not self.in_service:
-                raise DeviceFailed(f"{self.device.path} is out of service")
             running = self.lane.submit(length, work, background=background)
-        except (DeviceFailed, Closed) as error:
+        except Closed as error:
             failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             failed.set_exception(error)
             return failed
         running.add_done_callback(self._note)
+        if writes:
+            self.written_bytes += length
+            self.wear.wrote(length, self._clock())
         return running
 
     def _note(self, done: "asyncio.Future[None]") -> None:
@@ -192,15 +219,49 @@ class Bank:
         now_ns = self._clock()
         self.failures += 1
         self._errors.append(now_ns)
-        log.warning("%s: failure %d: %s", self.device.path, self.failures, error)
+        log.warning("%s: failure %d: %s", self.path, self.failures, error)
         if len(self._errors) == self._errors.maxlen and now_ns - self._errors[0] < _ERRORS_WITHIN_NS:
             self._take_out(error)
 
     def _take_out(self, error: Exception) -> None:
         if self.in_service:
             self.in_service = False
-            log.error("%s is out of service: %s", self.device.path, error)
+            log.error("%s is out of service: %s", self.path, error)
             self._on_lost(self.number)
+
+    # ---- coming and going ------------------------------------------------------------------------------------------
+
+    async def disable(self) -> None:
+        """Takes the device out of service and lets go of it, as an operator asks. What its index says is true then."""
+        try:
+            await self.flush()
+        except DeviceFailed as error:
+            log.warning("%s: %s", self.path, error)
+        self._take_out(DeviceFailed("disabled"))
+        await self._let_go()
+
+    async def enable(self, device: Callable[[], Device]) -> None:
+        """Opens the device anew, with what it says that it has. Raises Refused while readers hold slots of before, and
+        what opening it raises."""
+        if self.in_service:
+            return
+        if self._files:
+            raise Refused(f"{self.path}: readers still hold what was read before it went out of service")
+        await self._let_go()
+        self._device = await asyncio.to_thread(device)
+        self._pending, self._unlabelled, self._unsynced, self._dropped = Batch(), {}, set(), False
+        self._errors.clear()
+        self.in_service = True
+
+    async def _let_go(self) -> None:
+        async with self._flushing:
+            await self.lane.drained()
+            device, self._device = self._device, None
+            if device is not None:
+                try:
+                    await to_the_end(asyncio.to_thread(device.close))
+                except DeviceFailed as error:
+                    log.warning("%s: %s", self.path, error)
 
     async def close(self) -> None:
         """Flushes, then lets go of the device. Nothing is begun any more; what runs is waited for."""
@@ -209,5 +270,5 @@ class Bank:
             try:
                 await self.flush()
             except DeviceFailed as error:
-                log.warning("%s: %s", self.device.path, error)
-        await asyncio.to_thread(self.device.close)
+                log.warning("%s: %s", self.path, error)
+        await self._let_go()

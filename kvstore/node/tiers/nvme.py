@@ -6,6 +6,7 @@ the next flush; bytes move in the threads of each device's lane. What is read is
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from kvstore.blocks.layout import Layout
 from kvstore.errors import DeviceFailed
@@ -32,7 +33,13 @@ class NvmeTier(SlabFiles):
     """
 
     def __init__(
-        self, devices: Sequence[Device], *, depth: int, errors_max: int, sync: bool, clock: Callable[[], int]
+        self,
+        devices: Sequence[tuple[Path, Device | None]],
+        *,
+        depth: int,
+        errors_max: int,
+        sync: bool,
+        clock: Callable[[], int],
     ) -> None:
         self._clock = clock
         self._slabs: dict[int, SlabFile] = {}
@@ -43,6 +50,7 @@ class NvmeTier(SlabFiles):
         self.banks = [
             Bank(
                 number,
+                path,
                 device,
                 depth=depth,
                 errors_max=errors_max,
@@ -51,7 +59,7 @@ class NvmeTier(SlabFiles):
                 on_lost=lambda bank: self.on_lost(bank),
                 on_full=self._full,
             )
-            for number, device in enumerate(devices)
+            for number, (path, device) in enumerate(devices)
         ]
 
     def _full(self, bank: int, slab_ids: list[int]) -> None:
@@ -101,7 +109,8 @@ class NvmeTier(SlabFiles):
 
     def prolong(self, slab_id: int, slot: int, deadline_ns: int) -> None:
         slab = self._slabs[slab_id]
-        slab.bank.touch(slab, slot, self._store_ms(slab.bank, deadline_ns))
+        if slab.bank.in_service:
+            slab.bank.touch(slab, slot, self._store_ms(slab.bank, deadline_ns))
 
     def _store_ms(self, bank: Bank, deadline_ns: int) -> int:
         return bank.device.clock.now_ms() + max(0, deadline_ns - self._clock()) // 1_000_000
@@ -135,10 +144,12 @@ class NvmeTier(SlabFiles):
 
         Only after `make_ready`. The future raises DeviceFailed."""
         slab = self._slabs[place.slab_id]
+        if not slab.bank.in_service:
+            return _out_of_service(slab.bank)
         assert slab.bank.is_made(slab), slab
         parts = [pack_slot_header(entry), *packed.parts]
         device, offset, length = slab.bank.device, place.offset, packed.slot_length
-        return slab.bank.run(length, lambda: device.write(slab.file, offset, parts), background=True)
+        return slab.bank.run(length, lambda: device.write(slab.file, offset, parts), background=True, writes=True)
 
     def enter(self, place: Place, entry: Entry) -> None:
         """A slot that was written gets its name in the index with the next flush."""
@@ -178,6 +189,8 @@ class NvmeTier(SlabFiles):
         """
         place = source.place
         slab = self._slabs[place.slab_id]  # it is pinned
+        if not slab.bank.in_service:
+            return _out_of_service(slab.bank)
         reader = SlotReader(
             slab.bank.device,
             slab.file,
@@ -192,3 +205,9 @@ class NvmeTier(SlabFiles):
         """Flushes, then lets go of the devices. Nothing is read or written any more."""
         for bank in self.banks:
             await bank.close()
+
+
+def _out_of_service(bank: Bank) -> "asyncio.Future[None]":
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    failed.set_exception(DeviceFailed(f"{bank.path} is out of service"))
+    return failed
