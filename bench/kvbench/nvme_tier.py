@@ -50,7 +50,9 @@ class TierOnDisk(Storage):
         slabs = -(-point.blocks // slots)
         capacity_bytes = slabs * (config.nvme_slab_bytes + MIB)
         self._device = Device.open(folder, DeviceLimits(capacity_bytes, config.nvme_slab_bytes, GIB))
-        self._tier = NvmeTier([self._device], depth=point.depth, errors_max=1, sync=True, clock=time.monotonic_ns)
+        self._tier = NvmeTier(
+            [(self._device.path, self._device)], depth=point.depth, errors_max=1, sync=True, clock=time.monotonic_ns
+        )
         for slab_id in range(slabs):
             self._tier.open_slab(slab_id, slot_length, _TENANT, 0)
         self._places = [
