@@ -87,6 +87,10 @@ class StaleGeneration(KVStoreError):
     """The slot was given to another block, or its node restarted, while it was being read."""
 
 
+class HandoffLost(KVStoreError):
+    """The prefill side gave the handoff up: it aborted, or its process or its lease ended. Its ticket is void."""
+
+
 class ChecksumMismatch(KVStoreError):
     """The bytes that arrived are not the bytes that were stored."""
 

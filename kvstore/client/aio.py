@@ -36,13 +36,11 @@ from kvstore.errors import (
     InvalidInput,
     LeaseLost,
     TicketInvalid,
-    TooLarge,
 )
 from kvstore.pb import control_pb2, node_pb2
 from kvstore.policy.recompute import Prefill, Speed, Worth, worth
 from kvstore.policy.rulebook import check_asked
 from kvstore.policy.rules import DEFAULT_RULES
-from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
 Tokens = Sequence[int] | npt.NDArray[Any]
 _DEFAULT_GROUPS = 8
@@ -319,17 +317,20 @@ class AsyncClient:
         """
         found = what if isinstance(what, Match) else Match(what, len(what))
         asked = self._chain_of(found.chain).prefix(found.blocks)
-        _bounded(len(asked))
         if not 0 <= first_block <= len(asked):
             raise InvalidInput(f"load: first_block {first_block} is not within the {len(asked)} blocks matched")
         _fits(kv, len(asked), writable=True)
-        blocks, nodes = found.locations.within(first_block, found.blocks, self._link.shard_rank)
-        start = self._load_start(asked, first_block, group_layers, deadline_s)
-        start.nodes.extend(found.locations.nodes)
-        start.location_block, start.location_node = blocks.tobytes(), nodes.tobytes()
-        start.helpers.extend(found.locations.helpers)
-        start.keep_at = keep_at
-        return self._begin(asked, kv, first_block, start)
+        starts = []
+        for part in parts_of(asked, first_block):
+            end = part.at + len(part.keys)
+            blocks, nodes = found.locations.within(part.first_block, end, self._link.shard_rank)
+            start = self._load_start(part, group_layers, deadline_s)
+            start.nodes.extend(found.locations.nodes)
+            start.location_block, start.location_node = blocks.tobytes(), nodes.tobytes()
+            start.helpers.extend(found.locations.helpers)
+            start.keep_at = keep_at
+            starts.append(start)
+        return self._begin(asked, kv, first_block, starts)
 
     def receive(
         self,
@@ -345,21 +346,21 @@ class AsyncClient:
         Blocks that this node holds are read here and not sent. Raises TicketInvalid, BufferMismatch.
         """
         asked = self._chain_of(what)
-        _bounded(len(asked))
         tail = asked.tail_tokens > 0
         _fits(kv, len(asked) + tail, writable=True)
         handoff = _ticket(ticket)
-        start = self._load_start(asked, 0, group_layers, deadline_s)
-        start.nodes.append(handoff.node)
-        start.ticket, start.tail = handoff.tickets[0], tail
-        return self._begin(asked, kv, 0, start)
+        starts = []
+        for part, part_ticket in zip(_parts_of_ticket(asked, handoff), handoff.tickets, strict=True):
+            start = self._load_start(part, group_layers, deadline_s)
+            start.nodes.append(handoff.node)
+            start.ticket, start.tail = part_ticket, tail and part.last
+            starts.append(start)
+        return self._begin(asked, kv, 0, starts)
 
-    def _load_start(
-        self, asked: Chain, first_block: int, group_layers: int | None, deadline_s: float | None
-    ) -> node_pb2.LoadStart:
+    def _load_start(self, part: Part, group_layers: int | None, deadline_s: float | None) -> node_pb2.LoadStart:
         return node_pb2.LoadStart(
-            **self._link.about(asked.packed),
-            first=first_block,
+            **self._link.about(part.packed),
+            first=part.first,
             group_layers=self._group_layers(group_layers),
             deadline_ms=(
                 self._link.config.deadline_ms if deadline_s is None else _milliseconds("deadline_s", deadline_s)
@@ -377,8 +378,8 @@ class AsyncClient:
         eighth = -(-layout.layers // _DEFAULT_GROUPS)
         return self._link.config.group_layers or max(eighth, -(-_PIECE_BYTES_MIN // layout.layer_bytes))
 
-    def _begin(self, asked: Chain, kv: KVBuffers, first_block: int, start: node_pb2.LoadStart) -> Load:
-        load = Load(self._link, self._copier, self._executor, asked, kv, first_block, start)
+    def _begin(self, asked: Chain, kv: KVBuffers, first_block: int, starts: Sequence[node_pb2.LoadStart]) -> Load:
+        load = Load(self._link, self._copier, self._executor, asked, kv, first_block, starts)
         self._unfinished.add(load)
         load.on_done(self._unfinished.discard)
         return load
@@ -428,7 +429,6 @@ class AsyncClient:
     async def offer(self, what: "Chain | Tokens", deadline_s: float = 30.0) -> str:
         """A ticket for handing this prompt over: opaque, JSON-safe, single use. May be given to the decode side now."""
         asked = self._chain_of(what)
-        _bounded(len(asked))
         tickets = [await self._offer_part(part, asked.tail_tokens, deadline_s) for part in parts_of(asked)]
         handoff = node_pb2.HandoffTicket(tickets=tickets, node=self._link.node)
         ticket = base64.urlsafe_b64encode(handoff.SerializeToString()).decode()
@@ -466,11 +466,6 @@ class AsyncClient:
         _fits(kv, len(asked) + tail)
         leases = await lease_parts(self._link, _parts_of_ticket(asked, handoff), tickets=handoff.tickets, tail=tail)
         return HandoffWriter(self._link, self._copier(), self._executor, asked, kv, leases)
-
-
-def _bounded(blocks: int) -> None:
-    if blocks > KEYS_PER_MESSAGE_MAX:
-        raise TooLarge(f"{blocks} blocks in one call are more than {KEYS_PER_MESSAGE_MAX}: use larger blocks")
 
 
 def _ticket(text: str) -> node_pb2.HandoffTicket:

@@ -9,21 +9,21 @@ import heapq
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-
-import grpc.aio
+from typing import Any
 
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import layer_groups
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.client.buffers import KVBuffers
-from kvstore.client.copying import Copier, ReadyPiece, Slot
+from kvstore.client.copying import Copier, ReadyPiece
 from kvstore.client.link import Link
+from kvstore.client.streams import PartStream
 from kvstore.client.threads import ended, in_threads
 from kvstore.errors import (
     BlocksMissing,
@@ -38,13 +38,8 @@ from kvstore.errors import (
     StaleGeneration,
 )
 from kvstore.pb import node_pb2
-from kvstore.rpc.pace import Pace
-from kvstore.rpc.stream import end_telling, replies, tell
 
 _BATCH_BYTES = 8 * 1024 * 1024
-_CONSUMED_PACE_S = 0.003
-
-_Call = grpc.aio.StreamStreamCall[node_pb2.LoadUp, node_pb2.LoadDown]
 _ERROR_OF = {
     Outcome.MISSING: BlocksMissing,
     Outcome.EXPIRED: BlocksMissing,
@@ -118,7 +113,7 @@ class Load:
         chain: Chain,
         kv: KVBuffers,
         first_block: int,
-        start: node_pb2.LoadStart,
+        starts: Sequence[node_pb2.LoadStart],
     ) -> None:
         self._link = link
         self._make_copier = copier
@@ -127,30 +122,25 @@ class Load:
         self._chain = chain
         self._kv = kv
         self._first = first_block
-        self._start = start
-        self._groups = layer_groups(self._layout, start.group_layers)
+        self._starts = starts
+        self._deadline_ms = starts[0].deadline_ms
+        self._groups = layer_groups(self._layout, starts[0].group_layers)
         self._group_of_layer = {
             layer: g for g, (first, n) in enumerate(self._groups) for layer in range(first, first + n)
         }
-        self._tail_pages = math.ceil(chain.tail_tokens / self._layout.group.page_tokens)
-        self._outcomes: list[Outcome] = []
-        self._sources: list[node_pb2.LoadSource] = []
-        self._route = ""
-        self._source_bytes: dict[int, int] = {}
-        self._source_end_s: dict[int, float] = {}
-        self._left: list[int] = []
+        self._streams: list[PartStream] = []
+        self._planned = False  # as far as something comes
+        self._coming = 0
+        self._copied = [0] * len(self._groups)  # layers of blocks
+        self._source_bytes: dict[tuple[str, int, str], int] = {}
+        self._source_end_s: dict[tuple[str, int, str], float] = {}
         self._hole: Missing | None = None
         self._ready_groups = 0
         self._first_group_s = 0.0
         self._progress = asyncio.Event()
-        self._heap: list[tuple[int, int, ReadyPiece]] = []
+        self._heap: list[tuple[int, int, ReadyPiece, PartStream]] = []
         self._order = count()
         self._copy_wake = asyncio.Event()
-        self._corrupt_reported = 0
-        self._done: node_pb2.LoadDone | None = None
-        self._copied_all = False
-        self._consumed = node_pb2.LoadConsumed()
-        self._consumed_pace = Pace(_CONSUMED_PACE_S)
         self._began_s = time.monotonic()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(lambda task: self._wake())
@@ -164,7 +154,7 @@ class Load:
         """What was loaded; single blocks that are missing are in the result.
 
         Raises what ended the load as a whole: DeadlineExceeded, NodeUnavailable, UnknownNamespace, TicketInvalid,
-        Closed after `cancel`, or what the buffers raised.
+        HandoffLost, Closed after `cancel`, or what the buffers raised.
         """
         await asyncio.wait({self._task})
         if self._task.cancelled():
@@ -219,151 +209,123 @@ class Load:
         return await self._link.in_session(self._attempt)
 
     async def _attempt(self) -> LoadResult:
-        self._start.session_id = self._link.session_id
-        call = self._link.stub.Load(timeout=self._start.deadline_ms / 1000)
-        reading = asyncio.create_task(self._read_stream(call))
+        failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        tasks: list[asyncio.Task[None]] = []
+
+        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            task = asyncio.create_task(work)
+            task.add_done_callback(partial(_tell_failure, failed))
+            tasks.append(task)
+            return task
+
         copying = asyncio.create_task(self._copy_loop(self._make_copier()))
-        giving_back = asyncio.create_task(self._consumed_loop(call))
+        spawn(self._open_parts(spawn))
         try:
-            # A copy that fails ends the load now: nobody would give its landing places back, so the node would wait.
-            first, _ = await asyncio.wait({reading, copying}, return_when=asyncio.FIRST_COMPLETED)
-            for task in first:
-                task.result()
-            done = copying.result()
-            self._copied_all = True
-            self._consumed_pace.set(urgent=True)
-            await giving_back
-            await end_telling(call)
-            return self._summary(done)
+            # What fails ends the load now: nobody would give its landing places back, so the node would wait.
+            ends: set[asyncio.Future[Any]] = {copying, failed}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise failed.result()
+            copying.result()
+            for stream in self._streams:
+                stream.copied_all()
+            await asyncio.gather(*(stream.given_back.wait() for stream in self._streams))
+            return self._summary()
         except DeadlineExceeded:
-            raise DeadlineExceeded(f"the load did not finish within {self._start.deadline_ms} ms") from None
+            raise DeadlineExceeded(f"the load did not finish within {self._deadline_ms} ms") from None
         except SessionLost as error:
-            if self._outcomes:  # it had begun, so it cannot be begun again unseen
+            if any(stream.outcomes for stream in self._streams):  # begun, so it cannot be begun again unseen
                 raise NodeUnavailable(str(error)) from error
             raise
         finally:
-            for task in (reading, copying, giving_back):
+            for task in (copying, *tasks):
                 task.cancel()
-            call.cancel()
-            await ended([reading, copying, giving_back])
+            for stream in self._streams:
+                stream.cancel()
+            await ended([copying, *tasks])
+            self._streams = []
 
-    async def _read_stream(self, call: _Call) -> None:
-        """Takes what the node tells, until it ends the stream; before the load is over that is an error."""
-        await tell(call, node_pb2.LoadUp(start=self._start))
-        async with aclosing(replies(call, NodeUnavailable, "node")) as messages:
-            async for down in messages:
-                kind = down.WhichOneof("message")
-                if kind == "plan":
-                    self._take_plan(down.plan)
-                elif kind == "pieces":
-                    self._take_pieces(down.pieces)
-                elif kind == "done":
-                    self._done = down.done
-                    self._copy_wake.set()
-        if not self._copied_all:
-            raise NodeUnavailable("node: the stream ended before the load was done")
-
-    def _take_plan(self, plan: node_pb2.LoadPlan) -> None:
-        self._outcomes = [Outcome(o) for o in plan.outcomes]
-        self._route = plan.route
-        coming = next((i for i, o in enumerate(self._outcomes) if o is not Outcome.READY), len(self._outcomes))
-        if coming < len(self._outcomes):
-            self._hole = Missing(self._first + coming, self._outcomes[coming])
-        self._left = [coming * layers for _, layers in self._groups]
+    async def _open_parts(self, spawn: "Callable[[Coroutine[Any, Any, None]], object]") -> None:
+        """Opens the streams one after the other, up to the first with a hole: what is behind it is of no use."""
+        tail_block = len(self._chain) if self._chain.tail_tokens else -1
+        tail_pages = math.ceil(self._chain.tail_tokens / self._layout.group.page_tokens)
+        first = self._first
+        for start in self._starts:
+            start.session_id = self._link.session_id
+            elapsed_ms = int((time.monotonic() - self._began_s) * 1000)
+            start.deadline_ms = max(1, self._deadline_ms - elapsed_ms)
+            stream = PartStream(
+                self._link, start, first, tail_block, tail_pages, self._take_pieces, self._copy_wake.set
+            )
+            self._streams.append(stream)
+            spawn(stream.read())
+            spawn(stream.give_back())
+            await stream.planned.wait()
+            coming = next((i for i, o in enumerate(stream.outcomes) if o is not Outcome.READY), len(stream.outcomes))
+            self._coming += coming
+            if coming < len(stream.outcomes):
+                self._hole = Missing(first + coming, stream.outcomes[coming])
+                break
+            first += len(stream.outcomes)
+        self._planned = True
+        self._copy_wake.set()
         self._report_groups()
 
-    def _take_pieces(self, message: node_pb2.PiecesReady) -> None:
-        at = 0
-        self._sources += message.new_sources
-        columns = zip(
-            message.numbers,
-            message.sources,
-            message.blocks,
-            message.first_layers,
-            message.layer_counts,
-            map(Slot, message.slab_ids, message.offsets, message.generations),
-            message.place_ids,
-            message.checksum_lengths,
-            strict=True,
-        )
-        tail = len(self._chain) - self._first
-        for number, source, block, first_layer, layers, slot, place_id, length in columns:
-            piece = ReadyPiece(
-                self._first + block,
-                first_layer,
-                layers,
-                slot,
-                place_id,
-                message.checksums[at : at + length],
-                self._tail_pages if block == tail else None,
-                number,
-                source,
-            )
-            at += length
-            heapq.heappush(self._heap, (self._group_of_layer[first_layer], next(self._order), piece))
+    def _take_pieces(self, stream: PartStream, pieces: Sequence[ReadyPiece]) -> None:
+        for piece in pieces:
+            group = self._group_of_layer[piece.first_layer]
+            heapq.heappush(self._heap, (group, next(self._order), piece, stream))
         self._copy_wake.set()
 
-    async def _copy_loop(self, copier: Copier) -> node_pb2.LoadDone:
-        """Copies what has arrived, earliest layer group first, a few MiB at a time; until the node says that this was
-        all, knowing of every piece that was corrupt."""
+    async def _copy_loop(self, copier: Copier) -> None:
+        """Copies what has arrived, earliest layer group first, a few MiB at a time; until every stream says that this
+        was all."""
         while True:
             while not self._heap:
-                if self._done is not None and self._done.corrupt_pieces == self._corrupt_reported:
-                    return self._done
+                if self._planned and all(stream.told_all for stream in self._streams):
+                    return
                 self._copy_wake.clear()
                 await self._copy_wake.wait()
-            batches: deque[list[ReadyPiece]] = deque()
+            batches: deque[list[tuple[ReadyPiece, PartStream]]] = deque()
             calls = self._copies(copier, batches)
             async with aclosing(in_threads(self._executor, calls, self._link.config.copy_threads + 1)) as results:
                 async for outcomes in results:
                     self._account(batches.popleft(), outcomes)
                     self._report_groups()
-                    self._consumed_pace.set()
 
-    def _copies(self, copier: Copier, batches: deque[list[ReadyPiece]]) -> Iterator[Callable[[], list[Outcome]]]:
+    def _copies(
+        self, copier: Copier, batches: deque[list[tuple[ReadyPiece, PartStream]]]
+    ) -> Iterator[Callable[[], list[Outcome]]]:
         """Copies of what has arrived by the time each is asked for; `batches` gets what they are of."""
         while self._heap:
             batches.append(self._take_batch())
-            yield partial(copier.read, self._kv, batches[-1])
+            yield partial(copier.read, self._kv, [piece for piece, _ in batches[-1]])
 
-    async def _consumed_loop(self, call: _Call) -> None:
-        """Gives landing places back to the node, until all is copied. Not cancelled: that would end the stream."""
-        while not self._copied_all:
-            await self._consumed_pace.wait()
-            consumed, self._consumed = self._consumed, node_pb2.LoadConsumed()
-            if consumed.place_ids or consumed.corrupt_pieces:
-                await tell(call, node_pb2.LoadUp(consumed=consumed))
-
-    def _take_batch(self) -> list[ReadyPiece]:
-        batch: list[ReadyPiece] = []
+    def _take_batch(self) -> list[tuple[ReadyPiece, PartStream]]:
+        batch: list[tuple[ReadyPiece, PartStream]] = []
         length = 0
         while self._heap and length < _BATCH_BYTES:
-            piece = heapq.heappop(self._heap)[2]
-            batch.append(piece)
+            _, _, piece, stream = heapq.heappop(self._heap)
+            batch.append((piece, stream))
             length += piece.layers * self._layout.layer_bytes
         return batch
 
-    def _account(self, batch: Sequence[ReadyPiece], outcomes: Sequence[Outcome]) -> None:
-        now_s, consumed = time.monotonic(), self._consumed
-        for piece, outcome in zip(batch, outcomes, strict=True):
-            block = piece.block - self._first
-            if piece.place_id:
-                consumed.place_ids.append(piece.place_id)
+    def _account(self, batch: Sequence[tuple[ReadyPiece, PartStream]], outcomes: Sequence[Outcome]) -> None:
+        now_s = time.monotonic()
+        for (piece, stream), outcome in zip(batch, outcomes, strict=True):
+            stream.account(piece, outcome)
             if outcome is Outcome.READY:
-                self._left[self._group_of_layer[piece.first_layer]] -= piece.layers
+                self._copied[self._group_of_layer[piece.first_layer]] += piece.layers
+                source = stream.sources[piece.source]
+                name = source.node_id, source.tier, source.route
                 moved = piece.layers * self._layout.layer_bytes
-                self._source_bytes[piece.source] = self._source_bytes.get(piece.source, 0) + moved
-                self._source_end_s[piece.source] = now_s
-            elif outcome is Outcome.CORRUPT:
-                # It comes again from elsewhere, or the node says that it does not.
-                consumed.corrupt_pieces.append(piece.number)
-                self._corrupt_reported += 1
-                self._consumed_pace.set(urgent=True)
-            else:
-                self._outcomes[block] = outcome
+                self._source_bytes[name] = self._source_bytes.get(name, 0) + moved
+                self._source_end_s[name] = now_s
 
     def _report_groups(self) -> None:
-        while self._ready_groups < len(self._groups) and self._left and self._left[self._ready_groups] == 0:
+        while self._planned and self._ready_groups < len(self._groups):
+            if self._copied[self._ready_groups] < self._coming * self._groups[self._ready_groups][1]:
+                break
             self._ready_groups += 1
             if self._ready_groups == 1:
                 self._first_group_s = time.monotonic() - self._began_s
@@ -375,23 +337,16 @@ class Load:
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
-    def _summary(self, done: node_pb2.LoadDone) -> LoadResult:
-        for block, outcome in enumerate(done.outcomes):
-            if self._outcomes[block] is Outcome.READY:
-                self._outcomes[block] = Outcome(outcome)
+    def _summary(self) -> LoadResult:
+        outcomes = [outcome for stream in self._streams for outcome in stream.outcomes]
         count_full = len(self._chain) - self._first
-        prefix = next((i for i, o in enumerate(self._outcomes) if o is not Outcome.READY), len(self._outcomes))
+        prefix = next((i for i, o in enumerate(outcomes) if o is not Outcome.READY), len(outcomes))
         tail = prefix > count_full
         blocks = self._first + min(prefix, count_full)
         sources = tuple(
-            LoadedFrom(
-                self._sources[source].node_id,
-                Tier(self._sources[source].tier).name.lower(),
-                self._sources[source].route,
-                moved,
-                self._source_end_s[source] - self._began_s,
-            )
-            for source, moved in sorted(self._source_bytes.items())
+            LoadedFrom(node_id, Tier(tier).name.lower(), route, moved, self._source_end_s[name] - self._began_s)
+            for name, moved in self._source_bytes.items()
+            for node_id, tier, route in (name,)
         )
         return LoadResult(
             blocks=blocks,
@@ -402,11 +357,9 @@ class Load:
             first_group_s=self._first_group_s,
             sources=sources,
             missing=tuple(
-                Missing(self._first + i, outcome)
-                for i, outcome in enumerate(self._outcomes)
-                if outcome is not Outcome.READY
+                Missing(self._first + i, outcome) for i, outcome in enumerate(outcomes) if outcome is not Outcome.READY
             ),
-            route=self._route,
+            route="; ".join(stream.route for stream in self._streams if stream.route),
         )
 
     def _why_not(self) -> KVStoreError:
@@ -420,6 +373,11 @@ class Load:
         if not missing:
             return PeerLost("the load ended before this layer was complete")
         return _error_of(missing[0])
+
+
+def _tell_failure(failed: "asyncio.Future[BaseException]", task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None and not failed.done():
+        failed.set_result(error)
 
 
 def _error_of(why: Missing) -> KVStoreError:

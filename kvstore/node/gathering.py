@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout, layer_groups
 from kvstore.blocks.state import Outcome, Tier
-from kvstore.errors import InvalidInput, KVStoreError
+from kvstore.errors import HandoffLost, InvalidInput, KVStoreError
 from kvstore.node.board import Board
 from kvstore.node.catalog import PinnedBlock, Pins, ShardId
 from kvstore.node.feed import Arrival, BoardFeed, Changed
@@ -80,6 +80,7 @@ class Gathering:
         self._told: list[tuple[int, Piece]] = [(_MAPPED, Piece(0, 0, 0, 0, 0))]  # by number, from 1
         self._places: set[int] = set()  # those that the client was told of
         self._promised_bytes = 0
+        self._given_up: HandoffLost | None = None
         self.outcomes: list[Outcome] = []
         self.sources: list[Source] = []
         self.route = ""
@@ -200,10 +201,12 @@ class Gathering:
             self._runs.append(asyncio.create_task(self._run_path(number, path)))
 
     async def finished(self) -> None:
-        """Returns when all that can come has come."""
+        """Returns when all that can come has come. Raises HandoffLost: a handoff comes whole or not at all."""
         while not self._board.finished:
             await self._changed.wait()
         self._promise(0)
+        if self._given_up is not None:
+            raise self._given_up
 
     async def _run_path(self, number: int, path: Path) -> None:
         feed = BoardFeed(
@@ -218,6 +221,8 @@ class Gathering:
         self._live.add(number)
         try:
             await path.run(feed)
+        except HandoffLost as error:
+            self._given_up = error
         except KVStoreError as error:
             log.info("load: %s from %s: %s", getattr(path, "route", "here"), getattr(path, "node_id", ""), error)
         finally:

@@ -14,13 +14,16 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvstore.blocks.layout import CHECKSUM_BYTES as CHECKSUM_BYTES
-from kvstore.blocks.layout import Layout
+from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome
 from kvstore.errors import InvalidInput, LeaseLost, Refused, TicketInvalid
 from kvstore.node.answers import ROOT, Above
 from kvstore.node.catalog import Place, Reservation, ShardId
 from kvstore.node.custody import Custody
+
+OFFERS_MAX = 4096
+OFFERED_BLOCKS_MAX = 1_048_576
+"""Of tickets that nobody feeds yet: their keys are all that they cost."""
 
 
 @dataclass(eq=False, slots=True)
@@ -91,9 +94,13 @@ class Handoffs:
     def offer(
         self, namespace_id: bytes, shard: ShardId, keys: list[bytes], tail: bool, deadline_ns: int, holder: str
     ) -> Handoff:
+        """A ticket. Raises UnknownNamespace, InvalidInput; Refused while too many offers wait for their senders."""
         layout = self._custody.catalog.layout(namespace_id)
         if not keys and not tail:
             raise InvalidInput("offer: the chain is empty")
+        unfed = [h for h in self._by_ticket.values() if not h.fed]
+        if len(unfed) >= OFFERS_MAX or sum(len(h.keys) for h in unfed) + len(keys) > OFFERED_BLOCKS_MAX:
+            raise Refused(f"{len(unfed)} offers wait for their senders: no more until some are sent or past")
         handoff = Handoff(secrets.token_bytes(16), namespace_id, layout, shard, keys, tail, deadline_ns, holder)
         self._by_ticket[handoff.ticket] = handoff
         return handoff

@@ -245,9 +245,6 @@ class Incoming:
         self._write_pace.set(urgent=True)
 
     def _layers_ready(self, ready: node_pb2.LayersReady) -> None:
-        if ready.failed:
-            self._lose(PeerLost("the prefill side gave the handoff up"))
-            return
         writing = [i for i, written in enumerate(self._written) if not written]
         step = len(ready.checksums) // max(1, len(writing))
         for position, index in enumerate(writing):

@@ -15,7 +15,7 @@ import numpy as np
 
 from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
-from kvstore.errors import ChecksumMismatch, Closed, DeviceFailed, InvalidInput, KVStoreError, PeerLost
+from kvstore.errors import ChecksumMismatch, Closed, DeviceFailed, InvalidInput, KVStoreError, PeerLost, TooLarge
 from kvstore.fabric.base import Buffer, Peer
 from kvstore.node.lanes import Lane, TrafficClass
 from kvstore.node.progress import Progress
@@ -69,11 +69,13 @@ class Outgoing:
         self._silent = False
 
     def grant(self, credits: node_pb2.Credits) -> None:
-        """Serves credits, in their order. Raises InvalidInput when the reader grants more than anybody needs."""
-        if len(self._serving) + len(credits.tags) > CREDITS_MAX:
-            raise InvalidInput(f"transfer: more than {CREDITS_MAX} credits at once")
-        columns = zip(credits.tags, credits.blocks, credits.offsets, credits.lengths, strict=True)
-        for tag, block, offset, length in columns:
+        """Serves credits, in their order. Raises InvalidInput, TooLarge for more than anybody needs."""
+        columns = (credits.tags, credits.blocks, credits.offsets, credits.lengths)
+        if len({len(column) for column in columns}) > 1:
+            raise InvalidInput("transfer: the columns of the credits differ in length")
+        if len(self._serving) + len(self._sends) + len(credits.tags) > CREDITS_MAX:
+            raise TooLarge(f"transfer: more than {CREDITS_MAX} credits are not settled")
+        for tag, block, offset, length in zip(*columns, strict=True):
             serving = asyncio.create_task(self._serve(tag, block, offset, length))
             self._serving.add(serving)
             serving.add_done_callback(self._served)

@@ -14,7 +14,7 @@ import xxhash
 
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
-from kvstore.errors import InvalidInput, PeerLost
+from kvstore.errors import HandoffLost, InvalidInput, KVStoreError
 from kvstore.node.background import Background
 from kvstore.node.catalog import PinnedBlock, Place, ShardId
 from kvstore.node.custody import Custody
@@ -104,6 +104,7 @@ class Transfers:
                 try:
                     while (message := await transfer.outbox.get()) is not None:
                         yield message
+                    _raise_first(work)
                 finally:
                     for task in work:
                         task.cancel()
@@ -126,9 +127,18 @@ class Transfers:
 
 def _ended(task: "asyncio.Task[None]", transfer: Sender) -> None:
     """A part that failed ends the transfer, else the reader would wait for it."""
-    if not task.cancelled() and task.exception() is not None:
-        log.warning("transfer: %r", task.exception())
+    if not task.cancelled() and (error := task.exception()) is not None:
+        if not isinstance(error, HandoffLost):
+            log.warning("transfer: %r", error)
         transfer.outbox.put_nowait(None)
+
+
+def _raise_first(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """What ended the transfer, if it is an answer to the reader."""
+    for task in tasks:
+        error = task.exception() if task.done() and not task.cancelled() else None
+        if isinstance(error, KVStoreError):
+            raise error
 
 
 class _Owned:
@@ -218,7 +228,7 @@ class _Owned:
             await handoff.changed.wait()
         self._blocks = [block for block, flag in enumerate(wanted) if flag] + [len(keys)] * handoff.tail
         if not handoff.fed:
-            raise PeerLost("the prefill side gave the handoff up before it had begun")
+            raise HandoffLost("the prefill side gave the handoff up before it had begun")
         for block in self._blocks:
             piece = handoff.blocks[block]
             key = keys[block] if block < len(keys) else b""
@@ -242,7 +252,7 @@ class _Owned:
                 self.outbox.put_nowait(node_pb2.TransferDown(settled=node_pb2.Settled()))
 
     async def _announce(self) -> None:
-        """Handoff: tells the reader which layers it may ask for, as they are written."""
+        """Handoff: tells the reader which layers it may ask for, as they are written. Raises HandoffLost."""
         handoff = self._handoff
         if handoff is None:
             return
@@ -250,19 +260,19 @@ class _Owned:
         writing = [b for b, s in zip(self._blocks, self._sources, strict=True) if s is not None and not s.stored]
         while True:
             changed = handoff.changed
-            layers, over = handoff.layers, handoff.complete or handoff.failed
+            if handoff.failed:
+                raise HandoffLost("the prefill side gave the handoff up")
+            layers = handoff.layers
             first = self._layout.granules_before(announced) * CHECKSUM_BYTES
             last = self._layout.granules_before(layers) * CHECKSUM_BYTES
             checksums = b"".join(bytes(handoff.blocks[b].checksums[first:last]) for b in writing)
             self.outbox.put_nowait(
                 node_pb2.TransferDown(
-                    ready=node_pb2.LayersReady(
-                        layers=layers, checksums=checksums, complete=handoff.complete, failed=handoff.failed
-                    )
+                    ready=node_pb2.LayersReady(layers=layers, checksums=checksums, complete=handoff.complete)
                 )
             )
             announced = layers
-            if over:
+            if handoff.complete:
                 return
             await changed.wait()
 

@@ -1,7 +1,8 @@
 """The window of one path: how many bytes may be asked for and not yet here.
 
 Large enough that the path never waits for the next request, small enough that little is left with a path that turns
-slow: what it carries in a tenth of a second, at least three pieces. It begins at four.
+slow: what it carries in a tenth of a second, at least three pieces. It begins at four. Never more pieces than the other
+side takes, however small they are.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ _DEPTH_S = 0.1
 _PIECES_MIN = 3
 _PIECES_START = 4
 _RATE_WEIGHT = 0.2
+IN_FLIGHT_MAX = 2048
 
 
 class Window:
@@ -25,21 +27,24 @@ class Window:
         self._bytes_max = min(self._most_bytes, _PIECES_START * piece_bytes)
         self._room = asyncio.Event()
         self._last_ns = 0
+        self.in_flight = 0
         self.in_flight_bytes = 0
         self.bytes_per_s = float(RATE_START_BYTES_PER_S)
 
     async def room(self) -> None:
         """Returns when more may be asked for."""
-        while self.in_flight_bytes and self.in_flight_bytes >= self._bytes_max:
+        while self.in_flight and (self.in_flight_bytes >= self._bytes_max or self.in_flight >= IN_FLIGHT_MAX):
             self._room.clear()
             await self._room.wait()
 
     def enter(self, length: int) -> None:
         if self.in_flight_bytes == 0:
             self._last_ns = self._clock()
+        self.in_flight += 1
         self.in_flight_bytes += length
 
     def leave(self, length: int, moved: bool) -> None:
+        self.in_flight -= 1
         self.in_flight_bytes -= length
         now_ns = self._clock()
         if moved and now_ns > self._last_ns:

@@ -1251,30 +1251,28 @@ Global___TransferPinned: typing_extensions.TypeAlias = TransferPinned
 
 @typing.final
 class LayersReady(google.protobuf.message.Message):
-    """Handoff only: the first `layers` layers of the wanted blocks may be asked for."""
+    """Handoff only: the first `layers` layers of the wanted blocks may be asked for. A writer that aborts or dies ends the
+    stream with HandoffLost.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LAYERS_FIELD_NUMBER: builtins.int
     CHECKSUMS_FIELD_NUMBER: builtins.int
     COMPLETE_FIELD_NUMBER: builtins.int
-    FAILED_FIELD_NUMBER: builtins.int
     layers: builtins.int
     checksums: builtins.bytes
     """block by block: granules complete since the last message"""
     complete: builtins.bool
     """the writer committed"""
-    failed: builtins.bool
-    """the writer aborted or died"""
     def __init__(
         self,
         *,
         layers: builtins.int = ...,
         checksums: builtins.bytes = ...,
         complete: builtins.bool = ...,
-        failed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["checksums", b"checksums", "complete", b"complete", "failed", b"failed", "layers", b"layers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checksums", b"checksums", "complete", b"complete", "layers", b"layers"]) -> None: ...
 
 Global___LayersReady: typing_extensions.TypeAlias = LayersReady
 

@@ -32,6 +32,7 @@ STATUS: dict[type[e.KVStoreError], grpc.StatusCode] = {
     e.PeerLost: grpc.StatusCode.ABORTED,
     e.BlocksMissing: grpc.StatusCode.NOT_FOUND,
     e.StaleGeneration: grpc.StatusCode.ABORTED,
+    e.HandoffLost: grpc.StatusCode.ABORTED,
     e.ChecksumMismatch: grpc.StatusCode.DATA_LOSS,
     e.DeviceFailed: grpc.StatusCode.INTERNAL,
     e.DeviceFull: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -11,14 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.blocks.keys import Chain
+from kvstore.blocks.layout import Layout
 from kvstore.client import AsyncClient, buffers, parts
 from kvstore.client.parts import parts_of
-from kvstore.errors import LeaseLost, NodeUnavailable
+from kvstore.errors import BlocksMissing, HandoffLost, LeaseLost, NodeUnavailable
+from kvstore.node.answers import ShardId
 from kvstore.node.app import NodeServer
-from tests.cluster import LAYOUT, random_blocks
+from tests.cluster import random_blocks
 from tests.inprocess import Site, at_rest, site, tokens
 from tests.waiting import eventually
 
+LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
+"""4 layers of 128 KiB: two granules of two layers."""
 STEP = 3
 BLOCKS = 8
 SOURCE = random_blocks(LAYOUT, BLOCKS)
@@ -39,7 +43,7 @@ async def here(tmp_path: Path) -> AsyncIterator[Site]:
 
 async def pair(here: Site, **options: Any) -> tuple[NodeServer, AsyncClient]:
     node = await here.node(tick_ms=10, **options)
-    return node, await here.client(node)
+    return node, await here.client(node, LAYOUT)
 
 
 def kv_of(blocks: int = BLOCKS) -> Any:
@@ -75,6 +79,108 @@ async def test_a_put_in_parts(here: Site, first: int) -> None:
     again = await client.store(tokens(BLOCKS), kv_of())
     assert (again.stored, again.present) == (0, BLOCKS)
     await at_rest(node)
+
+
+@pytest.mark.parametrize("first", [0, 4, 6, 8])
+async def test_a_load_in_parts(here: Site, first: int) -> None:
+    """Its streams go on at once: layer groups of all of it are reported in order, and the result is one."""
+    node, client = await pair(here)
+    await client.store(tokens(BLOCKS), kv_of())
+    chain, target = client.chain(tokens(BLOCKS)), np.zeros_like(SOURCE)
+    load = client.load(chain, buffers.contiguous(target, LAYOUT), first_block=first, group_layers=2)
+    groups = [(group.first_layer, group.layers) async for group in load]
+    assert groups == [(0, 2), (2, 2)]
+    result = await load.result()
+    assert (result.blocks, result.bytes) == (BLOCKS, (BLOCKS - first) * LAYOUT.block_bytes)
+    assert [source.node_id for source in result.sources] == [node.node_id] * (first < BLOCKS)
+    assert np.array_equal(target[first:], SOURCE[first:])
+
+
+async def test_a_load_from_other_nodes_in_parts(here: Site) -> None:
+    """Each part knows where its blocks are; what the reader holds itself is read in place."""
+    control = await here.control()
+    (_, writer), (near, reader) = [await pair(here, control=control.address, publish_ms=1) for _ in range(2)]
+    await writer.store(tokens(BLOCKS), kv_of())
+    await reader.store(tokens(2), kv_of())
+
+    async def matched() -> Any:
+        match = await reader.match(tokens(BLOCKS))
+        return match if len(match.locations) == BLOCKS + 2 else None
+
+    match, target = await eventually(matched), np.zeros_like(SOURCE)
+    result = await reader.load(match, buffers.contiguous(target, LAYOUT)).result()
+    assert result.blocks == BLOCKS
+    assert {source.route: source.bytes // LAYOUT.block_bytes for source in result.sources} == {"local": 2, "peer": 6}
+    assert np.array_equal(target, SOURCE)
+    await at_rest(near)
+
+
+async def test_a_hole_ends_a_load_in_parts(here: Site) -> None:
+    """What is behind it is not asked for: the prefix comes, and the layer that waits is told why."""
+    node, client = await pair(here)
+    await client.store(tokens(BLOCKS), kv_of())
+    chain, target = client.chain(tokens(BLOCKS)), np.zeros_like(SOURCE)
+    node.catalog.drop(chain.namespace_id, ShardId(0, 1), chain.keys[4], "purge")
+    load = client.load(chain, buffers.contiguous(target, LAYOUT))
+    with pytest.raises(BlocksMissing):
+        await load.wait_layer(0)
+    result = await load.result()
+    assert result.blocks == 4
+    assert [missing.block for missing in result.missing] == [4]
+    assert np.array_equal(target[:4], SOURCE[:4])
+    assert not target[4:].any()
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["receiver first", "sender first"])
+async def test_a_handoff_in_parts(here: Site, early: bool) -> None:
+    """One ticket hands all of it over, the partial block too, layer by layer."""
+    prefill, sender = await pair(here)
+    decode, receiver = await pair(here)
+    prompt = tokens(BLOCKS - 0.5)
+    ticket = await sender.offer(prompt)
+    target = np.zeros_like(SOURCE)
+    kv = buffers.contiguous(target, LAYOUT)
+    load = receiver.receive(ticket, kv, prompt, group_layers=1) if early else None
+    writer = await sender.send(ticket, kv_of())
+    for layer in range(LAYOUT.layers):
+        await writer.write_layer(layer)
+        if load is not None and layer % 2:
+            await load.wait_layer(layer)
+    assert (await writer.commit()).stored == BLOCKS  # the tail is written, and counted, like a block
+    result = await (load or receiver.receive(ticket, kv, prompt)).result()
+    assert (result.blocks, result.tail, result.tokens) == (BLOCKS - 1, True, 64 * BLOCKS - 32)
+    assert np.array_equal(target[: BLOCKS - 1], SOURCE[: BLOCKS - 1])
+    await at_rest(prefill, decode)
+
+
+async def test_a_handoff_in_parts_that_is_given_up(here: Site) -> None:
+    """The receiver is told that there is nothing to wait for; both sides are clean."""
+    prefill, sender = await pair(here)
+    decode, receiver = await pair(here)
+    ticket = await sender.offer(tokens(BLOCKS))
+    target = np.zeros_like(SOURCE)
+    load = receiver.receive(ticket, buffers.contiguous(target, LAYOUT), tokens(BLOCKS), group_layers=2)
+    writer = await sender.send(ticket, kv_of())
+    await writer.write_layers(0, 2)
+    await load.wait_layer(1)
+    await writer.abort()
+    with pytest.raises(HandoffLost):
+        await load.result()
+    with pytest.raises(HandoffLost):
+        await load.wait_layer(3)
+    await at_rest(prefill, decode)
+
+
+async def test_a_load_in_parts_that_is_cancelled(here: Site) -> None:
+    """All its streams end, and nothing is held."""
+    node, client = await pair(here)
+    await client.store(tokens(BLOCKS), kv_of())
+    target = np.zeros_like(SOURCE)
+    load = client.load(client.chain(tokens(BLOCKS)), buffers.contiguous(target, LAYOUT))
+    await load.cancel()
+    target[:] = 1
+    await at_rest(node)
+    assert (target == 1).all()
 
 
 async def reads_back(client: AsyncClient, blocks: int) -> None:

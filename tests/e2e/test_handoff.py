@@ -15,7 +15,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome
 from kvstore.client import AsyncClient, Load, Writer, buffers
 from kvstore.client.loading import LoadResult
-from kvstore.errors import InvalidInput, NodeUnavailable, PeerLost, Refused, TicketInvalid
+from kvstore.errors import HandoffLost, InvalidInput, NodeUnavailable, PeerLost, Refused, TicketInvalid
 from tests.cluster import Cluster, Running, cluster, random_blocks
 from tests.waiting import eventually
 
@@ -309,6 +309,14 @@ async def lost(load: Load, seconds: float = 1.0) -> None:
     assert {missing.outcome for missing in result.missing} == {Outcome.NODE_LOST}
 
 
+async def given_up(load: Load, seconds: float = 1.0) -> None:
+    """The receiver is told in time that the sender gave up: at the layer that it waits for, and in the result."""
+    with pytest.raises(HandoffLost):
+        await asyncio.wait_for(load.wait_layer(LAYOUT.layers - 1), seconds)
+    with pytest.raises(HandoffLost):
+        await load.result()
+
+
 async def test_sender_aborts(pair: Pair) -> None:
     """The receiver has the layers until then, and is told at once."""
     what = Prompt(prompt(2.5, 12), 12)
@@ -318,7 +326,7 @@ async def test_sender_aborts(pair: Pair) -> None:
     await writer.write_layers(0, 4)
     await asyncio.wait_for(load.wait_layer(3), 5)
     await writer.abort()
-    await lost(load)
+    await given_up(load)
     assert (await pair.sender.match(what.tokens)).blocks == 0
 
 
@@ -337,7 +345,7 @@ async def test_sender_is_killed(pair: Pair) -> None:
     finally:
         engine.kill()
         await engine.wait()
-    await lost(load)
+    await given_up(load)
 
 
 async def test_offering_engine_goes_before_it_sends(pair: Pair) -> None:
@@ -348,9 +356,9 @@ async def test_offering_engine_goes_before_it_sends(pair: Pair) -> None:
     load = pair.receive(await engine.offer(what.tokens), what)
     await eventually(lambda: ticket_is_taken(pair, before))
     await engine.close()
-    with pytest.raises(PeerLost):
+    with pytest.raises(HandoffLost):
         await asyncio.wait_for(load.wait_layer(0), 1)
-    with pytest.raises(PeerLost):
+    with pytest.raises(HandoffLost):
         await load.result()
 
 

@@ -112,6 +112,6 @@ async def raw_calls(client: AsyncClient, namespace_id: bytes, keys: bytes) -> di
     await ask("hold", link.call(link.stub.Hold, node_pb2.HoldRequest(**same, hold_ms=1000)))
     await ask("offer", link.call(link.stub.Offer, node_pb2.OfferRequest(**same, deadline_ms=50)))
     chain = client.chain(prompt(1, 0))
-    load = client._begin(chain, into(blank(1)), 0, node_pb2.LoadStart(**same, deadline_ms=2000))
+    load = client._begin(chain, into(blank(1)), 0, [node_pb2.LoadStart(**same, deadline_ms=2000)])
     await ask("load", load.result())
     return answers

@@ -9,9 +9,9 @@ import pytest
 from kvstore.client import AsyncClient, LoadResult, StoreResult
 from kvstore.errors import (
     Closed,
+    HandoffLost,
     KVStoreError,
     NodeUnavailable,
-    PeerLost,
     TicketInvalid,
 )
 from tests.cluster import LAYOUT, Cluster, Running, random_blocks
@@ -140,7 +140,7 @@ async def test_sender_cancelled_at_every_await(pair: Pair) -> None:
         if isinstance(result, LoadResult):
             assert np.array_equal(state["target"][: result.blocks], source[: result.blocks])
         else:
-            assert isinstance(result, TicketInvalid | PeerLost | NodeUnavailable), result
+            assert isinstance(result, TicketInvalid | HandoffLost | NodeUnavailable), result
         await pair.clean()
         await offer()
 

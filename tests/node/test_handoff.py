@@ -14,6 +14,7 @@ from kvstore.blocks.namespace import Namespace
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import MIB
 from kvstore.errors import InvalidInput, LeaseLost, PermissionRefused, Refused, TicketInvalid
+from kvstore.node import handoff as handoff_module
 from kvstore.node.answers import Place, ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.handoff import Handoff, Handoffs, _merge_private
@@ -408,6 +409,33 @@ async def test_what_changes_is_told(custody: Custody) -> None:
     handoffs.take(handoff.ticket)
     handoffs.received(handoff)
     assert changed()
+
+
+def test_offers_that_nobody_feeds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In number and in blocks; what is fed, or past its deadline, makes room."""
+    clock = Clock()
+    custody = make_custody(clock)
+    custody.catalog.open_namespace(NAMESPACE, "tenant", LAYOUT)
+    handoffs = Handoffs(custody, BUDGET_BLOCKS * LAYOUT.block_bytes)
+
+    def offer(prompt: str, seconds: int = 10) -> Handoff:
+        return handoffs.offer(NAMESPACE, SHARD, keys_of(prompt), True, clock() + seconds * SECOND_NS, SESSIONS[0])
+
+    monkeypatch.setattr(handoff_module, "OFFERS_MAX", 3)
+    fed, *_ = (offer("other") for _ in range(3))
+    with pytest.raises(Refused):
+        offer("other")
+    handoffs.feed(fed.ticket, NAMESPACE, SHARD, keys_of("other"), True, SESSIONS[0])
+    offer("other", seconds=1)
+    with pytest.raises(Refused):
+        offer("short")
+    clock.now_ns += SECOND_NS
+    handoffs.tick()
+    monkeypatch.setattr(handoff_module, "OFFERED_BLOCKS_MAX", 4)
+    with pytest.raises(Refused):
+        offer("long")
+    offer("fork")
+    custody.close()
 
 
 A, B, C, D = (Place(Tier.DRAM, 1, slot, slot, 1, 1) for slot in range(4))

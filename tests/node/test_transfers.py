@@ -16,10 +16,19 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome
 from kvstore.client import AsyncClient, buffers
 from kvstore.client.copying import checksum
-from kvstore.errors import InvalidInput, KVStoreError, NodeUnavailable, TicketInvalid, VersionMismatch
+from kvstore.errors import (
+    HandoffLost,
+    InvalidInput,
+    KVStoreError,
+    NodeUnavailable,
+    TicketInvalid,
+    TooLarge,
+    VersionMismatch,
+)
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.answers import ShardId
 from kvstore.node.app import NodeServer
+from kvstore.node.outgoing import CREDITS_MAX
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.stream import replies
@@ -95,6 +104,10 @@ class Transfer:
 
     async def end(self) -> None:
         await self.call.done_writing()
+        await self.rest()
+
+    async def rest(self) -> None:
+        """Reads to the stream's end, or raises the error that is it."""
         async for _ in self.replies:
             pass
 
@@ -198,11 +211,24 @@ async def test_the_first_message_opens(world: World) -> None:
 
 
 async def test_a_malformed_message_ends_the_transfer(world: World) -> None:
-    """Columns of unequal length: the reader is not left waiting."""
+    """Columns of unequal length: the reader is not left waiting, and is told why."""
     transfer = await world.transfer()
     await transfer.call.write(node_pb2.TransferUp(credits=node_pb2.Credits(tags=[1, 2], blocks=[0])))
-    async with asyncio.timeout(2):
-        assert await anext(transfer.replies, None) is None
+    with pytest.raises(InvalidInput):
+        await transfer.read()
+
+
+async def test_credits_are_bounded(world: World) -> None:
+    """A reader that grants more than can ever be under way ends its own transfer, and costs the owner no memory."""
+    transfer = await world.transfer()
+    world.fabric.faults.stalled = True
+    part = [1] * (CREDITS_MAX // 2)
+    credits = node_pb2.Credits(tags=part, blocks=[0] * len(part), offsets=[0] * len(part), lengths=part)
+    for _ in range(3):
+        await transfer.call.write(node_pb2.TransferUp(credits=credits))
+    with pytest.raises(TooLarge):
+        await transfer.read()
+    world.fabric.faults.stalled = False
 
 
 async def test_pins_last_until_the_sends_have_settled(world: World) -> None:
@@ -285,7 +311,7 @@ async def test_layers_go_as_they_are_written(world: World) -> None:
     assert list((await transfer.read()).settled.outcomes) == [Outcome.STALE]
     await writer.write_layers(0, 2)
     ready = (await transfer.read()).ready
-    assert (ready.layers, ready.complete, ready.failed) == (2, False, False)
+    assert (ready.layers, ready.complete) == (2, False)
     assert ready.checksums[:16] == checksum(source[0][: 2 * layer]) + checksum(source[1][: 2 * layer])
     assert np.array_equal(await transfer.bring(1, layer, layer), source[1][layer : 2 * layer])
     await transfer.credit(1, 0, 2 * layer + 1)
@@ -302,12 +328,11 @@ async def test_layers_go_as_they_are_written(world: World) -> None:
 
 
 async def test_a_writer_that_gives_up_is_told_to_the_reader(world: World) -> None:
-    """At once, and both ends leave nothing."""
+    """At once, by an error of its own, and both ends leave nothing."""
     writer, transfer, _ = await handoff(world)
     await writer.abort()
-    while not (await transfer.read()).ready.failed:
-        pass
-    await transfer.end()
+    with pytest.raises(HandoffLost):
+        await transfer.rest()
 
 
 @pytest.mark.parametrize(
