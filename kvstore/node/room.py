@@ -81,6 +81,7 @@ class Room:
 def _copies_to_evict(slab: Slab, tier: Tier) -> list[Copy] | None:
     """What must go so that the slab is empty; None when something of it may not."""
     copies: list[Copy] = []
+    seen: set[Block] = set()  # descendants: a slab may hold a chain of thousands, and each is looked at once
     for slot in slab.slots:
         if slot.state is SlotState.FREE:
             continue
@@ -92,8 +93,14 @@ def _copies_to_evict(slab: Slab, tier: Tier) -> list[Copy] | None:
         copies.append((block, tier, slot))
         if len(block.slots) > 1:
             continue
-        for descendant in block.descendants():
+        waiting = list(block.children())
+        while waiting:
+            descendant = waiting.pop()
+            if descendant in seen:
+                continue
+            seen.add(descendant)
             if descendant.writer is not None or descendant.owed is not None:
                 return None
             copies.extend((descendant, held, other) for held, other in descendant.slots)
+            waiting.extend(descendant.children())
     return None if any(slot.pins for _, _, slot in copies) else copies

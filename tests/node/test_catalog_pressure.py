@@ -6,6 +6,7 @@ import pytest
 
 from kvstore.blocks.state import Tier
 from kvstore.node.catalog import CloseSlab, OpenSlab
+from kvstore.node.tree import Block
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.node.small_catalog import HOLD_NS, LEASE_NS, SHARD, G, P, R, SmallCatalog, key, namespace
@@ -183,6 +184,17 @@ def test_a_slab_is_emptied_with_its_blocks_descendants() -> None:
     small.store("y", tenant="two")
     assert small.live("abcx") == "x"
     assert small.records("abcxy") == ["-c", "-b", "-a", "+y"]
+
+
+def test_a_slab_with_a_long_chain_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once per block: that kept a node busy for ten seconds when a chain of a million tokens filled it."""
+    blocks, looks = 500, []
+    small = SmallCatalog(slots=blocks, slab_slots=blocks)
+    small.store("".join(chr(0x4E00 + i) for i in range(blocks)))
+    children = Block.children
+    monkeypatch.setattr(Block, "children", lambda block: looks.append(block) or children(block))
+    assert small.reserve("w", tenant="wide").outcomes == [G]
+    assert len(looks) <= 3 * blocks
 
 
 def test_a_slab_that_somebody_holds_is_not_taken() -> None:
