@@ -36,6 +36,10 @@ class FabricConfig:
     segment_bytes: int = option(128 * 1024, "segment of the TCP transport")
     error_handling: bool = option(True, "detect a dead peer; without it its operations hang")
     cuda: bool = option(False, "device memory in messages (adds cuda_copy and cuda_ipc)")
+    service_level: str = option(
+        "auto", "InfiniBand service level or RoCE Ethernet priority, 0 to 15; auto: UCX chooses"
+    )
+    traffic_class: str = option("auto", "RoCE traffic class (DSCP × 4 + ECN), 0 to 255; auto: UCX chooses")
     bytes_per_s: int = option(0, "what the NIC carries in each direction; 0: as measured")
 
 

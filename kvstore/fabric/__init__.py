@@ -16,7 +16,8 @@ def make_fabric(config: FabricConfig) -> Fabric:
     """This process's end of the network that the config names.
 
     Raises FabricUnavailable when UCX was asked for and an extra, a device or a transport is missing; the text says
-    which. "auto" falls back to the loopback fabric where UCX is not installed, and logs it.
+    which. Raises ConfigError for a value that is none. "auto" falls back to the loopback fabric where UCX is not
+    installed, and logs it.
     """
     match config.kind:
         case "ucx":

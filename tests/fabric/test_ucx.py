@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from kvstore.config import FabricConfig
-from kvstore.errors import FabricUnavailable, PeerLost
+from kvstore.errors import ConfigError, FabricUnavailable, PeerLost
+from kvstore.fabric import make_fabric
 from kvstore.fabric.ucx import UcxFabric
 from kvstore.fabric.ucx_context import context_settings, library
 from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, pattern
@@ -205,6 +206,14 @@ def test_what_is_not_there_is_named(config: FabricConfig, text: str) -> None:
         UcxFabric(config)
 
 
+@pytest.mark.skipif(Path("/sys/class/infiniband").exists(), reason="there is a device that takes it")
+@pytest.mark.parametrize("levels", [{"service_level": "3"}, {"traffic_class": "106"}])
+def test_a_level_without_a_device_for_it(levels: dict[str, str]) -> None:
+    """Is refused, not ignored: who sets one relies on it."""
+    with pytest.raises(FabricUnavailable, match=r"UCX refuses its settings.*'IB_(SL|TRAFFIC_CLASS)': '(3|106)'"):
+        UcxFabric(FabricConfig(device="lo", **levels))  # type: ignore[arg-type]
+
+
 def test_settings() -> None:
     """TCP gets one rail and large segments; another transport keeps UCX's rails; CUDA adds its transports."""
     tcp = context_settings(TCP)
@@ -216,6 +225,18 @@ def test_settings() -> None:
     assert "RNDV_FRAG_MEM_TYPES" not in rdma
     assert context_settings(FabricConfig(transports="rc", rails_max=4))["MAX_RNDV_RAILS"] == "4"
     assert "TLS" not in context_settings(FabricConfig(transports="auto"))
+    assert not {"IB_SL", "IB_TRAFFIC_CLASS"} & tcp.keys()
+    levels = context_settings(FabricConfig(service_level="0", traffic_class="106"))
+    assert (levels["IB_SL"], levels["IB_TRAFFIC_CLASS"]) == ("0", "106")
+
+
+@pytest.mark.parametrize("value", ["16", "-1", "high", "", "1.0", "9" * 5000])
+def test_a_level_that_is_none(value: str) -> None:
+    """Is a configuration error that names the setting and its bounds, before UCX sees it."""
+    with pytest.raises(ConfigError, match="service_level must be auto or a number from 0 to 15"):
+        make_fabric(FabricConfig(kind="ucx", service_level=value))
+    with pytest.raises(ConfigError, match="traffic_class must be auto or a number from 0 to 255"):
+        make_fabric(FabricConfig(kind="ucx", traffic_class="256" if value == "16" else value))
 
 
 PROGRAM = """
