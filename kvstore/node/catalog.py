@@ -468,6 +468,10 @@ class Catalog:
         """Numbers per tier, and counters since the start. Walks the pins and leases."""
         return self._audit.usage(self._counters)
 
+    def live_slots(self, tier: Tier) -> int:
+        """Blocks in a tier, and those that are only held by pins. On NVMe: as many as the indexes name."""
+        return sum(slab.live for slab in self._stock.spaces[tier].slabs())
+
     def usage_of_banks(self, tier: Tier) -> list[tuple[int, int]]:
         """(capacity, used) bytes of each device of a tier; used: by slabs."""
         return [(bank.capacity_bytes, bank.used_bytes) for bank in self._stock.spaces[tier].banks]

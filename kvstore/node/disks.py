@@ -66,6 +66,7 @@ class Disks:
         counters["device_failures"] = sum(bank.failures for bank in self.nvme.banks)
         counters["devices_out_of_service"] = sum(not bank.in_service for bank in self.nvme.banks)
         counters["owed_bytes"] = self._catalog.owed_bytes
+        counters["durable_blocks"] = self._catalog.live_slots(Tier.NVME)
         counters["readahead_bytes"] = self.readahead.used_bytes
         return counters
 

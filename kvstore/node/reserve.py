@@ -15,6 +15,7 @@ from kvstore.node.tree import Block, OpenNamespace
 from kvstore.policy.slots import SizeClass
 
 _RETRY_NS_MIN, _RETRY_NS_MAX = 10_000_000, 1_000_000_000
+_RETRY_OWED_NS = 50_000_000
 # What is on NVMe is stored: it is not written to DRAM again. A copy for HBM is made of what lies below.
 _STORED_AS_WELL = {Tier.HBM: (Tier.HBM,), Tier.DRAM: (Tier.DRAM, Tier.NVME), Tier.NVME: (Tier.NVME,)}
 _SHARDS_MAX = 0xFFFF  # the rank and the count travel as 16 bits
@@ -123,7 +124,9 @@ class Reserving:
         self._counters["refused"] += len(refused)
 
     def _retry_ns(self, now_ns: int) -> int:
-        """Until the next lease or pin may end."""
+        """Until the next lease or pin may end; soon, where blocks are on their way to NVMe, for that makes room."""
+        if self._stock.owed_bytes:
+            return _RETRY_OWED_NS
         deadlines = (self._leases.table.next_deadline_ns(), self._pins.table.next_deadline_ns())
         waits = [deadline_ns - now_ns for deadline_ns in deadlines if deadline_ns is not None]
         return min(max(min(waits, default=_RETRY_NS_MAX), _RETRY_NS_MIN), _RETRY_NS_MAX)

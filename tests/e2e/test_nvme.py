@@ -1,0 +1,174 @@
+"""The NVMe tier of real nodes: killed, restarted, filled, damaged. What is served is always what was stored."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kvstore.client import AsyncClient, buffers
+from kvstore.client.aio import Tokens
+from kvstore.errors import KVStoreError
+from tests.cluster import LAYOUT, Cluster, Running, cluster, random_blocks
+from tests.node.nvme_world import flip
+from tests.waiting import eventually
+
+CHAIN = 8
+KILLS = 5
+BLOCK_BYTES = LAYOUT.block_bytes
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with cluster(tmp_path) as here:
+        yield here
+
+
+async def node_on(here: Cluster, **options: str) -> Running:
+    """A node with one device of 16 MiB, far more than its DRAM."""
+    defaults = {
+        "dram_bytes": "4MiB",
+        "slab_bytes": "1MiB",
+        "landing_bytes_max": "1MiB",
+        "nvme_paths": str(here.folder / "device"),
+        "nvme_bytes": "17MiB",
+        "nvme_slab_bytes": "4MiB",
+        "nvme_free_bytes_min": "0",
+    }
+    return await here.node("node", **defaults | options)
+
+
+def tokens(seed: int) -> Tokens:
+    return np.arange(CHAIN * LAYOUT.block_tokens, dtype=np.uint32) + seed * 1_000_000
+
+
+async def put(client: AsyncClient, seed: int, deadline_s: float = 20.0) -> int:
+    """Stores a chain whole, again where there was no room at first; answers how often it was refused."""
+    source = random_blocks(LAYOUT, CHAIN, seed)
+    refused = 0
+    async with asyncio.timeout(deadline_s):
+        while (done := await client.store(tokens(seed), buffers.contiguous(source, LAYOUT))).refused:
+            refused += 1
+            await asyncio.sleep(done.retry_after_s)
+    return refused
+
+
+async def get(client: AsyncClient, seed: int) -> int:
+    """Loads what there is of a chain; all of it must be right."""
+    target: npt.NDArray[np.uint8] = np.zeros((CHAIN, BLOCK_BYTES), np.uint8)
+    match = await client.match(tokens(seed))
+    result = await client.load(match, buffers.contiguous(target, LAYOUT)).result()
+    assert np.array_equal(target[: result.blocks], random_blocks(LAYOUT, CHAIN, seed)[: result.blocks])
+    return result.blocks
+
+
+async def counter(here: Cluster, node: Running, name: str) -> int:
+    return (await here.usage(node)).counters[name]
+
+
+async def durable(here: Cluster, node: Running) -> None:
+    """Waits until nothing is owed to NVMe."""
+
+    async def clean() -> bool:
+        return await counter(here, node, "owed_bytes") == 0
+
+    await eventually(clean, 20)
+
+
+async def test_what_was_durable_is_served_after_a_kill(here: Cluster) -> None:
+    """All of it, with the right bytes, and nothing is written again."""
+    node = await node_on(here)
+    client = await here.client(node)
+    for seed in range(6):
+        await put(client, seed)
+    await durable(here, node)
+    assert await counter(here, node, "durable_blocks") == 6 * CHAIN
+    await node.kill()
+    node = await node_on(here)
+    client = await here.client(node)
+    assert await counter(here, node, "durable_blocks") == 6 * CHAIN
+    assert [await get(client, seed) for seed in range(6)] == [CHAIN] * 6
+    for seed in range(6):
+        await put(client, seed)
+    assert await counter(here, node, "spilled_blocks") == 0
+    await client.close()
+    usage = await here.clean(node)
+    assert usage.violations == []
+
+
+async def test_killed_at_any_moment_it_serves_no_wrong_byte(here: Cluster) -> None:
+    """Under load, again and again; and what was durable before the load began is there every time."""
+    chance = random.Random(7)
+    kept = range(2)
+    for round_ in range(KILLS):
+        node = await node_on(here)
+        client = await here.client(node)
+        if round_ == 0:
+            for seed in kept:
+                await put(client, seed)
+            await durable(here, node)
+        assert [await get(client, seed) for seed in kept] == [CHAIN] * len(kept), f"round {round_}"
+        loading = asyncio.create_task(_load(client, kept.stop + 100 * round_))
+        await asyncio.sleep(chance.uniform(0.05, 0.6))
+        await node.kill()
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+    node = await node_on(here)
+    client = await here.client(node)
+    for seed in range(KILLS * 100 + 10):
+        await get(client, seed)
+    await client.close()
+    usage = await here.clean(node)
+    assert usage.counters["corrupt_on_disk"] == 0
+
+
+async def _load(client: AsyncClient, first: int) -> None:
+    """Puts and gets until the node is gone."""
+    for seed in range(first, first + 10_000):
+        try:
+            await put(client, seed)
+            await get(client, seed - 1)
+            await get(client, seed % 2)
+        except KVStoreError:
+            return
+
+
+async def test_ten_times_its_capacity_never_goes_beyond_it(here: Cluster) -> None:
+    """The device keeps to its bytes all the while, and holds what came last."""
+    device = here.folder / "device"
+    node = await node_on(here)
+    client = await here.client(node)
+    for seed in range(10 * 16 * 1024 * 1024 // (CHAIN * BLOCK_BYTES)):
+        await put(client, seed)
+        used_bytes = sum(path.stat().st_blocks * 512 for path in device.glob("*.slab"))
+        assert used_bytes <= 17 * 1024 * 1024
+    await durable(here, node)
+    usage = await here.usage(node)
+    assert usage.violations == []
+    assert usage.devices[0].slab_bytes <= usage.devices[0].capacity_bytes <= 17 * 1024 * 1024
+    assert await get(client, seed) == CHAIN
+    assert await get(client, 0) == 0
+
+
+async def test_flipped_bytes_are_never_served(here: Cluster) -> None:
+    """Anywhere in the slab files, under a running node and over a restart: a block is right, or it is missing."""
+    node = await node_on(here, dram_bytes="2MiB")
+    client = await here.client(node)
+    for seed in range(8):
+        await put(client, seed)
+    await durable(here, node)
+    chance = random.Random(3)
+    for _ in range(200):
+        flip(here.folder / "device", chance.randrange(4096, 4 * 1024 * 1024), chance.randrange(3))
+    found = [await get(client, seed) for seed in range(8)]
+    assert sum(found) < 8 * CHAIN
+    await node.kill()
+    node = await node_on(here)
+    client = await here.client(node)
+    for seed, blocks in enumerate(found):
+        assert await get(client, seed) <= blocks
+    await client.close()
+    await here.clean(node)
