@@ -76,6 +76,9 @@ class NodeConfig:
     nvme_clean_percent: int = option(25, "part of DRAM that should be free or also on NVMe")
     nvme_errors_max: int = option(8, "failed operations after which a device is taken out of service")
     nvme_sync: bool = option(True, "what is durable survives a power cut too, not only a crash of the process")
+    nvme_scrub_bytes_per_s: int = option(
+        16 * MIB, "pace at which blocks on NVMe are verified in the background; 0: not"
+    )
     promote: bool = option(True, "a block that is read from NVMe stays in DRAM where there is room")
     dram_evict: str = option("lru", "eviction policy of the DRAM tier: lru, likely (learned)")
     nvme_evict: str = option("lru", "eviction policy of the NVMe tier: lru, likely")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.policy.slots import Slot
 
@@ -62,6 +63,17 @@ class Pins:
     pin_id: bytes
     outcomes: list[Outcome]
     blocks: list[PinnedBlock | None]
+
+
+class Visit(NamedTuple):
+    """A block that is pinned to be looked at."""
+
+    pin_id: bytes
+    namespace_id: bytes
+    shard: ShardId
+    key: bytes
+    layout: Layout
+    source: PinnedBlock
 
 
 class OpenSlab(NamedTuple):

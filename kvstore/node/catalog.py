@@ -37,6 +37,7 @@ from kvstore.node.answers import (
     ShardId,
     TierUsage,
     Usage,
+    Visit,
     place_of,
 )
 from kvstore.node.audit import Audit
@@ -70,6 +71,7 @@ __all__ = [
     "ShardId",
     "TierUsage",
     "Usage",
+    "Visit",
 ]
 
 _EXPIRED_PER_TICK_MAX = 4096
@@ -471,6 +473,11 @@ class Catalog:
     def live_slots(self, tier: Tier) -> int:
         """Blocks in a tier, and those that are only held by pins. On NVMe: as many as the indexes name."""
         return sum(slab.live for slab in self._stock.spaces[tier].slabs())
+
+    def visit_nvme(self, after: tuple[int, int], now_ns: int) -> Visit | None:
+        """Pins the block on NVMe that comes after a slot (slab id, index), in the order of the slabs' openings; None
+        behind the last one. The pin is the node's own, and ends by `unpin`."""
+        return self._reading.visit(Tier.NVME, after, now_ns)
 
     def usage_of_banks(self, tier: Tier) -> list[tuple[int, int]]:
         """(capacity, used) bytes of each device of a tier; used: by slabs."""

@@ -13,6 +13,7 @@ from kvstore.node.custody import Custody
 from kvstore.node.devices import adopt, capacity_of, known_namespace, limits_of, open_device
 from kvstore.node.landing import Landing
 from kvstore.node.recall import Recalls
+from kvstore.node.scrub import Scrub
 from kvstore.node.spill import Spill
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.pb import node_pb2, types_pb2
@@ -40,6 +41,7 @@ class Disks:
         self.loads = Recalls(custody, landing, nvme, promote=config.promote, depth=config.nvme_depth_max)
         self.pushes = Recalls(custody, self.readahead, nvme, promote=config.promote, depth=config.nvme_depth_max)
         self.spill = Spill(config, custody, nvme, self.remember_namespaces)
+        self.scrub = Scrub(config, custody, nvme)
         nvme.on_lost = self._lost
         nvme.on_full = self._full
 
@@ -50,7 +52,10 @@ class Disks:
 
     def start(self) -> None:
         self._custody.on_settled = self.spill.owed
-        self._loops = [asyncio.create_task(loop) for loop in (self.spill.run(), self._flush(), self._lift_limits())]
+        self._loops = [
+            asyncio.create_task(loop)
+            for loop in (self.spill.run(), self._flush(), self._lift_limits(), self.scrub.run())
+        ]
 
     def remember_namespaces(self) -> None:
         """Has the devices remember all namespaces, if there are others than before."""
@@ -61,8 +66,8 @@ class Disks:
     @property
     def counters(self) -> Mapping[str, int]:
         counters = Counter(self.spill.counters)
-        for recalls in (self.loads, self.pushes):
-            counters.update(recalls.counters)
+        for part in (self.loads, self.pushes, self.scrub):
+            counters.update(part.counters)
         counters["device_failures"] = sum(bank.failures for bank in self.nvme.banks)
         counters["devices_out_of_service"] = sum(not bank.in_service for bank in self.nvme.banks)
         counters["owed_bytes"] = self._catalog.owed_bytes

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from kvstore.blocks.state import Outcome, Tier
-from kvstore.node.answers import PinnedBlock, Pins, place_of
+from kvstore.blocks.state import Outcome, SlotState, Tier
+from kvstore.node.answers import PinnedBlock, Pins, Visit, place_of
 from kvstore.node.leases import Lease
 from kvstore.node.pins import PinTable
 from kvstore.node.stock import Stock
@@ -11,6 +11,7 @@ from kvstore.node.tree import Block, Tree
 from kvstore.policy.slots import Slot
 
 Copy = tuple[Tier, Slot]
+_VISITOR = "node:visitor"
 
 
 class Reading:
@@ -60,6 +61,19 @@ class Reading:
             outcome if copy is None else Outcome.READY for outcome, copy in zip(lease.outcomes, copies, strict=True)
         ]
         return self._pinned(outcomes, copies, holder, now_ns, deadline_ns)
+
+    def visit(self, tier: Tier, after: tuple[int, int], now_ns: int) -> Visit | None:
+        """See `Catalog.visit_nvme`."""
+        slabs = sorted((slab.slab_id, slab) for slab in self._stock.spaces[tier].slabs() if slab.slab_id >= after[0])
+        for slab_id, slab in slabs:
+            for slot in slab.slots[after[1] + 1 if slab_id == after[0] else 0 :]:
+                if slot.state is SlotState.LIVE:
+                    block: Block = slot.owner
+                    pin_id = self._pins.add([(tier, slot)], _VISITOR, now_ns, now_ns)
+                    namespace = block.tree.namespace
+                    source = _pinned_block(tier, slot)
+                    return Visit(pin_id, namespace.namespace_id, block.tree.shard, block.key, namespace.layout, source)
+        return None
 
     def match(self, trees: Iterable[Tree | None], keys: Sequence[bytes], now_ns: int) -> int:
         """How many leading keys are live in all trees. Touches nothing."""

@@ -226,6 +226,8 @@ class Stock:
             return
         self.counters[counter] += 1
         self._remove(block, tier, slot)
+        if tier is Tier.NVME:
+            self._owe(block)
         self.offer(block)
 
     def lose(self, tier: Tier, bank: int, counter: str) -> int:
@@ -235,6 +237,7 @@ class Stock:
         copies.sort(key=lambda copy: -copy[0].depth)
         for block, slot in copies:
             self._remove(block, tier, slot)
+            self._owe(block)
             self.offer(block)
         for block, _ in copies:
             if not block.slots:

@@ -1,0 +1,70 @@
+"""Scrubbing: blocks on NVMe are read and verified in the background, before a reader finds out that one has decayed.
+
+Round after round through all slots, so the one that was checked longest ago is always next. A copy that is not what was
+stored is dropped; where the block is in DRAM too, it is owed to NVMe again.
+"""
+
+import asyncio
+import logging
+
+from kvstore.config import NodeConfig
+from kvstore.errors import ChecksumMismatch, DeviceFailed
+from kvstore.node.background import to_the_end
+from kvstore.node.catalog import Visit
+from kvstore.node.custody import Custody
+from kvstore.node.storage.aligned import aligned_empty
+from kvstore.node.tiers.nvme import NvmeTier
+
+_REST_S = 1.0
+log = logging.getLogger(__name__)
+
+
+class Scrub:
+    """Belongs to the event loop."""
+
+    def __init__(self, config: NodeConfig, custody: Custody, nvme: NvmeTier) -> None:
+        self._bytes_per_s = config.nvme_scrub_bytes_per_s
+        self._custody = custody
+        self._catalog = custody.catalog
+        self._nvme = nvme
+        self._at = (0, -1)
+        self.counters = dict.fromkeys(("scrubbed_blocks", "scrubbed_bytes", "scrub_rounds", "scrub_dropped"), 0)
+
+    async def run(self) -> None:
+        """Works at its pace until cancelled."""
+        while self._bytes_per_s:
+            try:
+                length = await self.check_next()
+            except Exception:
+                log.exception("scrub failed")
+                length = 0
+            await asyncio.sleep(length / self._bytes_per_s if length else _REST_S)
+
+    async def check_next(self) -> int:
+        """Checks one block; answers how many bytes that was, 0 at the end of a round."""
+        visit = self._catalog.visit_nvme(self._at, self._custody.clock())
+        if visit is None:
+            self.counters["scrub_rounds"] += self._at != (0, -1)
+            self._at = (0, -1)
+            return 0
+        place = visit.source.place
+        self._at = place.slab_id, place.slot
+        try:
+            await self._check(visit)
+        finally:
+            self._catalog.unpin(visit.pin_id)
+            self._custody.settle()
+        return visit.layout.block_bytes
+
+    async def _check(self, visit: Visit) -> None:
+        out = aligned_empty(visit.layout.block_bytes)
+        try:
+            await to_the_end(self._nvme.read(visit.source, visit.layout, 0, out, background=True))
+        except (ChecksumMismatch, DeviceFailed) as error:
+            reason = "corrupt" if isinstance(error, ChecksumMismatch) else "unreadable"
+            log.error("block %s at %s: %s", visit.key.hex(), visit.source.place, error)
+            dropped = self._catalog.drop_copy(visit.namespace_id, visit.shard, visit.key, visit.source.place, reason)
+            self.counters["scrub_dropped"] += dropped
+        else:
+            self.counters["scrubbed_blocks"] += 1
+            self.counters["scrubbed_bytes"] += visit.layout.block_bytes

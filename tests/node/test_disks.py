@@ -1,0 +1,205 @@
+"""Devices that fail, fill, go and come back: the node goes on, and nothing wrong is served."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvstore.blocks.state import Outcome, Tier
+from kvstore.config import NodeConfig
+from kvstore.errors import DeviceFailed, InvalidInput, Refused
+from kvstore.node import disks as disks_module
+from kvstore.node.devices import open_devices
+from kvstore.node.disks import Disks
+from kvstore.node.storage.device import Device, DeviceLimits
+from kvstore.node.storage.faults import Fault, FaultDisk
+from kvstore.node.storage.format import SLAB_HEADER_BYTES
+from tests.node.nvme_world import LAYOUT, SLAB_BYTES, NvmeWorld, blocks_of, keys_of, open_device
+from tests.waiting import eventually
+
+DRAM, NVME = Tier.DRAM, Tier.NVME
+
+
+@asynccontextmanager
+async def disks_on(folder: Path, *disks: FaultDisk, files: int = 4) -> AsyncIterator[tuple[NvmeWorld, Disks]]:
+    """A world with a device on each of the disks, and what a node makes of them."""
+    devices = [await open_device(folder / f"device{n}", files=files, disk=disk) for n, disk in enumerate(disks)]
+    world = NvmeWorld(
+        devices, nvme_bytes=files * (SLAB_HEADER_BYTES + SLAB_BYTES), nvme_slab_bytes=SLAB_BYTES, nvme_free_bytes_min=0
+    )
+    tier = Disks(world.config, world.custody, world.nvme, world.landing)
+    world.spill = tier.spill
+    yield world, tier
+    assert world.catalog.violations() == []
+    await tier.close()
+    world.custody.close()
+
+
+async def settled(tier: Disks) -> None:
+    """Spills until nothing is owed, over as many failures as it takes."""
+    async with asyncio.timeout(20):
+        while tier.counters["owed_bytes"]:
+            await tier.spill.drain()
+
+
+async def test_a_device_that_fails_goes_out_of_service(tmp_path: Path) -> None:
+    """After a few errors; its blocks are withdrawn, nothing is owed any more, and puts go on in DRAM."""
+    disk = FaultDisk()
+    async with disks_on(tmp_path, disk) as (world, tier):
+        world.store(keys_of(2), blocks_of(2))
+        await settled(tier)
+        assert tier.counters["durable_blocks"] == 2
+        disk.fail(1, Fault.EIO, lasting=True)
+        world.store(keys_of(4, 1), blocks_of(4, 1))
+        await settled(tier)
+        assert not tier.nvme.in_service
+        assert tier.counters["devices_out_of_service"] == 1
+        assert tier.counters["durable_blocks"] == 0
+        assert [world.tiers(key) for key in [*keys_of(2), *keys_of(4, 1)]] == [[DRAM]] * 6
+        (usage,) = tier.usage()
+        assert not usage.in_service
+        assert usage.failures >= 1
+        for seed in range(2, 10):
+            assert set(world.store(keys_of(4, seed), blocks_of(4, seed))) == {Outcome.GRANTED}
+            await settled(tier)
+
+
+async def test_the_other_device_takes_over(tmp_path: Path) -> None:
+    """What the broken one had not yet written goes to the other, and stays readable."""
+    broken, whole = FaultDisk(), FaultDisk()
+    async with disks_on(tmp_path, broken, whole) as (world, tier):
+        broken.fail(1, Fault.EIO, lasting=True)
+        for seed in range(4):
+            world.store(keys_of(4, seed), blocks_of(4, seed))
+            await settled(tier)
+        assert [usage.in_service for usage in tier.usage()] == [False, True]
+        assert tier.counters["durable_blocks"] == 16
+        for seed in range(4):
+            for key, block in zip(keys_of(4, seed), blocks_of(4, seed), strict=True):
+                assert np.array_equal(await world.read(key), block)
+
+
+@pytest.mark.parametrize("fault", [Fault.EIO, Fault.SHORT, Fault.ENOSPC])
+@pytest.mark.parametrize("at", range(1, 9))
+async def test_one_failed_operation_loses_nothing(tmp_path: Path, at: int, fault: Fault) -> None:
+    """Whichever it is, while a batch is spilled: each block is whole on NVMe, or in DRAM still."""
+    disk = FaultDisk()
+    async with disks_on(tmp_path, disk) as (world, tier):
+        disk.fail(at, fault)
+        keys, blocks = keys_of(3), blocks_of(3)
+        world.store(keys, blocks)
+        await settled(tier)
+        for key, block in zip(keys, blocks, strict=True):
+            tiers = world.tiers(key)
+            assert DRAM in tiers
+            if NVME in tiers:
+                assert np.array_equal(await world.read(key), block)
+
+
+async def test_a_read_that_fails_costs_its_copy(tmp_path: Path) -> None:
+    """The device stays in service, the others are read."""
+    disk = FaultDisk()
+    async with disks_on(tmp_path, disk) as (world, tier):
+        world.store(keys_of(3), blocks_of(3))
+        await settled(tier)
+        disk.fail(1, Fault.EIO)
+        with pytest.raises(DeviceFailed):
+            await world.read(keys_of(1)[0])
+        assert tier.nvme.in_service
+        assert np.array_equal(await world.read(keys_of(3)[2]), blocks_of(3)[2])
+
+
+async def test_a_full_file_system_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tier lives on with the files that it has, and takes more once there is room again."""
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        world.store(keys_of(4), blocks_of(4))
+        await settled(tier)
+        device = world.devices[0]
+        monkeypatch.setattr(device._files, "free_bytes", lambda: 0)
+        for seed in range(1, 6):
+            world.store(keys_of(4, seed), blocks_of(4, seed))
+            await settled(tier)
+        assert tier.nvme.in_service
+        assert len(list((tmp_path / "device0").glob("*.slab"))) == 1
+        assert np.array_equal(await world.read(keys_of(4, 5)[3]), blocks_of(4, 5)[3])
+        assert tier.usage()[0].capacity_bytes == tier.usage()[0].slab_bytes
+        monkeypatch.undo()
+        monkeypatch.setattr(disks_module, "_LIMIT_LIFTED_S", 0.0)
+        lifting = asyncio.create_task(tier._lift_limits())
+        await eventually(lambda: not tier._limited)
+        lifting.cancel()
+        for seed in range(6, 9):
+            world.store(keys_of(4, seed), blocks_of(4, seed))
+            await settled(tier)
+        assert len(list((tmp_path / "device0").glob("*.slab"))) > 1
+
+
+async def test_a_device_that_is_disabled_comes_back_with_its_blocks(tmp_path: Path) -> None:
+    """Meanwhile they are missing; afterwards they are read again, those that were stored again as well."""
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        path = str(tmp_path / "device0")
+        keys, blocks = keys_of(4), blocks_of(4)
+        world.store(keys, blocks)
+        await settled(tier)
+        adopted: list[bool] = []
+        tier.on_adopted = lambda: adopted.append(True)
+        await tier.set_device(path, enabled=False)
+        await tier.set_device(path, enabled=False)
+        assert [world.tiers(key) for key in keys] == [[DRAM]] * 4
+        assert [usage.in_service for usage in tier.usage()] == [False]
+        await tier.set_device(path, enabled=True)
+        await tier.set_device(path, enabled=True)
+        assert adopted == [True]
+        assert [world.tiers(key) for key in keys] == [[DRAM, NVME]] * 4
+        for key, block in zip(keys, blocks, strict=True):
+            assert np.array_equal(await world.read(key), block)
+        world.store(keys_of(4, 1), blocks_of(4, 1))
+        await settled(tier)
+        assert tier.counters["durable_blocks"] == 8
+        with pytest.raises(InvalidInput):
+            await tier.set_device("/nowhere", enabled=True)
+
+
+async def test_a_device_is_not_opened_while_readers_hold_its_slots(tmp_path: Path) -> None:
+    """The answer says to come again; their reads fail, they do not hang."""
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        path = str(tmp_path / "device0")
+        world.store(keys_of(1), blocks_of(1))
+        await settled(tier)
+        pins = world.pin(keys_of(1), NVME)
+        await tier.set_device(path, enabled=False)
+        assert pins.blocks[0] is not None
+        with pytest.raises(DeviceFailed):
+            await tier.nvme.read(pins.blocks[0], LAYOUT, 0, np.zeros(LAYOUT.block_bytes, np.uint8))
+        with pytest.raises(Refused):
+            await tier.set_device(path, enabled=True)
+        world.unpin(pins)
+        await tier.set_device(path, enabled=True)
+        assert world.tiers(keys_of(1)[0]) == [DRAM, NVME]
+
+
+async def test_a_device_that_cannot_be_opened_stays_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start and later: the node goes on without it, and says why."""
+
+    def fail(*_: object, **__: object) -> Device:
+        raise DeviceFailed("broken", 5)
+
+    async with disks_on(tmp_path, FaultDisk()) as (_, tier):
+        path = str(tmp_path / "device0")
+        await tier.set_device(path, enabled=False)
+        monkeypatch.setattr(Device, "open", fail)
+        with pytest.raises(DeviceFailed):
+            await tier.set_device(path, enabled=True)
+        assert not tier.nvme.in_service
+        opened = await open_devices(NodeConfig(nvme_paths=(path,)))
+        assert opened == [(Path(path), None)]
+
+
+def test_limits_are_those_of_the_config() -> None:
+    """One place for each default."""
+    config = NodeConfig()
+    limits = DeviceLimits(config.nvme_bytes, config.nvme_slab_bytes, config.nvme_free_bytes_min)
+    assert disks_module.limits_of(config) == limits
