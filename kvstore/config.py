@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses. Every default is written here and nowhere else; the CLI reads them off the fields.
 
-A TOML file has one table per class: [control], [node] with [node.compute] and [node.storage], [client]. Options of the
-command line lie over it.
+A TOML file has one table per class: [control], [node] with [node.compute] and [node.storage], [client]; beside them
+[namespaces."PATTERN"] with rules of namespaces (`kvstore.policy.rulebook`). Options of the command line lie over it.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from kvstore.errors import ConfigError
@@ -126,6 +127,7 @@ class Config:
     control: ControlConfig = field(default_factory=ControlConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
+    namespaces: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -162,6 +164,10 @@ def overlay(config: T, values: Mapping[str, Any], place: str = "") -> T:
 
 
 def _accepted(current: Any, value: Any, where: str) -> Any:
+    if isinstance(current, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(table, Mapping) for table in value.values()):
+            raise ConfigError(f'{where}: tables are needed, one per pattern: [{where}."llama-*"]')
+        return MappingProxyType({pattern: MappingProxyType(dict(table)) for pattern, table in value.items()})
     if dataclasses.is_dataclass(current) or current is None:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: a table is needed, not {value!r}")

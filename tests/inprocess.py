@@ -59,7 +59,8 @@ class Site:
             "slab_bytes": MIB,
             "compute": LOOPBACK,
         }
-        server = await serve_node(NodeConfig(node_id=name, **defaults | options), memories)
+        namespaces = options.pop("namespaces", None)
+        server = await serve_node(NodeConfig(node_id=name, **defaults | options), memories, namespaces)
         self._stack.push_async_callback(server.stop)
         self.nodes.append(server)
         return server

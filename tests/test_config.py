@@ -97,7 +97,22 @@ def test_configs_cannot_be_changed() -> None:
         option([], "a list")
 
 
-@pytest.mark.parametrize("cls", [type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)] + [FabricConfig])
+def test_rules_of_namespaces_are_tables_by_pattern(tmp_path: Path) -> None:
+    """Their fields are checked by the node; here, that they are tables at all."""
+    config = load(tmp_path, '[namespaces."llama-*"]\nttl_ms = 5\n[namespaces."qwen"]\ncopies = 2\n')
+    assert {pattern: dict(fields) for pattern, fields in config.namespaces.items()} == {
+        "llama-*": {"ttl_ms": 5},
+        "qwen": {"copies": 2},
+    }
+    for text in ("namespaces = 3", "namespaces.llama = 3"):
+        with pytest.raises(ConfigError, match=r"namespaces: tables are needed, one per pattern"):
+            load(tmp_path, text)
+
+
+_TABLES = [getattr(Config(), f.name) for f in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize("cls", [type(table) for table in _TABLES if dataclasses.is_dataclass(table)] + [FabricConfig])
 def test_every_option_is_explained(cls: Any) -> None:
     """The command line shows these texts, and units stand last in names that have one."""
     for field in dataclasses.fields(cls):

@@ -1,4 +1,4 @@
-"""What the cluster holds, as its control plane sees it."""
+"""What the cluster holds, as its control plane sees it, and the rules by which it is kept."""
 
 import argparse
 import asyncio
@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from kvstore.blocks.keys import KEY_BYTES, chain
 from kvstore.blocks.layout import layout_from_fields
 from kvstore.blocks.namespace import Namespace
-from kvstore.cli import admin_tables
+from kvstore.cli import admin_rules, admin_tables
 from kvstore.errors import ControlUnavailable, InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument("node", metavar="NODE", help="id of the node")
     device.add_argument("device", metavar="DEVICE", help="its directory, as it is configured")
     device.set_defaults(ask=_set_device, show=admin_tables.show_set_device, deadline_s=60.0)
+    admin_rules.add_commands(commands, shared)
 
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")
     blocks.add_argument("--namespace-id", type=_hex, metavar="HEX", help="16 bytes")

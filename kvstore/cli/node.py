@@ -1,9 +1,10 @@
 """Runs a node: it owns slots in memory and moves blocks between engines on this host and other nodes."""
 
 import argparse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from kvstore.cli.options import add_config_file, add_options, load_config
 from kvstore.cli.process import add_process_arguments, run_service
@@ -18,12 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_service("node", partial(node, load_config(args).node), args)
+    config = load_config(args)
+    return run_service("node", partial(node, config.node, config.namespaces), args)
 
 
 @asynccontextmanager
-async def node(config: NodeConfig) -> AsyncIterator[str]:
-    server = await app.serve(config)
+async def node(config: NodeConfig, namespaces: Mapping[str, Mapping[str, Any]]) -> AsyncIterator[str]:
+    server = await app.serve(config, namespaces=namespaces)
     try:
         yield f"address={server.address} socket={server.socket}"
     finally:

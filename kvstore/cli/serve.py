@@ -32,4 +32,5 @@ async def _both(config: Config) -> AsyncIterator[str]:
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(control_plane(config.control))
         address = control.removeprefix("address=")
-        yield f"{await stack.enter_async_context(node(replace(config.node, control=address)))} control={address}"
+        embedded = node(replace(config.node, control=address), config.namespaces)
+        yield f"{await stack.enter_async_context(embedded)} control={address}"

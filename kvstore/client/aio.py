@@ -46,6 +46,7 @@ Tokens = Sequence[int] | npt.NDArray[Any]
 _DEFAULT_GROUPS = 8
 _PIECE_BYTES_MIN = 4 * 1024 * 1024
 _OFFERS_MAX = 1024
+_PROBE_S = 1.0
 _UNDO_S = 1.0
 _HOLD_ID_BYTES = 16
 
@@ -173,7 +174,8 @@ class AsyncClient:
     # ---- match -----------------------------------------------------------------------------------------------------
 
     async def match(self, what: "Chain | Tokens", hold_s: float | None = None, prefill: Speed | None = None) -> Match:
-        """The longest stored prefix; a hint that pins and touches nothing.
+        """The longest stored prefix; a hint that pins and touches nothing (unless the namespace's rules, as they were
+        when this client attached, have a probe extend what it finds).
 
         hold_s: pins the prefix at its owners for so long and answers what they confirmed: a promise.
         prefill: the engine's speed in tokens per second, or pairs of (tokens of context, tokens per second). Then
@@ -182,7 +184,10 @@ class AsyncClient:
         With the control plane away the answer is this node's own (`Match.partial`). Raises NodeUnavailable.
         """
         speed = None if prefill is None else Prefill.of(prefill)
-        found = await self._hold(await self._match(self._chain_of(what)), hold_s)
+        found = await self._match(self._chain_of(what))
+        if hold_s is None and self._link.probe_extends:
+            await self.unhold((await self._hold(found, _PROBE_S)).hold_id)  # touches at all owners
+        found = await self._hold(found, hold_s)
         return found if speed is None else replace(found, judged=self._judge(found, speed))
 
     def start_match(

@@ -56,6 +56,7 @@ class Link:
         self.caller = caller(f"client {os.getpid()}")
         self.node: types_pb2.NodeAddress = types_pb2.NodeAddress()
         self.session_id = b""
+        self.probe_extends = False
         self._address = address
         self._control_address = control
         self._rules = rules
@@ -86,7 +87,8 @@ class Link:
         )
         self.node, self.session_id = attached.node, attached.session_id
         self._slabs = await self._bind(attached)
-        await self.call(self.stub.OpenNamespace, self._open_namespace(), timeout_ms=self.config.connect_ms)
+        opened = await self.call(self.stub.OpenNamespace, self._open_namespace(), timeout_ms=self.config.connect_ms)
+        self.probe_extends = opened.rules.probe_extends
         control = self._control_address or attached.control
         if control and self.control is None:
             self._control_channel = open_channel(control)

@@ -1,8 +1,9 @@
 """The gRPC border of `Admin`: what operators ask. Nodes are asked where they know better."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc.aio
 
@@ -10,10 +11,12 @@ from kvstore.blocks.keys import KEY_BYTES
 from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.index.base import Index
+from kvstore.control.rules import SetRules
 from kvstore.control.service import MatchCounters
-from kvstore.errors import InvalidInput, NodeUnavailable, TooLarge
+from kvstore.errors import InvalidInput, KVStoreError, NodeUnavailable, TooLarge
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
+from kvstore.rpc.rules import rules_of
 from kvstore.rpc.status import from_rpc, unary
 
 NODE_DEADLINE_S = 1.0
@@ -23,16 +26,21 @@ DEVICE_DEADLINE_S = 60.0
 """Of a node that opens a device anew: it reads the whole index."""
 NODES_ASKED_AT_ONCE = 64
 LISTED_LOCATIONS_MAX = 100_000
+_CALLER = caller("control plane")
+
+Reply = TypeVar("Reply")
+log = logging.getLogger(__name__)
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """Changes nothing of the control plane's own. `clock` gives milliseconds since 1970."""
+    """Of the control plane's own, changes nothing but rules. `clock` gives milliseconds since 1970."""
 
     def __init__(self, index: Index, directory: Directory, counters: MatchCounters, clock: Callable[[], int]) -> None:
         self._index = index
         self._directory = directory
         self._counters = counters
         self._clock = clock
+        self._rules = SetRules(index, clock)
         self._asking = asyncio.Semaphore(NODES_ASKED_AT_ONCE)
 
     @unary
@@ -94,22 +102,67 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         states = {state.address.node_id: state for state in self._directory.nodes()}
         if request.node_id not in states:
             raise InvalidInput(f"no node {request.node_id!r} is registered")
-        asked = node_pb2.SetDeviceRequest(caller=caller("control plane"), path=request.path, enabled=request.enabled)
+        asked = node_pb2.SetDeviceRequest(caller=_CALLER, path=request.path, enabled=request.enabled)
         async with open_channel(states[request.node_id].address.grpc) as channel:
             try:
                 return await node_pb2_grpc.NodeStub(channel).SetDevice(asked, timeout=DEVICE_DEADLINE_S)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error, NodeUnavailable, request.node_id) from error
 
+    @unary
+    async def SetRules(self, request: admin_pb2.AdminSetRulesRequest, context: Any) -> admin_pb2.AdminSetRulesReply:
+        if request.remove:
+            book = await self._rules.remove(request.pattern)
+        else:
+            book = await self._rules.change(request.pattern, rules_of(request.rules))
+        log.info("rules of %r: %s", request.pattern, "removed" if request.remove else rules_of(request.rules))
+        told = node_pb2.SetRulesRequest(caller=_CALLER, book=book)
+        states = self._directory.nodes()
+        answers = await asyncio.gather(
+            *(self._ask(state, lambda stub: stub.SetRules(told, timeout=NODE_DEADLINE_S)) for state in states)
+        )
+        nodes = [
+            admin_pb2.NodeReached(node_id=state.address.node_id, error=_why(answer))
+            for state, answer in zip(states, answers, strict=True)
+        ]
+        return admin_pb2.AdminSetRulesReply(book=book, nodes=nodes)
+
+    @unary
+    async def GetRules(self, request: admin_pb2.AdminGetRulesRequest, context: Any) -> admin_pb2.AdminGetRulesReply:
+        asked = node_pb2.GetRulesRequest(caller=_CALLER)
+        states = self._directory.nodes()
+        answers = await asyncio.gather(
+            *(self._ask(state, lambda stub: stub.GetRules(asked, timeout=NODE_DEADLINE_S)) for state in states)
+        )
+        nodes = [
+            admin_pb2.NodeRules(
+                node_id=state.address.node_id,
+                error=_why(answer),
+                rules=None if isinstance(answer, KVStoreError) else answer,
+            )
+            for state, answer in zip(states, answers, strict=True)
+        ]
+        return admin_pb2.AdminGetRulesReply(book=await self._rules.book(), nodes=nodes)
+
     async def _usage(self, state: NodeState, check: bool) -> admin_pb2.NodeUsage:
         node_id = state.address.node_id
+        request = node_pb2.UsageRequest(caller=_CALLER, check=check)
+        deadline_s = CHECK_DEADLINE_S if check else NODE_DEADLINE_S
+        usage = await self._ask(state, lambda stub: stub.Usage(request, timeout=deadline_s))
+        if isinstance(usage, KVStoreError):
+            return admin_pb2.NodeUsage(node_id=node_id, reachable=False, error=str(usage))
+        return admin_pb2.NodeUsage(node_id=node_id, reachable=True, usage=usage)
+
+    async def _ask(
+        self, state: NodeState, call: Callable[["node_pb2_grpc.NodeAsyncStub"], Awaitable[Reply]]
+    ) -> Reply | KVStoreError:
+        """One call to a node; a node that does not answer is an answer too."""
         async with self._asking, open_channel(state.address.grpc) as channel:
             try:
-                usage = await node_pb2_grpc.NodeStub(channel).Usage(
-                    node_pb2.UsageRequest(caller=caller("control plane"), check=check),
-                    timeout=CHECK_DEADLINE_S if check else NODE_DEADLINE_S,
-                )
+                return await call(node_pb2_grpc.NodeStub(channel))
             except grpc.aio.AioRpcError as error:
-                why = from_rpc(error, NodeUnavailable, node_id)
-                return admin_pb2.NodeUsage(node_id=node_id, reachable=False, error=str(why))
-        return admin_pb2.NodeUsage(node_id=node_id, reachable=True, usage=usage)
+                return from_rpc(error, NodeUnavailable, state.address.node_id)
+
+
+def _why(answer: object) -> str:
+    return str(answer) if isinstance(answer, KVStoreError) else ""

@@ -12,6 +12,7 @@ from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.index.base import Index
 from kvstore.control.prefix import answer
+from kvstore.control.rules import SetRules
 from kvstore.errors import InvalidInput
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.status import unary
@@ -36,6 +37,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._index = index
         self._directory = directory
         self._clock = clock
+        self._rules = SetRules(index, clock)
         self.counters = MatchCounters()
 
     @unary
@@ -49,7 +51,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
         if not known_before:
             log.info("node %s registered from %s, %d locations known", address.node_id, address.grpc, record.locations)
         return control_pb2.RegisterReply(
-            node_ref=record.ref, heartbeat_ms=self._config.heartbeat_ms, sequence=record.sequence
+            node_ref=record.ref,
+            heartbeat_ms=self._config.heartbeat_ms,
+            sequence=record.sequence,
+            rules=await self._rules.book(),
         )
 
     @unary
@@ -57,7 +62,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
         wire.check_heartbeat(request)
         load = types_pb2.NodeLoad(lanes=request.lanes)
         known = self._directory.heartbeat(request.node_id, request.incarnation, load, request.tiers, self._clock())
-        return control_pb2.HeartbeatReply(known=known)
+        reply = control_pb2.HeartbeatReply(known=known)
+        book = await self._rules.book()
+        if known and book.version != request.rules_version:
+            reply.rules.CopyFrom(book)
+        return reply
 
     @unary
     async def Publish(self, request: control_pb2.PublishRequest, context: Any) -> control_pb2.PublishReply:

@@ -176,7 +176,9 @@ class NodeServer:
         await self._server.start()
         os.chmod(socket_path, 0o600)
         if config.control:
-            self._publisher = Publisher(config, address, self.catalog, self.custody.clock, self._lane_loads)
+            self._publisher = Publisher(
+                config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads
+            )
             self.custody.on_records = self._publisher.add
             if self.disks is not None:
                 self.disks.on_adopted = self._publisher.compare

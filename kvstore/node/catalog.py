@@ -405,10 +405,11 @@ class Catalog:
         return self._stock.lose(tier, bank, "lost_with_device")
 
     def match(self, namespace_id: bytes, shard_count: int, keys: Sequence[bytes], now_ns: int) -> int:
-        """How many leading keys are live in all shards here. Touches nothing."""
+        """How many leading keys are live in all shards here. Touches nothing, unless the namespace's rules have a probe
+        extend what it finds."""
         if shard_count < 1:
             raise InvalidInput(f"match: {shard_count} shards")
-        trees = (self._stock.tree(namespace_id, ShardId(rank, shard_count)) for rank in range(shard_count))
+        trees = [self._stock.tree(namespace_id, ShardId(rank, shard_count)) for rank in range(shard_count)]
         return self._reading.match(trees, keys, now_ns)
 
     def tick(self, now_ns: int) -> None:

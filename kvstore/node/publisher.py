@@ -19,6 +19,7 @@ from kvstore.blocks.digest import BUCKETS
 from kvstore.config import NodeConfig
 from kvstore.errors import Refused
 from kvstore.node.catalog import Catalog, Record
+from kvstore.node.retention import Retention
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
 from kvstore.rpc.enums import pb_tier
@@ -32,19 +33,21 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Keeps the control plane's picture of this node true."""
+    """Keeps the control plane's picture of this node true, and the node at the rules that it tells."""
 
     def __init__(
         self,
         config: NodeConfig,
         address: types_pb2.NodeAddress,
         catalog: Catalog,
+        retention: Retention,
         clock: Callable[[], int],
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
     ) -> None:
         self._config = config
         self._address = address
         self._catalog = catalog
+        self._retention = retention
         self._clock = clock
         self._lane_loads = lane_loads
         self._caller = caller(f"node {address.node_id}")
@@ -124,6 +127,7 @@ class Publisher:
             timeout=_CALL_S,
         )
         self._heartbeat_s = reply.heartbeat_ms / 1000
+        self._retention.heard(reply.rules)
         self._sequence = max(self._sequence, reply.sequence)
         await self._reconcile()
         self._registered = True
@@ -203,12 +207,15 @@ class Publisher:
                 if not reply.known:
                     self._registered = False
                     self._wake.set()
+                elif reply.HasField("rules"):
+                    self._retention.heard(reply.rules)
 
     def _heartbeat(self) -> control_pb2.HeartbeatRequest:
         return control_pb2.HeartbeatRequest(
             caller=self._caller,
             node_id=self._address.node_id,
             incarnation=self._address.incarnation,
+            rules_version=self._retention.version,
             lanes=self._lane_loads(),
             tiers=[
                 control_pb2.TierUse(

@@ -1,6 +1,6 @@
 """What readers find, and what their pins get."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from kvstore.blocks.state import Outcome, SlotState, Tier
 from kvstore.node.answers import PinnedBlock, Pins, Visit, place_of
@@ -75,13 +75,16 @@ class Reading:
                     return Visit(pin_id, namespace.namespace_id, block.tree.shard, block.key, namespace.layout, source)
         return None
 
-    def match(self, trees: Iterable[Tree | None], keys: Sequence[bytes], now_ns: int) -> int:
-        """How many leading keys are live in all trees. Touches nothing."""
+    def match(self, trees: Sequence[Tree | None], keys: Sequence[bytes], now_ns: int) -> int:
+        """How many leading keys are live in all trees."""
         length = len(keys)
         for tree in trees:
             blocks: dict[bytes, Block] = {} if tree is None else tree.blocks
             missing = (i for i in range(length) if _readable(blocks.get(keys[i]), now_ns)[1] is None)
             length = next(missing, length)
+        for tree in trees:
+            if tree is not None and tree.namespace.rules.probe_extends:
+                self._stock.touch(tree, keys[:length], now_ns)
         return length
 
     def _pinned(

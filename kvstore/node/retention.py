@@ -1,24 +1,28 @@
 """Which rules the node's namespaces follow: asked for by clients, set by operators, kept up to date in the catalog."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
+from kvstore.errors import InvalidInput
 from kvstore.node.catalog import Catalog
+from kvstore.pb import node_pb2, types_pb2
 from kvstore.policy.rulebook import RuleBook, check_asked
 from kvstore.policy.rules import NamespaceRules
+from kvstore.rpc.rules import rules_message, rules_of
 
-Fields = Mapping[str, Any]
+log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What was asked for a namespace, by any of its clients; of one field, by the last."""
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A namespace that clients have opened. asked: what any of them asked for; of one field, the last."""
 
-    model: str
-    fields: dict[str, Any]
+    namespace: Namespace
+    asked: Mapping[str, Any]
 
 
 class Retention:
@@ -27,17 +31,60 @@ class Retention:
     def __init__(self, catalog: Catalog, book: RuleBook) -> None:
         self._catalog = catalog
         self._book = book
-        self._asked: dict[bytes, _Asked] = {}
+        self._set = types_pb2.RuleBook()
+        self._opened: dict[bytes, _Opened] = {}
 
-    def opened(self, namespace: Namespace, layout: Layout, asked: Fields) -> NamespaceRules:
+    @property
+    def version(self) -> int:
+        """Of what operators have set, as the control plane last told it."""
+        return self._set.version
+
+    def opened(self, namespace: Namespace, layout: Layout, asked: Mapping[str, Any]) -> NamespaceRules:
         """A client opens a namespace and asks for rules; answers those that hold.
 
         Raises InvalidInput when they cannot be, or the namespace was opened with another layout; nothing is changed.
         """
         check_asked(asked, self._book.default)
-        known = self._asked.get(namespace.id)
-        fields = {**(known.fields if known is not None else {}), **asked}
-        rules = self._book.rules(namespace.id, namespace.model, fields)
+        known = self._opened.get(namespace.id)
+        opened = _Opened(namespace, {**(known.asked if known is not None else {}), **asked})
+        rules = self._rules(opened)
         self._catalog.open_namespace(namespace.id, namespace.tenant, layout, rules)
-        self._asked[namespace.id] = _Asked(namespace.model, fields)
+        self._opened[namespace.id] = opened
         return rules
+
+    def set(self, book: types_pb2.RuleBook) -> None:
+        """Follows what operators have set, in place of what they had set before.
+
+        Raises InvalidInput for rules that cannot be, with this node's file: the former ones hold on. The version is
+        noted all the same, so that the control plane does not send them again and again.
+        """
+        self._set = book
+        self._book.set({pattern: rules_of(rules) for pattern, rules in book.rules.items()})
+        for namespace_id, opened in self._opened.items():
+            self._catalog.set_rules(namespace_id, self._rules(opened))
+
+    def heard(self, book: types_pb2.RuleBook) -> None:
+        """`set`, for a control plane that tells of its own accord: what cannot be is logged."""
+        if book.version != self.version:
+            try:
+                self.set(book)
+            except InvalidInput as error:
+                log.warning("rules of the control plane are not followed: %s", error)
+
+    def listed(self) -> node_pb2.GetRulesReply:
+        """What is set, and what holds for each namespace."""
+        return node_pb2.GetRulesReply(
+            book=self._set,
+            namespaces=[
+                node_pb2.NamespaceRules(
+                    namespace_id=namespace_id,
+                    tenant=opened.namespace.tenant,
+                    model=opened.namespace.model,
+                    rules=rules_message(self._catalog.rules(namespace_id).to_fields()),
+                )
+                for namespace_id, opened in self._opened.items()
+            ],
+        )
+
+    def _rules(self, opened: _Opened) -> NamespaceRules:
+        return self._book.rules(opened.namespace.id, opened.namespace.model, opened.asked)

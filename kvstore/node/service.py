@@ -216,6 +216,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         blocks = self._custody.catalog.match(
             request.namespace_id, max(1, request.shard_count), keys_of(request.keys), self._custody.clock()
         )
+        self._custody.settle()
         return node_pb2.LocalMatchReply(blocks=blocks)
 
     @unary
@@ -277,6 +278,15 @@ class NodeService(node_pb2_grpc.NodeServicer):
             raise InvalidInput("this node has no NVMe tier")
         await self._disks.set_device(request.path, enabled=request.enabled)
         return node_pb2.SetDeviceReply(devices=self._disks.usage())
+
+    @unary
+    async def SetRules(self, request: node_pb2.SetRulesRequest, context: Context) -> node_pb2.SetRulesReply:
+        self._retention.set(request.book)
+        return node_pb2.SetRulesReply()
+
+    @unary
+    async def GetRules(self, request: node_pb2.GetRulesRequest, context: Context) -> node_pb2.GetRulesReply:
+        return self._retention.listed()
 
     @unary
     async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:

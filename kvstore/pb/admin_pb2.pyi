@@ -275,3 +275,141 @@ class SetNodeDeviceRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["caller", b"caller", "enabled", b"enabled", "node_id", b"node_id", "path", b"path"]) -> None: ...
 
 Global___SetNodeDeviceRequest: typing_extensions.TypeAlias = SetNodeDeviceRequest
+
+@typing.final
+class AdminSetRulesRequest(google.protobuf.message.Message):
+    """Changes the rules of one pattern (see RuleBook) on all nodes, those too that register later."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    PATTERN_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    REMOVE_FIELD_NUMBER: builtins.int
+    pattern: builtins.str
+    remove: builtins.bool
+    """nothing is set for the pattern any more"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def rules(self) -> kvstore.pb.types_pb2.Rules:
+        """fields that are not set stay as they are"""
+
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        pattern: builtins.str = ...,
+        rules: kvstore.pb.types_pb2.Rules | None = ...,
+        remove: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "pattern", b"pattern", "remove", b"remove", "rules", b"rules"]) -> None: ...
+
+Global___AdminSetRulesRequest: typing_extensions.TypeAlias = AdminSetRulesRequest
+
+@typing.final
+class AdminSetRulesReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BOOK_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    @property
+    def book(self) -> kvstore.pb.types_pb2.RuleBook:
+        """as it is now"""
+
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeReached]:
+        """nodes that were not reached follow with their next heartbeat"""
+
+    def __init__(
+        self,
+        *,
+        book: kvstore.pb.types_pb2.RuleBook | None = ...,
+        nodes: collections.abc.Iterable[Global___NodeReached] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["book", b"book"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["book", b"book", "nodes", b"nodes"]) -> None: ...
+
+Global___AdminSetRulesReply: typing_extensions.TypeAlias = AdminSetRulesReply
+
+@typing.final
+class NodeReached(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    error: builtins.str
+    """empty: it follows the new rules"""
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id"]) -> None: ...
+
+Global___NodeReached: typing_extensions.TypeAlias = NodeReached
+
+@typing.final
+class AdminGetRulesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller"]) -> None: ...
+
+Global___AdminGetRulesRequest: typing_extensions.TypeAlias = AdminGetRulesRequest
+
+@typing.final
+class AdminGetRulesReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BOOK_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    @property
+    def book(self) -> kvstore.pb.types_pb2.RuleBook: ...
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeRules]: ...
+    def __init__(
+        self,
+        *,
+        book: kvstore.pb.types_pb2.RuleBook | None = ...,
+        nodes: collections.abc.Iterable[Global___NodeRules] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["book", b"book"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["book", b"book", "nodes", b"nodes"]) -> None: ...
+
+Global___AdminGetRulesReply: typing_extensions.TypeAlias = AdminGetRulesReply
+
+@typing.final
+class NodeRules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    error: builtins.str
+    """empty: it answered"""
+    @property
+    def rules(self) -> kvstore.pb.node_pb2.GetRulesReply: ...
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        error: builtins.str = ...,
+        rules: kvstore.pb.node_pb2.GetRulesReply | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "rules", b"rules"]) -> None: ...
+
+Global___NodeRules: typing_extensions.TypeAlias = NodeRules

@@ -56,6 +56,16 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
                 _registered_method=True)
+        self.SetRules = channel.unary_unary(
+                '/kvstore.v1.Admin/SetRules',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesReply.FromString,
+                _registered_method=True)
+        self.GetRules = channel.unary_unary(
+                '/kvstore.v1.Admin/GetRules',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -87,6 +97,18 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRules(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRules(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +131,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetDevice,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.SerializeToString,
+            ),
+            'SetRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRules,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesReply.SerializeToString,
+            ),
+            'GetRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRules,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -220,6 +252,60 @@ class Admin(object):
             '/kvstore.v1.Admin/SetDevice',
             kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/SetRules',
+            kvstore_dot_pb_dot_admin__pb2.AdminSetRulesRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.AdminSetRulesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/GetRules',
+            kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -90,7 +90,39 @@ _AdminSetDeviceType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType]):
+_AdminSetRulesType = typing_extensions.TypeVar(
+    '_AdminSetRulesType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetRulesRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetRulesRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetRulesRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+)
+
+_AdminGetRulesType = typing_extensions.TypeVar(
+    '_AdminGetRulesType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetRulesRequest,
+        kvstore.pb.admin_pb2.AdminGetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetRulesRequest,
+        kvstore.pb.admin_pb2.AdminGetRulesReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetRulesRequest,
+        kvstore.pb.admin_pb2.AdminGetRulesReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminSetRulesType, _AdminGetRulesType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -110,6 +142,14 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.SetNodeDeviceRequest,
             kvstore.pb.node_pb2.SetDeviceReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminSetRulesRequest,
+            kvstore.pb.admin_pb2.AdminSetRulesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminGetRulesRequest,
+            kvstore.pb.admin_pb2.AdminGetRulesReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -131,6 +171,14 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.SetNodeDeviceRequest,
             kvstore.pb.node_pb2.SetDeviceReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminSetRulesRequest,
+            kvstore.pb.admin_pb2.AdminSetRulesReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminGetRulesRequest,
+            kvstore.pb.admin_pb2.AdminGetRulesReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -141,6 +189,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
 
     SetDevice: _AdminSetDeviceType
     """passed on to the node"""
+
+    SetRules: _AdminSetRulesType
+
+    GetRules: _AdminGetRulesType
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -158,6 +210,14 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.SetNodeDeviceRequest,
         kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetRulesRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetRulesRequest,
+        kvstore.pb.admin_pb2.AdminGetRulesReply,
     ],
 ]
 
@@ -192,5 +252,19 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.SetDeviceReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetDeviceReply]]:
         """passed on to the node"""
+
+    @abc.abstractmethod
+    def SetRules(
+        self,
+        request: kvstore.pb.admin_pb2.AdminSetRulesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.AdminSetRulesReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.AdminSetRulesReply]]: ...
+
+    @abc.abstractmethod
+    def GetRules(
+        self,
+        request: kvstore.pb.admin_pb2.AdminGetRulesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.AdminGetRulesReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.AdminGetRulesReply]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -75,19 +75,24 @@ class RegisterReply(google.protobuf.message.Message):
     NODE_REF_FIELD_NUMBER: builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
     node_ref: builtins.int
     """short name of (node, incarnation) in locations"""
     heartbeat_ms: builtins.int
     sequence: builtins.int
     """last update applied from this incarnation; 0 when none"""
+    @property
+    def rules(self) -> kvstore.pb.types_pb2.RuleBook: ...
     def __init__(
         self,
         *,
         node_ref: builtins.int = ...,
         heartbeat_ms: builtins.int = ...,
         sequence: builtins.int = ...,
+        rules: kvstore.pb.types_pb2.RuleBook | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["heartbeat_ms", b"heartbeat_ms", "node_ref", b"node_ref", "sequence", b"sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["heartbeat_ms", b"heartbeat_ms", "node_ref", b"node_ref", "rules", b"rules", "sequence", b"sequence"]) -> None: ...
 
 Global___RegisterReply: typing_extensions.TypeAlias = RegisterReply
 
@@ -127,8 +132,11 @@ class HeartbeatRequest(google.protobuf.message.Message):
     INCARNATION_FIELD_NUMBER: builtins.int
     LANES_FIELD_NUMBER: builtins.int
     TIERS_FIELD_NUMBER: builtins.int
+    RULES_VERSION_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
+    rules_version: builtins.int
+    """of the rules that the node follows"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
@@ -143,9 +151,10 @@ class HeartbeatRequest(google.protobuf.message.Message):
         incarnation: builtins.int = ...,
         lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
         tiers: collections.abc.Iterable[Global___TierUse] | None = ...,
+        rules_version: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "tiers", b"tiers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "rules_version", b"rules_version", "tiers", b"tiers"]) -> None: ...
 
 Global___HeartbeatRequest: typing_extensions.TypeAlias = HeartbeatRequest
 
@@ -154,14 +163,21 @@ class HeartbeatReply(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     KNOWN_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
     known: builtins.bool
     """false: register again (the control plane lost or expired this node)"""
+    @property
+    def rules(self) -> kvstore.pb.types_pb2.RuleBook:
+        """only when its version is not the node's"""
+
     def __init__(
         self,
         *,
         known: builtins.bool = ...,
+        rules: kvstore.pb.types_pb2.RuleBook | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["known", b"known"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["known", b"known", "rules", b"rules"]) -> None: ...
 
 Global___HeartbeatReply: typing_extensions.TypeAlias = HeartbeatReply
 

@@ -1318,6 +1318,107 @@ class Refused(google.protobuf.message.Message):
 Global___Refused: typing_extensions.TypeAlias = Refused
 
 @typing.final
+class SetRulesRequest(google.protobuf.message.Message):
+    """From the control plane: in place of all that was set before."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    BOOK_FIELD_NUMBER: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def book(self) -> kvstore.pb.types_pb2.RuleBook: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        book: kvstore.pb.types_pb2.RuleBook | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["book", b"book", "caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["book", b"book", "caller", b"caller"]) -> None: ...
+
+Global___SetRulesRequest: typing_extensions.TypeAlias = SetRulesRequest
+
+@typing.final
+class SetRulesReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___SetRulesReply: typing_extensions.TypeAlias = SetRulesReply
+
+@typing.final
+class GetRulesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller"]) -> None: ...
+
+Global___GetRulesRequest: typing_extensions.TypeAlias = GetRulesRequest
+
+@typing.final
+class GetRulesReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BOOK_FIELD_NUMBER: builtins.int
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    @property
+    def book(self) -> kvstore.pb.types_pb2.RuleBook: ...
+    @property
+    def namespaces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NamespaceRules]:
+        """those that clients have opened"""
+
+    def __init__(
+        self,
+        *,
+        book: kvstore.pb.types_pb2.RuleBook | None = ...,
+        namespaces: collections.abc.Iterable[Global___NamespaceRules] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["book", b"book"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["book", b"book", "namespaces", b"namespaces"]) -> None: ...
+
+Global___GetRulesReply: typing_extensions.TypeAlias = GetRulesReply
+
+@typing.final
+class NamespaceRules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    tenant: builtins.str
+    model: builtins.str
+    @property
+    def rules(self) -> kvstore.pb.types_pb2.Rules:
+        """that hold, all fields"""
+
+    def __init__(
+        self,
+        *,
+        namespace_id: builtins.bytes = ...,
+        tenant: builtins.str = ...,
+        model: builtins.str = ...,
+        rules: kvstore.pb.types_pb2.Rules | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "namespace_id", b"namespace_id", "rules", b"rules", "tenant", b"tenant"]) -> None: ...
+
+Global___NamespaceRules: typing_extensions.TypeAlias = NamespaceRules
+
+@typing.final
 class UsageRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

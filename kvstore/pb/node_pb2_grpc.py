@@ -110,6 +110,16 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.SetDeviceRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
                 _registered_method=True)
+        self.SetRules = channel.unary_unary(
+                '/kvstore.v1.Node/SetRules',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.SetRulesRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.SetRulesReply.FromString,
+                _registered_method=True)
+        self.GetRules = channel.unary_unary(
+                '/kvstore.v1.Node/GetRules',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.GetRulesRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.GetRulesReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer(object):
@@ -206,6 +216,18 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRules(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRules(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -283,6 +305,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.SetDevice,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.SetDeviceRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.SerializeToString,
+            ),
+            'SetRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRules,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.SetRulesRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.SetRulesReply.SerializeToString,
+            ),
+            'GetRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRules,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.GetRulesRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.GetRulesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -691,6 +723,60 @@ class Node(object):
             '/kvstore.v1.Node/SetDevice',
             kvstore_dot_pb_dot_node__pb2.SetDeviceRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/SetRules',
+            kvstore_dot_pb_dot_node__pb2.SetRulesRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.SetRulesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/GetRules',
+            kvstore_dot_pb_dot_node__pb2.GetRulesRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.GetRulesReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -265,7 +265,39 @@ _NodeSetDeviceType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeTransferType, _NodeUsageType, _NodeSetDeviceType]):
+_NodeSetRulesType = typing_extensions.TypeVar(
+    '_NodeSetRulesType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetRulesRequest,
+        kvstore.pb.node_pb2.SetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetRulesRequest,
+        kvstore.pb.node_pb2.SetRulesReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetRulesRequest,
+        kvstore.pb.node_pb2.SetRulesReply,
+    ],
+)
+
+_NodeGetRulesType = typing_extensions.TypeVar(
+    '_NodeGetRulesType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.GetRulesRequest,
+        kvstore.pb.node_pb2.GetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.GetRulesRequest,
+        kvstore.pb.node_pb2.GetRulesReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.GetRulesRequest,
+        kvstore.pb.node_pb2.GetRulesReply,
+    ],
+)
+
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeTransferType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -329,6 +361,14 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.SetDeviceRequest,
             kvstore.pb.node_pb2.SetDeviceReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.SetRulesRequest,
+            kvstore.pb.node_pb2.SetRulesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.GetRulesRequest,
+            kvstore.pb.node_pb2.GetRulesReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -394,6 +434,14 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.SetDeviceRequest,
             kvstore.pb.node_pb2.SetDeviceReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.SetRulesRequest,
+            kvstore.pb.node_pb2.SetRulesReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.GetRulesRequest,
+            kvstore.pb.node_pb2.GetRulesReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Attach: _NodeAttachType
@@ -425,6 +473,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     Usage: _NodeUsageType
 
     SetDevice: _NodeSetDeviceType
+
+    SetRules: _NodeSetRulesType
+
+    GetRules: _NodeGetRulesType
 
 NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -486,6 +538,14 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.SetDeviceRequest,
         kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetRulesRequest,
+        kvstore.pb.node_pb2.SetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.GetRulesRequest,
+        kvstore.pb.node_pb2.GetRulesReply,
     ],
 ]
 
@@ -596,5 +656,19 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.SetDeviceRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.SetDeviceReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetDeviceReply]]: ...
+
+    @abc.abstractmethod
+    def SetRules(
+        self,
+        request: kvstore.pb.node_pb2.SetRulesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.SetRulesReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetRulesReply]]: ...
+
+    @abc.abstractmethod
+    def GetRules(
+        self,
+        request: kvstore.pb.node_pb2.GetRulesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.GetRulesReply, collections.abc.Awaitable[kvstore.pb.node_pb2.GetRulesReply]]: ...
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -313,6 +313,47 @@ class Rules(google.protobuf.message.Message):
 Global___Rules: typing_extensions.TypeAlias = Rules
 
 @typing.final
+class RuleBook(google.protobuf.message.Message):
+    """All rules that operators have set at run time. version: 0 when there never were any; rises with every change."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class RulesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___Rules: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___Rules | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    VERSION_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    @property
+    def rules(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Rules]:
+        """by pattern: a model, a glob over models, or a namespace's id in hexadecimal"""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+        rules: collections.abc.Mapping[builtins.str, Global___Rules] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["rules", b"rules", "version", b"version"]) -> None: ...
+
+Global___RuleBook: typing_extensions.TypeAlias = RuleBook
+
+@typing.final
 class LaneLoad(google.protobuf.message.Message):
     """One direction of a NIC, or a disk."""
 

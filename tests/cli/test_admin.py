@@ -1,5 +1,6 @@
 """`kvstore admin` against a control plane that answers from memory."""
 
+import argparse
 import json
 import threading
 from collections.abc import Iterator
@@ -12,17 +13,22 @@ import pytest
 from kvstore.blocks.keys import chain
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
+from kvstore.cli.admin_rules import duration_ms, shown_ms
 from kvstore.cli.main import main
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, types_pb2
+from kvstore.policy.rules import DEFAULT_RULES
+from kvstore.rpc.rules import rules_message, rules_of
 
 LAYOUT = Layout.dense(layers=2, kv_heads=1, head_dim=8, block_tokens=16)
 NAMESPACE = Namespace.of("tiny", LAYOUT, tenant="t")
+BOOK = types_pb2.RuleBook(version=1, rules={"tin*": types_pb2.Rules(ttl_ms=90_000, copies=2)})
 
 
 class Answers(admin_pb2_grpc.AdminServicer):
     """Remembers the last request for blocks; every second block is known."""
 
     asked: admin_pb2.PrefixBlocksRequest
+    told: admin_pb2.AdminSetRulesRequest
 
     def Stats(self, request, context):
         tier = node_pb2.TierUsage(tier=types_pb2.TIER_DRAM, capacity_bytes=2**30, live_slots=12, live_bytes=12_500_000)
@@ -37,6 +43,18 @@ class Answers(admin_pb2_grpc.AdminServicer):
     def Nodes(self, request, context):
         address = types_pb2.NodeAddress(node_id="n1", grpc="127.0.0.1:5", host="h")
         return admin_pb2.NodesReply(nodes=[admin_pb2.NodeState(address=address, roles=["prefill"], alive=True)])
+
+    def GetRules(self, request, context):
+        held = node_pb2.NamespaceRules(
+            namespace_id=NAMESPACE.id, tenant="t", model="tiny", rules=rules_message(DEFAULT_RULES.to_fields())
+        )
+        good = admin_pb2.NodeRules(node_id="n1", rules=node_pb2.GetRulesReply(namespaces=[held]))
+        return admin_pb2.AdminGetRulesReply(book=BOOK, nodes=[good, admin_pb2.NodeRules(node_id="n2", error="gone")])
+
+    def SetRules(self, request, context):
+        self.told = request
+        nodes = [admin_pb2.NodeReached(node_id="n1"), admin_pb2.NodeReached(node_id="n2", error="gone")]
+        return admin_pb2.AdminSetRulesReply(book=BOOK, nodes=nodes)
 
     def PrefixBlocks(self, request, context):
         self.asked = request
@@ -137,3 +155,58 @@ def test_a_control_plane_that_is_not_there(tmp_path: Path, capsys: pytest.Captur
     address = f"unix:{tmp_path}/nobody.sock"
     assert main(["admin", "stats", "--control", address, "--deadline-s", "2"]) == 2
     assert f"control plane {address}" in capsys.readouterr().err
+
+
+def test_rules_as_tables(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """What is set, and what holds on each node, times as one writes them; a silent node with its reason."""
+    assert main(["admin", "ttl", "get", "--control", control[0]]) == 0
+    text = capsys.readouterr().out
+    for words in ("tin*", "90s", "n1", NAMESPACE.id.hex(), "tiny", "30m", "sliding", "n2", "gone"):
+        assert words in text
+
+
+def test_rules_are_set_by_what_is_named(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing else is sent; who does not follow yet is said."""
+    options = ["--ttl", "2h", "--kind", "fixed", "--max", "0s", "--no-keep-copy", "--copies", "2"]
+    assert main(["admin", "ttl", "set", "llama-*", *options, "--control", control[0]]) == 0
+    assert (control[1].told.pattern, control[1].told.remove) == ("llama-*", False)
+    assert rules_of(control[1].told.rules) == {
+        "ttl_ms": 7_200_000,
+        "ttl_kind": "fixed",
+        "ttl_ms_max": 0,
+        "keep_copy": False,
+        "copies": 2,
+    }
+    text = capsys.readouterr().out
+    for words in ("tin*", "n2: follows with its next heartbeat: gone", "1 of 2 nodes follow"):
+        assert words in text
+
+
+def test_rules_are_removed(control: tuple[str, Answers]) -> None:
+    """By their pattern."""
+    assert main(["admin", "ttl", "remove", "llama-*", "--control", control[0]]) == 0
+    assert (control[1].told.pattern, control[1].told.remove) == ("llama-*", True)
+
+
+def test_a_number_that_the_wire_does_not_carry(
+    control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, no traceback."""
+    assert main(["admin", "ttl", "set", "llama", "--copies", "-1", "--control", control[0]]) == 2
+    assert "ttl set:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"), [("90s", 90_000), ("30m", 1_800_000), ("2h", 7_200_000), ("1500ms", 1500), ("0.5s", 500)]
+)
+def test_times_are_read_and_shown(text: str, ms: int) -> None:
+    """What is shown can be given again."""
+    assert duration_ms(text) == ms
+    assert duration_ms(shown_ms(ms)) == ms
+
+
+@pytest.mark.parametrize("text", ["", "90", "-5s", "1d", "s", "1e3s"])
+def test_what_is_no_time(text: str) -> None:
+    """A number without a unit is not guessed at."""
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
+        duration_ms(text)

@@ -64,6 +64,15 @@ class IndexContract:
         assert await held(index, keys) == {(i, node.ref, 3, 8, 3, LATER_MS) for i in range(5)}
         assert await index.blocks() == 5
 
+    async def test_documents_are_replaced_by_those_who_know_them(self, index: Index) -> None:
+        """A writer that missed another's change changes nothing; names are apart."""
+        assert await index.document("a") == b""
+        assert await index.replace_document("a", b"", b"one")
+        assert not await index.replace_document("a", b"", b"two")
+        assert await index.replace_document("a", b"one", b"")
+        assert await index.replace_document("a", b"", b"three")
+        assert (await index.document("a"), await index.document("b")) == (b"three", b"")
+
     async def test_nothing_is_found_in_an_empty_index(self, index: Index) -> None:
         """A look-up of no keys and one of unknown keys are answered with empty columns."""
         assert await held(index, []) == set()

@@ -17,7 +17,10 @@ from kvstore.node import publisher as module
 from kvstore.node.answers import Record, ShardId
 from kvstore.node.catalog import Catalog
 from kvstore.node.publisher import Publisher, _columns
-from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
+from kvstore.node.retention import Retention
+from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc, types_pb2
+from kvstore.policy.rulebook import RuleBook
+from kvstore.policy.rules import DEFAULT_RULES
 from kvstore.policy.slots import SlotSpace
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
 from tests.inprocess import SECOND_NS, Clock
@@ -75,9 +78,10 @@ class Node:
             new_id=lambda: next(ids),
         )
         self.catalog.open_namespace(NAMESPACE, "tenant", LAYOUT)
+        self.retention = Retention(self.catalog, RuleBook(DEFAULT_RULES, {}))
         address = types_pb2.NodeAddress(node_id="n", incarnation=7, grpc="unix:/nowhere")
         config = NodeConfig(control=control, publish_ms=1)
-        self.publisher = Publisher(config, address, self.catalog, self.clock, list)
+        self.publisher = Publisher(config, address, self.catalog, self.retention, self.clock, list)
 
     def settle(self) -> None:
         self.catalog.take_actions()
@@ -330,3 +334,23 @@ def test_columns_are_runs_of_like_records() -> None:
     ]
     assert columns[0].keys == a + b
     assert [np.frombuffer(r.remaining_ms, "<u4").tolist() for r in columns] == [[1, 2**32 - 1], [], [1], [1], [0]]
+
+
+async def test_rules_come_with_registration_and_heartbeats(server: Server, node: Node) -> None:
+    """What operators set before the node came, and what they set later without reaching it."""
+    await server.up()
+    async with open_channel(server.address) as channel:
+        admin = admin_pb2_grpc.AdminStub(channel)
+
+        async def change(copies: int) -> int:
+            request = admin_pb2.AdminSetRulesRequest(
+                caller=caller("test"), pattern="*", rules=types_pb2.Rules(copies=copies)
+            )
+            return (await admin.SetRules(request, timeout=5)).book.version
+
+        version = await change(2)
+        node.publisher.start()
+        await eventually(lambda: node.publisher.registered)
+        assert node.retention.version == version
+        version = await change(3)
+        await eventually(lambda: node.retention.version == version)

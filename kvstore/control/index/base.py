@@ -147,6 +147,12 @@ class Index(Protocol):
     async def blocks(self) -> int:
         """Number of keys with a location."""
 
+    async def document(self, name: str) -> bytes:
+        """A small text that is kept beside the locations; empty when there is none."""
+
+    async def replace_document(self, name: str, old: bytes, new: bytes) -> bool:
+        """Writes a document unless it is not `old` any more: false then, and nothing was changed."""
+
     async def close(self) -> None:
         """Ends after the calls in progress; later ones raise Closed."""
 

@@ -1,6 +1,7 @@
 """The index in LMDB: one file, memory-mapped, read without a copy of it in this process.
 
-Tables: blocks (key → packed locations, one after the other), nodes (ref → record), meta (the last ref given).
+Tables: blocks (key → packed locations, one after the other), nodes (ref → record), meta (the last ref given, and
+documents).
 
 - A look-up is one read transaction on the caller's thread: it never waits for a writer (LMDB keeps versions), and a
   thread of its own would give the interpreter lock back and forth at every key. The file should fit in memory.
@@ -97,6 +98,11 @@ class LmdbIndex:
         with self._env.begin() as txn:
             return int(txn.stat(self._blocks)["entries"])
 
+    async def document(self, name: str) -> bytes:
+        self._check_open()
+        with self._env.begin(self._meta) as txn:
+            return bytes(txn.get(_document_key(name), b""))
+
     async def lookup(self, keys: bytes, *, prefix: bool) -> Locations:
         self._check_open()
         wanted = unpack_keys(keys)
@@ -123,6 +129,14 @@ class LmdbIndex:
             record = NodeRecord(ref, node_id, incarnation)
             txn.put(_ref_key(ref), pack_node(record), db=self._nodes)
             return record
+
+        return await self._write(write)
+
+    async def replace_document(self, name: str, old: bytes, new: bytes) -> bool:
+        def write(txn: Any) -> bool:
+            if txn.get(_document_key(name), b"", db=self._meta) != old:
+                return False
+            return bool(txn.put(_document_key(name), new, db=self._meta))
 
         return await self._write(write)
 
@@ -255,6 +269,10 @@ class LmdbIndex:
             self._env.sync(True)
         self._env.close()
         self._folder.close(clean=True)
+
+
+def _document_key(name: str) -> bytes:
+    return b"document:" + name.encode()
 
 
 def _ref_key(ref: int) -> bytes:

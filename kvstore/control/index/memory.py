@@ -27,6 +27,7 @@ class MemoryIndex:
         self._places: dict[bytes, dict[Identity, int]] = {}
         self._nodes: dict[int, NodeRecord] = {}
         self._last_ref = 0
+        self._documents: dict[str, bytes] = {}
         self._closed = False
 
     async def nodes(self) -> list[NodeRecord]:
@@ -103,6 +104,17 @@ class MemoryIndex:
     async def blocks(self) -> int:
         self._check_open()
         return len(self._places)
+
+    async def document(self, name: str) -> bytes:
+        self._check_open()
+        return self._documents.get(name, b"")
+
+    async def replace_document(self, name: str, old: bytes, new: bytes) -> bool:
+        self._check_open()
+        if self._documents.get(name, b"") != old:
+            return False
+        self._documents[name] = new
+        return True
 
     async def close(self) -> None:
         self._closed = True

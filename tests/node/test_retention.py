@@ -1,0 +1,109 @@
+"""Retention: the catalog follows the rules that are asked for, and those that operators set."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.namespace import Namespace
+from kvstore.errors import InvalidInput
+from kvstore.node.retention import Retention
+from kvstore.pb import types_pb2
+from kvstore.policy.rulebook import RuleBook
+from kvstore.policy.rules import DEFAULT_RULES
+from kvstore.rpc.rules import rules_message, rules_of
+from tests.node.small_catalog import SmallCatalog
+
+LAYOUT = Layout.dense(layers=1, kv_heads=1, head_dim=8)
+LLAMA = Namespace.of("llama", LAYOUT)
+QWEN = Namespace.of("qwen", LAYOUT)
+
+
+def book(version: int, **patterns: dict[str, Any]) -> types_pb2.RuleBook:
+    return types_pb2.RuleBook(
+        version=version, rules={pattern: rules_message(fields) for pattern, fields in patterns.items()}
+    )
+
+
+class World:
+    def __init__(self, file: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.catalog = SmallCatalog().catalog
+        self.retention = Retention(self.catalog, RuleBook(DEFAULT_RULES, file or {}))
+
+    def open(self, namespace: Namespace = LLAMA, **asked: Any) -> int:
+        return self.retention.opened(namespace, LAYOUT, asked).copies
+
+    def copies(self, namespace: Namespace = LLAMA) -> int:
+        return self.catalog.rules(namespace.id).copies
+
+
+def test_what_operators_set_holds_at_once_and_later() -> None:
+    """For namespaces that are open, and those that clients open afterwards."""
+    world = World()
+    world.open()
+    world.retention.set(book(1, llama={"copies": 3}, qwen={"copies": 4}))
+    assert world.copies() == 3
+    assert world.open(QWEN) == world.copies(QWEN) == 4
+    world.retention.set(book(2))
+    assert (world.copies(), world.copies(QWEN)) == (1, 1)
+
+
+def test_what_operators_set_outlasts_clients_that_ask() -> None:
+    """An engine that starts anew does not undo it; what it asked holds again once nothing is set."""
+    world = World()
+    world.retention.set(book(1, llama={"copies": 3}))
+    assert world.open(copies=2) == 3
+    world.retention.set(book(2))
+    assert world.copies() == 2
+
+
+def test_clients_of_a_namespace_share_what_they_ask() -> None:
+    """One that asks for nothing, or another field, takes nothing back."""
+    world = World()
+    world.open(copies=2)
+    assert world.open(keep_copy=True) == 2
+    assert world.open() == 2
+    assert world.catalog.rules(LLAMA.id).keep_copy
+
+
+def test_refused_rules_change_nothing() -> None:
+    """Neither the catalog nor what is remembered."""
+    world = World()
+    world.open(copies=2)
+    with pytest.raises(InvalidInput):
+        world.open(copies=99)
+    assert world.open() == 2
+
+
+def test_rules_that_do_not_fit_this_nodes_file() -> None:
+    """The former ones hold on; the version is noted, so that they are not sent for ever."""
+    world = World({"*": {"ttl_ms_max": 1000}})
+    world.open()
+    world.retention.set(book(1, llama={"copies": 3}))
+    world.retention.heard(book(2, llama={"ttl_ms_min": 2000}))
+    assert (world.copies(), world.retention.version) == (3, 2)
+    with pytest.raises(InvalidInput, match="no time is from"):
+        world.retention.set(book(3, llama={"ttl_ms_min": 2000}))
+
+
+def test_what_is_heard_twice_is_followed_once() -> None:
+    """A heartbeat's answer that says nothing new costs nothing."""
+    world = World()
+    world.open()
+    world.retention.heard(book(5, llama={"copies": 3}))
+    world.catalog.set_rules(LLAMA.id, DEFAULT_RULES)
+    world.retention.heard(book(5, llama={"copies": 3}))
+    assert world.copies() == 1
+
+
+def test_what_holds_is_listed() -> None:
+    """What is set, and all fields for each namespace."""
+    world = World()
+    world.open(keep_copy=True)
+    world.retention.set(book(7, llama={"copies": 3}))
+    listed = world.retention.listed()
+    assert listed.book == book(7, llama={"copies": 3})
+    (only,) = listed.namespaces
+    assert (only.namespace_id, only.tenant, only.model) == (LLAMA.id, LLAMA.tenant, "llama")
+    assert rules_of(only.rules) == {**DEFAULT_RULES.to_fields(), "copies": 3, "keep_copy": True}
