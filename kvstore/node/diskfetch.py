@@ -15,7 +15,7 @@ from kvstore.node.outgoing import Held
 from kvstore.node.pieces import Piece
 from kvstore.node.recall import Recall, Recalls
 from kvstore.node.storage.aligned import aligned_empty
-from kvstore.node.tiers.verified import widened
+from kvstore.node.storage.verified import widened
 
 
 class DiskFetch:

@@ -16,8 +16,8 @@ from kvstore.node.catalog import Copy, PinnedBlock, Place, ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.landing import Landing
 from kvstore.node.pieces import Piece
+from kvstore.node.storage.verified import granule_range
 from kvstore.node.tiers.nvme import NvmeTier
-from kvstore.node.tiers.verified import granule_range
 
 log = logging.getLogger(__name__)
 

@@ -22,13 +22,14 @@ from kvstore.errors import ConfigError, DeviceFull
 from kvstore.node.storage.aligned import ALIGN_BYTES
 from kvstore.node.storage.batch import Batch
 from kvstore.node.storage.clock import StoreClock
-from kvstore.node.storage.disk import Disk, OsDisk
+from kvstore.node.storage.disk import Disk
 from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.files import SlabFiles, device_errors
 from kvstore.node.storage.format import SLAB_HEADER_BYTES, SlabHeader, pack_slab_header
 from kvstore.node.storage.identity import identify, lock_directory
 from kvstore.node.storage.index import DamagedIndex, IndexedSlab, StorageIndex
 from kvstore.node.storage.recover import RecoveredSlab, cross_check, labels_of, read_slot_header, rebuild
+from kvstore.node.storage.usrbio import disk_for
 
 __all__ = ["Device", "DeviceLimits", "RecoveredSlab"]
 
@@ -91,7 +92,7 @@ class Device:
     @classmethod
     def open(
         cls, path: Path, limits: DeviceLimits, *, disk: Disk | None = None, clock: StoreClock | None = None
-    ) -> "Device":
+    ) -> Self:
         """Opens a directory, makes it a device where it is none, and finds what survived.
 
         Raises ConfigError when another process has it or it cannot be one, VersionMismatch when a newer release made
@@ -100,7 +101,7 @@ class Device:
             undo.callback(os.close, lock_directory(path))
             with device_errors(path):
                 device_id = identify(path, limits.slab_bytes)
-            files = SlabFiles(path, disk or OsDisk(), limits.slab_bytes)
+            files = SlabFiles(path, disk or disk_for(path), limits.slab_bytes)
             undo.callback(files.close)
             index = StorageIndex(path / _INDEX, device_id)
             undo.callback(index.close)

@@ -2,18 +2,17 @@
 
 import contextlib
 import errno
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvstore.errors import Closed, DeviceFailed, DeviceFull
-from kvstore.node.storage.aligned import ALIGN_BYTES, Bytes, aligned_empty, as_bytes, is_aligned, round_down, round_up
+from kvstore.node.storage.aligned import ALIGN_BYTES, Bytes, aligned_empty, as_bytes, is_aligned
 from kvstore.node.storage.disk import Disk, direct_works
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
+from kvstore.node.storage.ranges import RangeReader, check_length
 
 _SUFFIX = ".slab"
-_BOUNCE_BYTES = 1024 * 1024
 
 
 @contextlib.contextmanager
@@ -48,7 +47,7 @@ class SlabFiles:
         self._slab_bytes = slab_bytes
         self._fds: dict[int, int] = {}
         self._closed = False
-        self._bounces = threading.local()
+        self._reader = RangeReader(disk)
         with device_errors(directory):
             self.direct = direct_works(disk, directory)
             for file in slab_files(directory):
@@ -84,7 +83,7 @@ class SlabFiles:
             fd = self._disk.open(path, create=True, direct=self.direct)
             try:
                 self._disk.allocate(fd, self.file_bytes)
-                _check_length(path, self._disk.pwritev(fd, [header], 0), header.size)
+                check_length(path, self._disk.pwritev(fd, [header], 0), header.size)
             except BaseException:
                 self._disk.close(fd)
                 with contextlib.suppress(OSError):
@@ -119,35 +118,14 @@ class SlabFiles:
             arrays = [_joined(arrays, length)]
         path = slab_path(self.directory, file)
         with device_errors(path):
-            _check_length(path, self._disk.pwritev(self._fd(file), arrays, offset), length)
+            check_length(path, self._disk.pwritev(self._fd(file), arrays, offset), length)
 
     def read(self, file: int, offset: int, out: Bytes) -> None:
         """Any offset, length and address; straight into `out` where all three are aligned."""
         assert 0 <= offset <= offset + out.size <= self.file_bytes, (offset, out.size)
-        if offset % ALIGN_BYTES == 0 and is_aligned(out):
-            self._read_aligned(file, offset, out)
-            return
-        bounce = self._bounce()
-        done = 0
-        while done < out.size:
-            start = round_down(offset + done)
-            skipped = offset + done - start
-            part = out[done : done + bounce.size - skipped]
-            widened = bounce[: round_up(skipped + part.size)]
-            self._read_aligned(file, start, widened)
-            part[:] = widened[skipped : skipped + part.size]
-            done += part.size
-
-    def _read_aligned(self, file: int, offset: int, out: Bytes) -> None:
         path = slab_path(self.directory, file)
         with device_errors(path):
-            _check_length(path, self._disk.preadv(self._fd(file), [out], offset), out.size)
-
-    def _bounce(self) -> Bytes:
-        if not hasattr(self._bounces, "memory"):
-            self._bounces.memory = aligned_empty(_BOUNCE_BYTES)
-        memory: Bytes = self._bounces.memory
-        return memory
+            self._reader.read(self._fd(file), path, offset, out)
 
     def _fd(self, file: int) -> int:
         if self._closed:
@@ -160,11 +138,6 @@ class SlabFiles:
         while self._fds:
             with device_errors(self.directory):
                 self._disk.close(self._fds.popitem()[1])
-
-
-def _check_length(path: Path, length: int, expected: int) -> None:
-    if length != expected:
-        raise DeviceFailed(f"{path}: {length} of {expected} bytes")
 
 
 def _joined(parts: Sequence[Bytes], length: int) -> Bytes:

@@ -40,7 +40,7 @@ def identify(path: Path, slab_bytes: int) -> bytes:
     """The device's id; a new one for a new device.
 
     Raises ConfigError when its slab files have another size, and OSError."""
-    known = _read(path)
+    known = read_identity(path)
     if known is None:
         known = _by_slab_files(path) or (secrets.token_bytes(ID_BYTES), slab_bytes)
         _write(path, *known)
@@ -52,8 +52,9 @@ def identify(path: Path, slab_bytes: int) -> bytes:
     return device_id
 
 
-def _read(path: Path) -> tuple[bytes, int] | None:
-    """None where there is none, or a damaged one. Raises VersionMismatch for a newer one."""
+def read_identity(path: Path) -> tuple[bytes, int] | None:
+    """A device's id, and the size of its slab files; None where there is none, or a damaged one. Raises VersionMismatch
+    for a newer one, and OSError."""
     try:
         body = unseal_json((path / _IDENTITY).read_bytes())
     except (FileNotFoundError, ChecksumMismatch):

@@ -4,19 +4,20 @@ No data is read: what the index names is proved by checksum when it is read.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore.errors import ChecksumMismatch, DeviceFailed, VersionMismatch
-from kvstore.node.storage.aligned import ALIGN_BYTES, aligned_empty
+from kvstore.node.storage.aligned import ALIGN_BYTES, Bytes, aligned_empty
 from kvstore.node.storage.batch import SlabRecord
 from kvstore.node.storage.entry import Entry
-from kvstore.node.storage.files import SlabFiles
 from kvstore.node.storage.format import (
     SLAB_HEADER_BYTES,
     SlabHeader,
@@ -32,6 +33,23 @@ _THREADS = 16
 log = logging.getLogger(__name__)
 
 
+class ReadableFiles(Protocol):
+    """Slab files, by their numbers: a device's own, or another node's. All raise DeviceFailed."""
+
+    directory: Path
+
+    @property
+    def file_bytes(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def is_whole(self, file: int) -> bool:
+        """Whether it has the length that all of them have."""
+
+    def read(self, file: int, offset: int, out: Bytes) -> None:
+        """offset: in the file."""
+
+
 @dataclass(eq=False, slots=True)
 class RecoveredSlab:
     """A slab that survived. generations: of each slot. entries: (slot, entry) of those that hold a block, ascending."""
@@ -43,14 +61,14 @@ class RecoveredSlab:
     entries: list[tuple[int, Entry]]
 
 
-def read_slab_header(files: SlabFiles, file: int) -> SlabHeader:
+def read_slab_header(files: ReadableFiles, file: int) -> SlabHeader:
     """Raises ChecksumMismatch, VersionMismatch and DeviceFailed."""
     raw = aligned_empty(SLAB_HEADER_BYTES)
     files.read(file, 0, raw)
     return parse_slab_header(raw.tobytes())
 
 
-def read_slot_header(files: SlabFiles, file: int, offset: int) -> Entry:
+def read_slot_header(files: ReadableFiles, file: int, offset: int) -> Entry:
     """offset: of the slot, in the file. Raises ChecksumMismatch, VersionMismatch and DeviceFailed."""
     raw = aligned_empty(ALIGN_BYTES)
     files.read(file, offset, raw)
@@ -63,7 +81,7 @@ def read_slot_header(files: SlabFiles, file: int, offset: int) -> Entry:
     return parse_slot_header(raw.tobytes())
 
 
-def labels_of(files: SlabFiles, device_id: bytes) -> dict[int, SlabHeader]:
+def labels_of(files: ReadableFiles, device_id: bytes) -> dict[int, SlabHeader]:
     """The slab files that are whole, readable and of this device."""
     labels = {}
     for file in files:
@@ -106,7 +124,7 @@ def _agree(record: SlabRecord, label: SlabHeader | None, slab_bytes: int) -> boo
     return (record.slot_bytes, record.tenant, record.slots) == (label.slot_bytes, label.tenant, slots)
 
 
-def rebuild(files: SlabFiles, labels: Mapping[int, SlabHeader]) -> dict[int, IndexedSlab]:
+def rebuild(files: ReadableFiles, labels: Mapping[int, SlabHeader]) -> dict[int, IndexedSlab]:
     """What the headers of all slots say, without an index.
 
     A block that a slot held before it was emptied may come back: its bytes are whole. Of a block in two slots the one
@@ -132,7 +150,7 @@ def rebuild(files: SlabFiles, labels: Mapping[int, SlabHeader]) -> dict[int, Ind
     return slabs
 
 
-def _slot_entry(files: SlabFiles, file: int, slot_length: int, slot: int) -> Entry | None:
+def _slot_entry(files: ReadableFiles, file: int, slot_length: int, slot: int) -> Entry | None:
     try:
         entry = read_slot_header(files, file, SLAB_HEADER_BYTES + slot * slot_length)
     except (ChecksumMismatch, VersionMismatch, DeviceFailed):

@@ -19,9 +19,9 @@ from kvstore.node.storage.entry import PLAIN, Entry
 from kvstore.node.storage.format import pack_slot_header
 from kvstore.node.storage.manifest import KnownNamespace
 from kvstore.node.storage.packing import Packed
+from kvstore.node.storage.verified import SlotReader, Stored
 from kvstore.node.tiers.bank import Bank, SlabFile
 from kvstore.node.tiers.base import SlabFiles
-from kvstore.node.tiers.verified import SlotReader, Stored
 
 
 class NvmeTier(SlabFiles):

@@ -1,8 +1,12 @@
-"""The real disk and the failing one against the contract; what the failing one does beyond it."""
+"""All disks against the contract; what the failing one and that of 3FS do beyond it."""
 
 import errno
+import os
+import sys
+from datetime import timedelta
 from pathlib import Path
 from random import Random
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,7 +14,10 @@ import pytest
 from kvstore.node.storage.aligned import aligned_empty
 from kvstore.node.storage.disk import Disk, OsDisk, direct_works
 from kvstore.node.storage.faults import Fault, FaultDisk
+from kvstore.node.storage.usrbio import UsrbioDisk, disk_for
+from kvstore.node.storage.usrbio_loopback import LoopbackUsrbio
 from tests.contracts.disk import LENGTH, PAGE, DiskContract, pattern
+from tests.node.storage.small_device import block, entry, found, open_device, open_slab, read, store
 
 
 class TestOsDisk(DiskContract):
@@ -130,3 +137,82 @@ def test_a_power_cut_may_lose_names(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     assert outcomes(tmp_path / "a", replaced) == {bytes(2), three, None}
     assert outcomes(tmp_path / "b", settled) == {three}
+
+
+class TestUsrbioDisk(DiskContract):
+    @pytest.fixture
+    def disk(self, directory: Path) -> Disk:
+        return UsrbioDisk(LoopbackUsrbio(directory), str(directory))
+
+
+def test_a_ring_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    """The transfer fails in its time, and its memory is not used again: the next one has a lane of its own."""
+    usrbio = LoopbackUsrbio(tmp_path)
+    disk = UsrbioDisk(usrbio, str(tmp_path), timedelta(milliseconds=50))
+    fd = disk.open(tmp_path / "file", create=True)
+    disk.allocate(fd, LENGTH)
+    rings = usrbio.rings
+    usrbio.stalled = True
+    with pytest.raises(TimeoutError):
+        disk.preadv(fd, [aligned_empty(PAGE)], 0)
+    usrbio.stalled = False
+    assert usrbio.rings == rings + 2
+    for seed in range(20):  # more than there are lanes
+        disk.pwritev(fd, [pattern(PAGE, seed)], 0)
+        out = aligned_empty(PAGE)
+        assert disk.preadv(fd, [out], 0) == PAGE
+        assert (out == pattern(PAGE, seed)).all()
+    disk.close(fd)
+
+
+def test_a_hole_is_an_error_by_usrbio(tmp_path: Path) -> None:
+    """What was never written is no block of zeros."""
+    disk = UsrbioDisk(LoopbackUsrbio(tmp_path), str(tmp_path))
+    fd = disk.open(tmp_path / "file", create=True)
+    os.truncate(fd, LENGTH)
+    with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+        disk.preadv(fd, [aligned_empty(PAGE)], 0)
+    disk.close(fd)
+
+
+def test_long_transfers_go_in_pieces(tmp_path: Path) -> None:
+    """Longer than the memory of a lane."""
+    disk = UsrbioDisk(LoopbackUsrbio(tmp_path), str(tmp_path))
+    fd = disk.open(tmp_path / "file", create=True)
+    written = pattern(9 * 2**20, 1)
+    assert disk.pwritev(fd, [written], 0) == written.size
+    out = aligned_empty(written.size)
+    assert disk.preadv(fd, [out], 0) == out.size
+    assert (out == written).all()
+    disk.close(fd)
+
+
+def test_usrbio_is_used_where_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is there, the directory lies on 3FS, and a ring can be made; everywhere else it is the system's."""
+    mount = tmp_path / "mount"
+    usrbio = LoopbackUsrbio(mount)
+    assert type(disk_for(mount)) is OsDisk
+    package, module = ModuleType("hf3fs_fuse"), ModuleType("hf3fs_fuse.io")
+    module.__dict__.update({name: getattr(usrbio, name) for name in dir(usrbio) if not name.startswith("_")})
+    package.__dict__["io"] = module
+    monkeypatch.setitem(sys.modules, "hf3fs_fuse", package)
+    monkeypatch.setitem(sys.modules, "hf3fs_fuse.io", module)
+    assert type(disk_for(tmp_path / "elsewhere")) is OsDisk
+    assert type(disk_for(mount / "node")) is UsrbioDisk
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOENT, "no ring")
+
+    module.__dict__["make_ioring"] = refuse
+    assert type(disk_for(mount / "node")) is OsDisk
+
+
+def test_a_device_works_over_usrbio(tmp_path: Path) -> None:
+    """From the label to the next start."""
+    disk = UsrbioDisk(LoopbackUsrbio(tmp_path), str(tmp_path))
+    with open_device(tmp_path / "device", disk=disk) as device:
+        file = open_slab(device)
+        store(device, file, 1, entry(3))
+    with open_device(tmp_path / "device", disk=disk) as device:
+        assert found(device) == {(file, 1): entry(3)}
+        assert (read(device, file, 1) == block(3)).all()

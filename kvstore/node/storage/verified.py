@@ -2,7 +2,8 @@
 prove. Blocks, so it is called from threads."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,9 +11,16 @@ from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.errors import ChecksumMismatch
 from kvstore.node.storage.aligned import Bytes
 from kvstore.node.storage.codec import decode_granule, granule_starts
-from kvstore.node.storage.device import Device
 from kvstore.node.storage.format import header_bytes
 from kvstore.node.storage.packing import granule_checksum
+
+
+class Slabs(Protocol):
+    """Slab files that can be read: a device, or another node's. Offsets are within a slab, behind its header."""
+
+    path: Path
+
+    def read(self, file: int, offset: int, out: Bytes) -> None: ...
 
 
 class Stored(NamedTuple):
@@ -27,7 +35,7 @@ class SlotReader:
     """One slot that is pinned. offset: of the slot in the slab. checksums: xxh3-64 of each granule of the block.
     stored: None for plain bytes."""
 
-    device: Device
+    device: Slabs
     file: int
     offset: int
     layout: Layout
