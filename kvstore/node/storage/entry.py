@@ -11,7 +11,7 @@ GRANULES_MAX = 1 << 20
 
 
 class Entry(NamedTuple):
-    """A named tuple, for a restart makes one per block: it costs a fifth of a frozen dataclass.
+    """A named tuple, for a restart makes one per block: it costs a ninth of a frozen dataclass.
 
     namespace_id, key: 16 bytes. parent_key: as well, or b"" where it is not known. deadline_ms, ttl_ms: of the store's
     clock. checksums: xxh3-64 of each granule of the raw bytes, little-endian. stored: the length of each stored
