@@ -22,6 +22,8 @@ Speed = float | Sequence[tuple[float, float]]
 Seconds = npt.NDArray[np.float64]
 _BEGIN_S = 0.005
 """Of a load, whatever its length."""
+_LEVEL = 1 + 1e-9
+"""Times that differ by less are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def worth(blocks: int, block_bytes: int, block_tokens: int, stages: Sequence[Sta
     load_s[1:] += _BEGIN_S
     rest_s = prefill.rest_s(blocks, block_tokens)
     total_s = load_s + rest_s
-    best = int(np.flatnonzero(total_s <= total_s.min())[-1])
+    best = int(np.flatnonzero(total_s <= total_s.min() * _LEVEL)[-1])
     by = f" over {slowest.name}" if slowest else ""
     whole = f"{load_s[-1]:.3f} s{by} to load all, {rest_s[0]:.3f} s to compute all"
     if 0 < best < blocks:

@@ -32,7 +32,13 @@ def load(*lanes: types_pb2.LaneLoad) -> types_pb2.NodeLoad:
     return types_pb2.NodeLoad(lanes=lanes)
 
 
-OWN_LOAD = load(lane("compute-in", 900), lane("storage-in", 100, 50), lane("nvme0", 800), lane("nvme1", 600, 60))
+OWN_LOAD = load(
+    lane("compute-out", 3),
+    lane("compute-in", 900),
+    lane("storage-in", 100, 50),
+    lane("nvme0", 800),
+    lane("nvme1", 600, 60),
+)
 
 
 def locations(
@@ -119,8 +125,16 @@ def test_a_node_that_uses_no_helpers() -> None:
     found = locations(places, {}, (helper("idle"),))
     alone = types_pb2.NodeAddress(node_id="own", relays=False)
     assert [stage.name for stage in stages_of(found, 100, 0, alone, MB, 0)] == ["the storage NICs of own"]
-    far = {"own": load(lane("compute-in", 5)), "storage": load(lane("compute-out", 9))}
-    assert list(stages(locations(places, far, (helper("idle"),)), blocks=100)) == ["the NIC of storage"]
+    far = {"own": load(lane("compute-in", 5)), "storage": load(lane("storage-out", 7), lane("compute-out", 9))}
+    found = stages(locations(places, far, (helper("idle"),)), blocks=100)["the NIC of storage"]
+    assert found.lanes == [(9 * MB, 0.0)]
+
+
+def test_a_storage_node_reads_its_own() -> None:
+    """Over no NIC."""
+    alone = types_pb2.NodeAddress(node_id="own", storage_node=True)
+    found = dataclasses.replace(locations([(0, OWN, DRAM)], {}), nodes=(alone, PEER, STORAGE))
+    assert stages_of(found, 1, 0, alone, MB, 0) == []
 
 
 def test_what_is_not_known_limits_nothing() -> None:
@@ -130,5 +144,7 @@ def test_what_is_not_known_limits_nothing() -> None:
     own = load(lane("storage-in", 125, moved=0))
     assert stages(locations(places, {"own": own, "peer": fresh})) == {}
     assert stages(dataclasses.replace(locations(places, {}), loads={})) == {}
+    half = load(lane("compute-out", 125, moved=0), lane("nvme0", 500), lane("nvme1", 500, moved=0))
+    assert stages(locations(places, {"own": own, "peer": half})) == {}
     configured = load(lane("compute-out", 125, moved=0, nominal=True))
     assert list(stages(locations(places, {"own": own, "peer": configured}))) == ["the NIC of peer"]

@@ -97,6 +97,20 @@ async def test_without_a_control_plane(here: Site) -> None:
     assert "over the copy into the engine" in (await client.match(tokens(BLOCKS), prefill=10_000.0)).why
 
 
+async def test_the_own_node_is_known_though_it_holds_nothing(here: Site) -> None:
+    """Its lanes come with the match, for what it would load."""
+    control = await here.control(heartbeat_ms=20)
+    writer = await here.client(await here.node(control=control.address))
+    client = await here.client(await here.node(control=control.address))
+    await writer.store(tokens(BLOCKS), buffers.contiguous(SOURCE.copy(), LAYOUT))
+
+    async def told() -> bool:
+        match = await client.match(tokens(BLOCKS))
+        return match.blocks == BLOCKS and bool(match.locations.loads[client.node_id].lanes)
+
+    await eventually(told)
+
+
 async def test_a_speed_that_is_none(here: Site) -> None:
     """Is refused before anything is asked."""
     client = await here.client(await here.node())

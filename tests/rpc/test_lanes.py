@@ -31,3 +31,6 @@ def test_a_lane_is_known_once_something_has_moved() -> None:
     found = candidate(types_pb2.Helper(load=types_pb2.NodeLoad(lanes=[guess])))
     assert (found.storage.bytes_per_s, found.storage.queued_bytes) == (125, 9)
     assert (found.compute.bytes_per_s, found.compute.queued_bytes) == (RATE_START_BYTES_PER_S, 0)
+    nothing = types_pb2.LaneLoad(lane=STORAGE_IN, queued_bytes=9)
+    found = candidate(types_pb2.Helper(load=types_pb2.NodeLoad(lanes=[nothing])))
+    assert (found.storage.bytes_per_s, found.storage.queued_bytes) == (RATE_START_BYTES_PER_S, 0)
