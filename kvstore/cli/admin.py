@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nodes = commands.add_parser("nodes", parents=[shared], help="nodes and whether they are alive")
     nodes.set_defaults(ask=_nodes, show=admin_tables.show_nodes)
 
+    lanes = commands.add_parser("lanes", parents=[shared], help="what NICs and disks carry, and what waits there")
+    lanes.set_defaults(ask=_stats, show=admin_tables.show_lanes)
+
     devices = commands.add_parser("devices", parents=[shared], help="devices of the nodes' NVMe tiers")
     devices.set_defaults(ask=_stats, show=admin_tables.show_devices)
     device = commands.add_parser("device", parents=[shared], help="takes a device into service, or out of it")

@@ -26,7 +26,28 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
             title="nodes",
         ),
         *([_devices(devices)] if devices else []),
+        *_balance(reply),
     )
+
+
+def show_lanes(reply: admin_pb2.StatsReply) -> None:
+    rows = (row for node in reply.nodes for row in _lane_rows(node))
+    show(table(("node", "lane", "queued", "per s", "rate", "moved"), rows, title="lanes"), *_balance(reply))
+
+
+def _lane_rows(node: admin_pb2.NodeUsage) -> Iterator[tuple[str, ...]]:
+    if not node.reachable:
+        yield (node.node_id, f"not reachable: {node.error}")
+    for lane in node.usage.lanes:
+        known = "configured" if lane.nominal_bytes_per_s else "measured" if lane.moved_bytes else "a guess"
+        per_s = shown_bytes(lane.bytes_per_s)
+        yield (node.node_id, lane.lane, shown_bytes(lane.queued_bytes), per_s, known, shown_bytes(lane.moved_bytes))
+
+
+def _balance(reply: admin_pb2.StatsReply) -> list[str]:
+    if not reply.storage_nic_max_to_avg:
+        return []
+    return [f"storage NIC traffic inwards, max/avg over {reply.storage_nics}: {reply.storage_nic_max_to_avg:.2f}"]
 
 
 def show_devices(reply: admin_pb2.StatsReply) -> None:

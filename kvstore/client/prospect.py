@@ -63,7 +63,7 @@ class _Prospect:
 
     def stages(self, copy_bytes_per_s: float) -> list[Stage]:
         own_id = self._own.node_id
-        storage_nic = lane_of(self._load, STORAGE_IN) is not None
+        storage_nic = lane_of(self._load.lanes, STORAGE_IN) is not None
         nodes = {node.node_id: node for node in self._locations.nodes}
         direct = [name for name, node in nodes.items() if storage_nic and node.storage_node and name != own_id]
         peers = [name for name in nodes if name not in direct and name != own_id]
@@ -84,7 +84,7 @@ class _Prospect:
 
     def _storage_nics(self, owners: list[str]) -> Stage | None:
         """The reader's own storage NIC, and those of helpers that would join."""
-        passing, own = self._of(owners), known(lane_of(self._load, STORAGE_IN))
+        passing, own = self._of(owners), known(lane_of(self._load.lanes, STORAGE_IN))
         if own is None or not passing.any():
             return None
         helpers = self._locations.helpers if self._own.relays else ()
@@ -108,13 +108,13 @@ class _Prospect:
 
     def _compute_in(self) -> LaneLoad | None:
         """Only as configured: what it has carried so far does not tell what it could."""
-        lane = lane_of(self._load, COMPUTE_IN)
+        lane = lane_of(self._load.lanes, COMPUTE_IN)
         return known(lane) if lane is not None and lane.nominal_bytes_per_s else None
 
     def _outwards(self, owner: str, lanes: tuple[str, ...]) -> Stage | None:
         """The NIC over which an owner sends; its first of these."""
         load = self._locations.loads.get(owner, types_pb2.NodeLoad())
-        lane = next((lane for name in lanes if (lane := lane_of(load, name)) is not None), None)
+        lane = next((lane for name in lanes if (lane := lane_of(load.lanes, name)) is not None), None)
         return _stage(f"the NIC of {owner}", known(lane), self._owners[owner])
 
     def _disks(self, owner: str) -> Stage | None:

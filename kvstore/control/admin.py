@@ -15,7 +15,9 @@ from kvstore.control.rules import SetRules
 from kvstore.control.service import MatchCounters
 from kvstore.errors import InvalidInput, KVStoreError, NodeUnavailable, TooLarge
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+from kvstore.policy.route import max_to_avg
 from kvstore.rpc.channel import caller, open_channel
+from kvstore.rpc.lanes import STORAGE_IN, lane_of
 from kvstore.rpc.rules import rules_of
 from kvstore.rpc.status import from_rpc, unary
 
@@ -46,6 +48,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     @unary
     async def Stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsReply:
         usages = await asyncio.gather(*(self._usage(state, request.check) for state in self._directory.nodes()))
+        moved = [lane.moved_bytes for node in usages if (lane := lane_of(node.usage.lanes, STORAGE_IN)) is not None]
         return admin_pb2.StatsReply(
             indexed_blocks=await self._index.blocks(),
             indexed_locations=sum(record.locations for record in await self._index.nodes()),
@@ -53,6 +56,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             matched_blocks=self._counters.matched_blocks,
             asked_blocks=self._counters.asked_blocks,
             nodes=usages,
+            storage_nics=len(moved),
+            storage_nic_max_to_avg=max_to_avg(moved),
         )
 
     @unary

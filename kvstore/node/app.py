@@ -219,6 +219,7 @@ class NodeServer:
             transfers,
             self.placement,
             disks,
+            self._lane_loads,
             address,
             slab_socket,
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc.aio
@@ -47,6 +47,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         transfers: Transfers,
         placement: Placement | None,
         disks: Disks | None,
+        lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
         address: types_pb2.NodeAddress,
         slab_socket: str,
     ) -> None:
@@ -60,6 +61,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._transfers = transfers
         self._placement = placement
         self._disks = disks
+        self._lane_loads = lane_loads
         self._address = address
         self._slab_socket = slab_socket
 
@@ -322,6 +324,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             tiers=tiers,
             devices=self._disks.usage() if self._disks is not None else [],
             counters=counters,
+            lanes=self._lane_loads(),
             violations=self._custody.catalog.violations() if request.check else [],
         )
 

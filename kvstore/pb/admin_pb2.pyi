@@ -51,11 +51,17 @@ class StatsReply(google.protobuf.message.Message):
     MATCHED_BLOCKS_FIELD_NUMBER: builtins.int
     ASKED_BLOCKS_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
+    STORAGE_NICS_FIELD_NUMBER: builtins.int
+    STORAGE_NIC_MAX_TO_AVG_FIELD_NUMBER: builtins.int
     indexed_blocks: builtins.int
     indexed_locations: builtins.int
     matches: builtins.int
     matched_blocks: builtins.int
     asked_blocks: builtins.int
+    storage_nics: builtins.int
+    """nodes that answered and have one"""
+    storage_nic_max_to_avg: builtins.float
+    """of the bytes that came in over each since its node started; 0: none did"""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeUsage]: ...
     def __init__(
@@ -67,8 +73,10 @@ class StatsReply(google.protobuf.message.Message):
         matched_blocks: builtins.int = ...,
         asked_blocks: builtins.int = ...,
         nodes: collections.abc.Iterable[Global___NodeUsage] | None = ...,
+        storage_nics: builtins.int = ...,
+        storage_nic_max_to_avg: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["asked_blocks", b"asked_blocks", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_blocks", b"matched_blocks", "matches", b"matches", "nodes", b"nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asked_blocks", b"asked_blocks", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_blocks", b"matched_blocks", "matches", b"matches", "nodes", b"nodes", "storage_nic_max_to_avg", b"storage_nic_max_to_avg", "storage_nics", b"storage_nics"]) -> None: ...
 
 Global___StatsReply: typing_extensions.TypeAlias = StatsReply
 

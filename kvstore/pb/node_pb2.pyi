@@ -1464,6 +1464,7 @@ class UsageReply(google.protobuf.message.Message):
     COUNTERS_FIELD_NUMBER: builtins.int
     VIOLATIONS_FIELD_NUMBER: builtins.int
     DEVICES_FIELD_NUMBER: builtins.int
+    LANES_FIELD_NUMBER: builtins.int
     @property
     def node(self) -> kvstore.pb.types_pb2.NodeAddress: ...
     @property
@@ -1476,6 +1477,10 @@ class UsageReply(google.protobuf.message.Message):
 
     @property
     def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeviceUsage]: ...
+    @property
+    def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.LaneLoad]:
+        """now"""
+
     def __init__(
         self,
         *,
@@ -1484,9 +1489,10 @@ class UsageReply(google.protobuf.message.Message):
         counters: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         violations: collections.abc.Iterable[builtins.str] | None = ...,
         devices: collections.abc.Iterable[Global___DeviceUsage] | None = ...,
+        lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["node", b"node"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["counters", b"counters", "devices", b"devices", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counters", b"counters", "devices", b"devices", "lanes", b"lanes", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
 
 Global___UsageReply: typing_extensions.TypeAlias = UsageReply
 

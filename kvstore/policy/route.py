@@ -148,6 +148,12 @@ def fluid_steps(lanes: Sequence[tuple[float, float]]) -> list[tuple[float, float
     return steps
 
 
+def max_to_avg(moved_bytes: Sequence[int]) -> float:
+    """How unevenly NICs carried: the busiest over the average; 1: all the same, 0: none has carried anything."""
+    total = sum(moved_bytes)
+    return max(moved_bytes) * len(moved_bytes) / total if total else 0.0
+
+
 def _ends_s(question: Question, lanes: Sequence[Share]) -> float:
     ends_s = fluid_s(question.length, [(lane.bytes_per_s, lane.wait_s) for lane in lanes])
     if question.storage_bytes_per_s:

@@ -1,5 +1,7 @@
 """Lanes as nodes report them, in the terms of `policy.route`."""
 
+from collections.abc import Iterable
+
 from kvstore.pb import types_pb2
 from kvstore.policy.route import RATE_START_BYTES_PER_S, Candidate, LaneLoad
 
@@ -10,9 +12,9 @@ COMPUTE_OUT = "compute-out"
 DISK_PREFIX = "nvme"
 
 
-def lane_of(load: types_pb2.NodeLoad, name: str) -> types_pb2.LaneLoad | None:
+def lane_of(lanes: Iterable[types_pb2.LaneLoad], name: str) -> types_pb2.LaneLoad | None:
     """A lane of a node by its name; None when the node reported none such."""
-    return next((lane for lane in load.lanes if lane.lane == name), None)
+    return next((lane for lane in lanes if lane.lane == name), None)
 
 
 def known(lane: types_pb2.LaneLoad | None) -> LaneLoad | None:
@@ -28,7 +30,7 @@ def candidate(helper: types_pb2.Helper) -> Candidate:
 
 
 def _believed(helper: types_pb2.Helper, name: str) -> LaneLoad:
-    lane = lane_of(helper.load, name)
+    lane = lane_of(helper.load.lanes, name)
     if lane is None or not lane.bytes_per_s:
         return LaneLoad(float(RATE_START_BYTES_PER_S))
     return LaneLoad(float(lane.bytes_per_s), lane.queued_bytes)

@@ -24,6 +24,13 @@ NAMESPACE = Namespace.of("tiny", LAYOUT, tenant="t")
 BOOK = types_pb2.RuleBook(version=1, rules={"tin*": types_pb2.Rules(ttl_ms=90_000, copies=2)})
 
 
+LANES = [
+    types_pb2.LaneLoad(lane="storage-in", queued_bytes=4_000, bytes_per_s=50 * 10**9, nominal_bytes_per_s=50 * 10**9),
+    types_pb2.LaneLoad(lane="compute-out", bytes_per_s=125 * 10**6),
+    types_pb2.LaneLoad(lane="nvme0", bytes_per_s=900 * 10**6, moved_bytes=7 * 10**12),
+]
+
+
 class Answers(admin_pb2_grpc.AdminServicer):
     """Remembers the last request for blocks; every second block is known."""
 
@@ -33,11 +40,19 @@ class Answers(admin_pb2_grpc.AdminServicer):
     def Stats(self, request, context):
         tier = node_pb2.TierUsage(tier=types_pb2.TIER_DRAM, capacity_bytes=2**30, live_slots=12, live_bytes=12_500_000)
         good = admin_pb2.NodeUsage(
-            node_id="n1", reachable=True, usage=node_pb2.UsageReply(tiers=[tier], violations=["one slot too many"])
+            node_id="n1",
+            reachable=True,
+            usage=node_pb2.UsageReply(tiers=[tier], lanes=LANES, violations=["one slot too many"]),
         )
         gone = admin_pb2.NodeUsage(node_id="n2", error="connection refused")
         return admin_pb2.StatsReply(
-            indexed_blocks=1234, matches=5, asked_blocks=8, matched_blocks=6, nodes=[good, gone]
+            indexed_blocks=1234,
+            matches=5,
+            asked_blocks=8,
+            matched_blocks=6,
+            nodes=[good, gone],
+            storage_nics=3,
+            storage_nic_max_to_avg=1.184,
         )
 
     def Nodes(self, request, context):
@@ -90,8 +105,22 @@ def test_stats_as_tables(control: tuple[str, Answers], capsys: pytest.CaptureFix
     """Sizes, hit ratio and a node that cannot be reached are all there to be read."""
     assert main(["admin", "stats", "--control", control[0]]) == 0
     text = capsys.readouterr().out
-    for words in ("1,234", "75.0%", "12.5 MB", "1GiB", "connection refused"):
+    for words in ("1,234", "75.0%", "12.5 MB", "1GiB", "connection refused", "max/avg over 3: 1.18"):
         assert words in text
+
+
+def test_lanes_as_a_table(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with what waits, what it can carry and from where that is known, and what it has moved."""
+    assert main(["admin", "lanes", "--control", control[0]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│ n" in line]
+    assert rows == [
+        ["n1", "storage-in", "4 kB", "50 GB", "configured", "0 B"],
+        ["n1", "compute-out", "0 B", "125 MB", "a guess", "0 B"],
+        ["n1", "nvme0", "0 B", "900 MB", "measured", "7 TB"],
+        ["n2", "not reachable: connection refused", "", "", "", ""],
+    ]
+    assert lines[-1] == "storage NIC traffic inwards, max/avg over 3: 1.18"
 
 
 def test_check_fails_on_a_broken_law(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:

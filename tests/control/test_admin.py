@@ -1,6 +1,7 @@
 """What operators see, with a node that answers and one that does not."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ CALLER = caller("test")
 
 
 class Usage(node_pb2_grpc.NodeServicer):
-    """A node that can say how full it is."""
+    """A node that can say how full it is, and what came in over its storage NIC; None: it has none."""
+
+    def __init__(self, moved_bytes: int | None = None) -> None:
+        self.moved_bytes = moved_bytes
 
     async def Usage(self, request: node_pb2.UsageRequest, context: Any) -> node_pb2.UsageReply:
-        return node_pb2.UsageReply(counters={"loads": 3})
+        lanes = [
+            types_pb2.LaneLoad(lane="storage-in", moved_bytes=self.moved_bytes),
+            types_pb2.LaneLoad(lane="compute-in", moved_bytes=10**9),
+        ]
+        return node_pb2.UsageReply(counters={"loads": 3}, lanes=lanes[-1 if self.moved_bytes is None else 0 :])
 
 
 @pytest.fixture
@@ -112,3 +120,29 @@ async def test_bad_input_is_refused(admin: admin_pb2_grpc.AdminStub) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await admin.Nodes(admin_pb2.NodesRequest(), timeout=DEADLINE_S)
     assert type(from_rpc(failed.value)) is errors.VersionMismatch
+
+
+@pytest.mark.parametrize(
+    ("moved", "nics", "max_to_avg"), [([100, 300, None], 2, 1.5), ([0, 0], 2, 0.0), ([None], 0, 0.0), ([7], 1, 1.0)]
+)
+async def test_how_evenly_storage_nics_carry(
+    control: control_pb2_grpc.ControlStub,
+    admin: admin_pb2_grpc.AdminStub,
+    tmp_path: Path,
+    moved: list[int | None],
+    nics: int,
+    max_to_avg: float,
+) -> None:
+    """The busiest over the average, of the nodes that have one and answer; a node that does not answer is none."""
+    await FakeNode(control, node_id="gone").register()
+    async with AsyncExitStack() as stack:
+        for number, moved_bytes in enumerate(moved):
+            server = make_server()
+            node_pb2_grpc.add_NodeServicer_to_server(Usage(moved_bytes), server)
+            address = f"unix:{tmp_path}/{number}.sock"
+            server.add_insecure_port(address)
+            await server.start()
+            stack.push_async_callback(server.stop, None)
+            await FakeNode(control, node_id=f"n{number}", grpc=address).register()
+        stats = await admin.Stats(admin_pb2.StatsRequest(caller=CALLER), timeout=DEADLINE_S)
+    assert (stats.storage_nics, stats.storage_nic_max_to_avg) == (nics, max_to_avg)

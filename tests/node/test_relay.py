@@ -17,6 +17,8 @@ from kvstore.client import AsyncClient, LoadResult, buffers
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.app import NodeServer
 from kvstore.node.networks import COMPUTE, STORAGE
+from kvstore.pb import node_pb2, node_pb2_grpc
+from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import random_blocks
 from tests.inprocess import LOOPBACK, Site, at_rest, held_by, site
 from tests.waiting import eventually
@@ -123,6 +125,17 @@ async def test_both_storage_nics_carry_the_history(world: World) -> None:
     assert world.reader.networks.meter(STORAGE).moved_bytes > 0
     assert world.storage.networks.lane(COMPUTE).moved_bytes == 0
     assert "relay by helper" in result.route
+
+
+async def test_an_operator_sees_what_a_nic_carried(world: World) -> None:
+    """Every lane of a node is in what it says of itself."""
+    await world.load(relayed_first=SOME)
+    async with open_channel(world.helper.address) as channel:
+        usage = await node_pb2_grpc.NodeStub(channel).Usage(node_pb2.UsageRequest(caller=caller("test")), timeout=5)
+    moved = {lane.lane: lane.moved_bytes for lane in usage.lanes}
+    assert moved.keys() == {"compute-in", "compute-out", "storage-in", "storage-out"}
+    assert moved["storage-in"] == world.helper.networks.meter(STORAGE).moved_bytes > 0
+    assert moved["compute-out"] > 0
 
 
 async def test_a_node_that_does_not_lend_its_nic(tmp_path: Path) -> None:

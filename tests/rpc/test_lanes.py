@@ -14,7 +14,7 @@ async def test_the_names_are_those_that_nodes_report() -> None:
     load = types_pb2.NodeLoad(lanes=networks.loads())
     await networks.close()
     assert {lane.lane for lane in load.lanes} == {COMPUTE_IN, COMPUTE_OUT, STORAGE_IN, STORAGE_OUT}
-    lane = known(lane_of(load, STORAGE_IN))
+    lane = known(lane_of(load.lanes, STORAGE_IN))
     assert lane is not None
     assert (lane.bytes_per_s, lane.queued_bytes) == (7, 0)
 
