@@ -333,7 +333,8 @@ class Catalog:
 
     def finish_copy(self, copy: Copy, checksums: bytes, now_ns: int, *, keep: bool = False) -> bool:
         """The target holds the bytes, whose checksums these are, and can be found. False: the block has gone meanwhile,
-        and so has its copy. keep: the target stays pinned, in either case, until `release_copy`."""
+        or the target's device, and so has the copy. keep: the target stays pinned in either case, until
+        `release_copy`."""
         return self._copies.finish(copy, checksums, now_ns, keep=keep)
 
     def release_copy(self, copy: Copy) -> None:

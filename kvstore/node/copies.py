@@ -109,11 +109,13 @@ class CopyTable:
                 self._stock.give_up(copy.target, slot)
 
     def finish(self, copy: Copy, checksums: bytes, now_ns: int, *, keep: bool) -> bool:
-        """The target holds the bytes. False when the block has gone meanwhile: the target is given up.
+        """The target holds the bytes. False when the block has gone meanwhile, or the target's device: the target is
+        given up.
 
         keep: the target stays pinned until `release`."""
         assert copy.slot is not None
-        slot, copy_lives = copy.slot, copy.alive
+        slot = copy.slot
+        copy_lives = copy.alive and self._stock.spaces[copy.target].banks[slot.slab.bank].in_service
         self._close(copy)
         if keep:
             self._stock.pin(slot)
