@@ -233,6 +233,7 @@ async def test_a_block_that_was_stored_anew_is_read_as_it_was_pinned(tmp_path: P
         world.catalog.drop(NAMESPACE, SHARD, key, "purge")
         world.store([*reading.keys[:3], key], np.concatenate([reading.blocks[:3], newer]))
         await world.spill.drain()
+        reading.drop_dram()
         for granule in range(2):
             came = await reading.recall.bring(piece(3, granule))
             assert np.array_equal(
