@@ -223,9 +223,11 @@ class Spill:
             if error is None:
                 written.append(block)
                 self._nvme.enter(block.place, block.entry)
-            else:
+            elif isinstance(error, KVStoreError):
                 self.counters["spill_failed"] += 1
-                log.warning("block %s: %r", block.copy.key.hex(), error)
+                log.warning("block %s: %s", block.copy.key.hex(), error)
+            else:
+                raise error
         await self._nvme.flush()
         for block in written:
             if self._nvme.holds(block.place):
