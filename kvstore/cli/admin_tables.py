@@ -1,6 +1,6 @@
 """The answers of the Admin service as tables."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.table import Table
 
@@ -25,7 +25,7 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
             (row for node in reply.nodes for row in _usage_rows(node)),
             title="nodes",
         ),
-        *([_devices(devices)] if devices else []),
+        *([_devices(devices), _disk_traffic(reply.nodes)] if devices else []),
         *_balance(reply),
     )
 
@@ -89,6 +89,29 @@ def _devices(devices: Iterable[tuple[str, node_pb2.DeviceUsage]]) -> Table:
         ),
         title="devices",
     )
+
+
+def _disk_traffic(nodes: Iterable[admin_pb2.NodeUsage]) -> Table:
+    """What the NVMe tiers did since their nodes' start."""
+    return table(
+        ("node", "durable", "owed", "spilled", "let off", "recalled", "promoted", "gain", "scrubbed", "corrupt"),
+        (tuple(_traffic_cells(node.node_id, node.usage.counters)) for node in nodes if node.usage.devices),
+        title="NVMe",
+    )
+
+
+def _traffic_cells(node_id: str, counters: Mapping[str, int]) -> Iterator[str]:
+    before, after = counters.get("compressed_from_bytes", 0), counters.get("compressed_to_bytes", 0)
+    yield node_id
+    yield f"{counters.get('durable_blocks', 0):,}"
+    yield shown_bytes(counters.get("owed_bytes", 0))
+    yield shown_bytes(counters.get("spilled_bytes", 0))
+    yield f"{counters.get('spill_refused', 0) + counters.get('spill_over_budget', 0):,}"
+    yield shown_bytes(counters.get("recalled_bytes", 0))
+    yield f"{counters.get('promoted_blocks', 0):,}"
+    yield f"{1 - after / before:.0%}" if before else "–"
+    yield shown_bytes(counters.get("scrubbed_bytes", 0))
+    yield f"{counters.get('corrupt_on_disk', 0) + counters.get('scrub_dropped', 0):,}"
 
 
 def show_check(reply: admin_pb2.StatsReply) -> None:

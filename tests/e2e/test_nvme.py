@@ -1,7 +1,9 @@
 """The NVMe tier of real nodes: killed, restarted, filled, damaged. What is served is always what was stored."""
 
 import asyncio
+import json
 import random
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -172,3 +174,34 @@ async def test_flipped_bytes_are_never_served(here: Cluster) -> None:
         assert await get(client, seed) <= blocks
     await client.close()
     await here.clean(node)
+
+
+async def test_an_operator_sees_and_switches_devices(here: Cluster) -> None:
+    """By the command line: a table, and JSON; what is disabled is withdrawn, and is back after enabling."""
+    control = await here.control()
+    node = await node_on(here, control=control.address)
+    client = await here.client(node)
+    await put(client, 1)
+    await durable(here, node)
+    device = str(here.folder / "device")
+
+    async def admin(*words: str) -> tuple[int, str]:
+        argv = [sys.executable, "-m", "kvstore", "admin", *words, "--control", control.address]
+        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode()
+
+    code, shown = await admin("devices")
+    assert code == 0
+    assert device in shown
+    assert "yes" in shown
+    code, shown = await admin("device", "disable", "node", device, "--json")
+    assert code == 0
+    assert [entry["in_service"] for entry in json.loads(shown)["devices"]] == [False]
+    assert await counter(here, node, "durable_blocks") == 0
+    assert (await admin("device", "enable", "node", device))[0] == 0
+    assert await counter(here, node, "durable_blocks") == CHAIN
+    assert (await admin("device", "enable", "node", "/nowhere"))[0] == 2
+    code, shown = await admin("stats")
+    assert code == 0
+    assert "durable" in shown
