@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kvstore.node.tiers.verified import SlotReader
 
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
@@ -22,6 +21,7 @@ from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.faults import Fault, FaultDisk
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.index import Batch
+from kvstore.node.storage.verified import SlotReader
 from tests.node.nvme_world import LAYOUT, SLAB_BYTES, Bytes, NvmeWorld, blocks_of, keys_of, open_device
 from tests.waiting import eventually
 
