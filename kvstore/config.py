@@ -68,6 +68,8 @@ class NodeConfig:
     dram_bytes: int = option(1 * GIB, "capacity of the DRAM tier")
     hbm_bytes: int = option(0, "capacity of the HBM tier; 0: none")
     nvme_paths: tuple[str, ...] = option((), "directories of the NVMe tier, one per device; none: no NVMe tier")
+    nvme_shared: bool = option(False, "these directories lie in a file system that other nodes mount, and read")
+    shared_paths: tuple[str, ...] = option((), "directories, mounted here, in which other nodes' devices lie")
     nvme_bytes: int = option(64 * GIB, "capacity of each of these directories")
     nvme_slab_bytes: int = option(256 * MIB, "size of one slab file; no block may be larger")
     nvme_free_bytes_min: int = option(1 * GIB, "free space that each file system keeps")

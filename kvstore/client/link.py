@@ -27,6 +27,7 @@ from kvstore.errors import (
 )
 from kvstore.pb import control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
+from kvstore.rpc.layouts import layout_message
 from kvstore.rpc.rules import rules_message
 from kvstore.rpc.status import from_rpc
 
@@ -214,7 +215,7 @@ class Link:
                 await self.open()
 
     def _open_namespace(self) -> node_pb2.OpenNamespaceRequest:
-        n, group = self.namespace, self.layout.group
+        n = self.namespace
         return node_pb2.OpenNamespaceRequest(
             caller=self.caller,
             session_id=self.session_id,
@@ -228,21 +229,7 @@ class Link:
                 layout_fingerprint=n.layout_fingerprint,
                 hash_scheme=n.hash_scheme,
             ),
-            layout=types_pb2.Layout(
-                block_tokens=self.layout.block_tokens,
-                groups=[
-                    types_pb2.LayerGroup(
-                        kind=group.kind,
-                        layers=group.layers,
-                        tensors=group.tensors,
-                        page_tokens=group.page_tokens,
-                        page_bytes=group.page_bytes,
-                        order=group.order,
-                        packing=group.packing,
-                        dtype=group.dtype,
-                    )
-                ],
-            ),
+            layout=layout_message(self.layout),
             shard=types_pb2.Shard(rank=self.shard_rank, count=self.shard_count),
             rules=rules_message(self._rules),
         )

@@ -101,7 +101,7 @@ def match_reply(
 ) -> control_pb2.MatchReply:
     """An answer as columns with a table of the nodes that occur; with helpers where some of it lies in storage."""
     states = [state_of(ref) for ref in answer.refs]
-    in_storage = any(state.address.storage_node for state in states)
+    in_storage = any(state.address.storage_node or state.address.shared for state in states)
     locations = answer.locations
     return control_pb2.MatchReply(
         blocks=answer.blocks,

@@ -26,6 +26,7 @@ from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog
 from kvstore.node.custody import Custody
 from kvstore.node.devices import close_devices, open_devices, space_of
+from kvstore.node.disklane import disk_load
 from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
@@ -40,6 +41,7 @@ from kvstore.node.resources import Resources
 from kvstore.node.retention import Retention
 from kvstore.node.service import NodeService
 from kvstore.node.sessions import Session, Sessions
+from kvstore.node.shared import SharedDevices
 from kvstore.node.storage.device import Device
 from kvstore.node.tiers.base import TierMemory
 from kvstore.node.tiers.dram import DramMemory
@@ -142,6 +144,7 @@ class NodeServer:
         self.disks = None if nvme is None else Disks(config, self.custody, nvme, self.landing)
         self.kept = Kept(self.custody, config.kept_bytes_max, config.kept_ms * 1_000_000)
         self.placement = Placement(self.custody) if config.hbm_bytes else None
+        self.shared = SharedDevices(config.shared_paths, config.nvme_depth_max) if config.shared_paths else None
         self.networks = Networks.open(config)  # last: it is what may fail, and owns threads
 
     async def start(self) -> None:
@@ -169,7 +172,8 @@ class NodeServer:
             grpc=self.address,
             host=_host_identity(),
             storage_node="storage" in config.roles,
-            relays=self.networks.has_storage and config.relay,
+            relays=config.relay and (self.networks.has_storage or self.shared is not None),
+            shared=config.nvme_shared or self.shared is not None,
         )
         self._add_services(address, str(slab_path))
         self.sessions.listen(slab_path)
@@ -203,6 +207,7 @@ class NodeServer:
             self.neighbours,
             self.kept,
             address,
+            shared=self.shared,
             loads_from_disk=None if disks is None else disks.loads,
             pushes_from_disk=None if disks is None else disks.pushes,
         )
@@ -246,6 +251,8 @@ class NodeServer:
         self.sessions.close()
         await self.neighbours.close()
         await self.networks.close()
+        if self.shared is not None:
+            await self.shared.close()
         if self.disks is not None:
             await self.disks.close()
         self.custody.close()
@@ -262,7 +269,9 @@ class NodeServer:
         return self._scratch / "node.sock"
 
     def _lane_loads(self) -> list[types_pb2.LaneLoad]:
-        return [*self.networks.loads(), *(self.disks.lane_loads() if self.disks is not None else ())]
+        disks = () if self.disks is None else [bank.lane for bank in self.disks.nvme.banks]
+        shared = () if self.shared is None else [self.shared.lane]
+        return [*self.networks.loads(), *(disk_load(lane) for lane in (*disks, *shared))]
 
     def _session_ended(self, session: Session) -> None:
         self.catalog.release_holder(session.holder, self.custody.clock())

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.entry import PLAIN
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.node.storage.shared import SharedDevice
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.tree import OpenNamespace
 from kvstore.policy.slots import BankedSpace, SizeClass, SlotSpace
@@ -38,8 +40,7 @@ async def open_devices(config: NodeConfig) -> list[tuple[Path, Device | None]]:
         raise ConfigError("nvme_paths: a directory is named twice")
     if not paths:
         return []
-    limits = limits_of(config)
-    opening = [asyncio.to_thread(open_device, path, limits) for path in paths]
+    opening = [asyncio.to_thread(open_device, path, config) for path in paths]
     outcomes = await asyncio.gather(*opening, return_exceptions=True)
     devices = [outcome if isinstance(outcome, Device) else None for outcome in outcomes]
     for path, outcome in zip(paths, outcomes, strict=True):
@@ -57,9 +58,12 @@ async def close_devices(devices: Iterable[Device | None]) -> None:
             await asyncio.to_thread(device.close)
 
 
-def open_device(path: Path, limits: DeviceLimits) -> Device:
-    """Blocks."""
+def open_device(path: Path, config: NodeConfig) -> Device:
+    """Blocks. Raises ConfigError, VersionMismatch, DeviceFailed."""
+    limits = limits_of(config)
     with paused_collector():
+        if config.nvme_shared:
+            return SharedDevice.open_shared(path, limits, config.node_id or socket.gethostname())
         return Device.open(path, limits)
 
 

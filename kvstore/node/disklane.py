@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from kvstore.errors import Closed
+from kvstore.pb import types_pb2
 from kvstore.policy.share import BACKGROUND_PART_MIN, Shares
 
 T = TypeVar("T")
@@ -140,3 +141,13 @@ class DiskLane:
         elapsed_ns = max(1, time.monotonic_ns() - piece.began_ns)
         rate = piece.length * 1e9 / elapsed_ns * (len(self._running) + 1)
         self.bytes_per_s += _RATE_WEIGHT * (rate - self.bytes_per_s)
+
+
+def disk_load(lane: DiskLane) -> types_pb2.LaneLoad:
+    """A lane as nodes report it."""
+    return types_pb2.LaneLoad(
+        lane=lane.name,
+        queued_bytes=lane.queued_bytes,
+        bytes_per_s=int(lane.bytes_per_s),
+        moved_bytes=lane.moved_bytes,
+    )

@@ -10,13 +10,13 @@ from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.node.custody import Custody
-from kvstore.node.devices import adopt, capacity_of, known_namespace, limits_of, open_device
+from kvstore.node.devices import adopt, capacity_of, known_namespace, open_device
 from kvstore.node.landing import Landing
 from kvstore.node.recall import Recalls
 from kvstore.node.scrub import Scrub
 from kvstore.node.spill import Spill
 from kvstore.node.tiers.nvme import NvmeTier
-from kvstore.pb import node_pb2, types_pb2
+from kvstore.pb import node_pb2
 
 _FLUSH_S = 1.0
 _LIMIT_LIFTED_S = 60.0
@@ -75,17 +75,6 @@ class Disks:
         counters["readahead_bytes"] = self.readahead.used_bytes
         return counters
 
-    def lane_loads(self) -> list[types_pb2.LaneLoad]:
-        return [
-            types_pb2.LaneLoad(
-                lane=lane.name,
-                queued_bytes=lane.queued_bytes,
-                bytes_per_s=int(lane.bytes_per_s),
-                moved_bytes=lane.moved_bytes,
-            )
-            for lane in self.nvme.lanes
-        ]
-
     # ---- devices that fail, or fill ----------------------------------------------------------------------------------
 
     def _lost(self, bank: int) -> None:
@@ -109,7 +98,7 @@ class Disks:
                 return
             self._catalog.clear_bank(Tier.NVME, bank.number)
             self._custody.settle()
-            await bank.enable(lambda: open_device(bank.path, limits_of(self._config)))
+            await bank.enable(lambda: open_device(bank.path, self._config))
             self._catalog.reopen_bank(Tier.NVME, bank.number, capacity_of(bank.device))
             await adopt(self._catalog, self.nvme, self._custody.clock(), [bank.number])
             self._namespaces_seen = 0  # this device has to be told of them

@@ -19,7 +19,7 @@ from kvstore.node.catalog import PinnedBlock, Pins, ShardId
 from kvstore.node.feed import Arrival, BoardFeed, Changed
 from kvstore.node.kept import KeptBlock
 from kvstore.node.networks import STORAGE
-from kvstore.node.pathmaker import PathMaker
+from kvstore.node.pathmaker import Direct, PathMaker
 from kvstore.node.paths import HerePath, NodePath, Path, Source, opened
 from kvstore.node.pieces import Piece, cut
 from kvstore.node.resources import Resources
@@ -164,11 +164,11 @@ class Gathering:
 
     def _plan_relays(self) -> None:
         """Which other nodes' storage NICs to use beside our own. They join when they have answered."""
-        direct = {
-            path.node_id: [block for block in path.blocks if block < self._usable]
+        direct = [
+            Direct(path.node_id, [block for block in path.blocks if block < self._usable], path.shared)
             for path in self._paths.values()
             if isinstance(path, NodePath) and path.route == "direct"
-        }
+        ]
         route = self._maker.route(direct)
         if route is None:
             return

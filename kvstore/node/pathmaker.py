@@ -1,6 +1,7 @@
 """Makes the paths of one load that lead to other nodes: to owners, and through helpers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout
 from kvstore.errors import InvalidInput
@@ -10,9 +11,20 @@ from kvstore.node.networks import COMPUTE
 from kvstore.node.paths import NodePath
 from kvstore.node.resources import Resources
 from kvstore.node.routing import network_to, owners_of, question
+from kvstore.node.shared import SharedDevices
+from kvstore.node.sharedincoming import SharedIncoming
 from kvstore.pb import node_pb2, types_pb2
 from kvstore.policy.route import Plan, plan
 from kvstore.rpc.channel import caller
+from kvstore.rpc.layouts import layout_message
+
+
+class Direct(NamedTuple):
+    """Blocks that can be read over this node's own storage NIC. shared: from a directory, not from the node."""
+
+    node_id: str
+    blocks: Sequence[int]
+    shared: bool
 
 
 class PathMaker:
@@ -39,30 +51,52 @@ class PathMaker:
         for node, blocks in self._owners.items():
             wanted = [block for block in blocks if block in absent]
             if wanted:
-                network, route = network_to(self._start.nodes[node], self._resources.networks)
-                paths.append(self._path(route, network, self._start.nodes[node], wanted))
+                owner = self._start.nodes[node]
+                network, route = network_to(owner, self._resources.networks)
+                paths.append(self._path(route, network, owner, wanted))
+                if owner.shared and self._resources.shared is not None:
+                    paths.append(self._shared_path(self._resources.shared, owner, wanted))
         return paths
 
-    def route(self, direct: Mapping[str, Sequence[int]]) -> Plan | None:
-        """Whose storage NICs to use beside our own, for blocks that lie at these storage nodes. None: for nothing."""
-        length = sum(map(len, direct.values())) * self._layout.block_bytes
+    def route(self, direct: Sequence[Direct]) -> Plan | None:
+        """Whose storage NICs to use beside our own for what lies in storage. None: for nothing."""
+        length = len({block for way in direct for block in way.blocks}) * self._layout.block_bytes
         if not length:
             return None
-        config, networks = self._resources.config, self._resources.networks
-        apart = {self._resources.address.node_id, *direct}
+        config, resources = self._resources.config, self._resources
+        apart = {resources.address.node_id, *(way.node_id for way in direct)}
         helpers = self._start.helpers if config.relay else []
-        return plan(question(length, networks, helpers, apart, config.piece_bytes, config.relay_helpers_max))
+        shared = resources.shared.lane if resources.shared is not None and all(way.shared for way in direct) else None
+        asked = question(
+            length, resources.networks, shared, helpers, apart, config.piece_bytes, config.relay_helpers_max
+        )
+        return plan(asked)
 
-    def through(self, helpers: Sequence[str], direct: Mapping[str, Sequence[int]]) -> list[NodePath]:
-        """The paths through these helpers to these storage nodes."""
+    def through(self, helpers: Sequence[str], direct: Sequence[Direct]) -> list[NodePath]:
+        """The paths through these helpers to what lies in storage."""
         by_name = {helper.node.node_id: helper.node for helper in self._start.helpers}
         owners = {node.node_id: node for node in self._start.nodes}
         return [
-            self._path("relay", COMPUTE, by_name[name], blocks, relay_from=owners[owner])
+            self._path(
+                "relay", COMPUTE, by_name[name], way.blocks, relay_from=owners[way.node_id], relay_shared=way.shared
+            )
             for name in helpers
-            for owner, blocks in direct.items()
-            if blocks
+            for way in direct
+            if way.blocks and (by_name[name].shared or not way.shared)
         ]
+
+    def _shared_path(self, shared: SharedDevices, owner: types_pb2.NodeAddress, blocks: Sequence[int]) -> NodePath:
+        resources = self._resources
+        incoming = SharedIncoming(
+            resources.config,
+            resources.custody,
+            PieceLander(resources.landing, self._tenant),
+            shared,
+            resources.neighbours.stub(owner.grpc),
+            self._layout,
+            resources.address.node_id,
+        )
+        return NodePath("direct", owner.node_id, blocks, self._opened(blocks), incoming, shared=True)
 
     def _path(
         self,
@@ -73,26 +107,16 @@ class PathMaker:
         *,
         tail: bool = False,
         relay_from: types_pb2.NodeAddress | None = None,
+        relay_shared: bool = False,
     ) -> NodePath:
-        resources, start = self._resources, self._start
-        wanted = bytearray(self._keys)
-        for block in blocks:
-            if block < self._count:
-                wanted[start.first + block] = 1
-        opened = node_pb2.TransferOpen(
-            caller=caller(f"node {resources.address.node_id}"),
-            reader_node_id=resources.address.node_id,
-            namespace_id=start.namespace_id,
-            shard_rank=start.shard_rank,
-            shard_count=start.shard_count,
-            keys=start.keys,
-            wanted=bytes(wanted),
-            ticket=start.ticket,
-            tail=tail,
-            deadline_ms=start.deadline_ms,
-            relay_from=relay_from,
-            keep=relay_from is not None and node.node_id == start.keep_at,
-        )
+        resources = self._resources
+        opened = self._opened(blocks)
+        opened.tail = tail
+        if relay_from is not None:
+            opened.relay_from.CopyFrom(relay_from)
+            opened.keep = node.node_id == self._start.keep_at
+            if relay_shared:
+                opened.shared_layout.CopyFrom(layout_message(self._layout))
         incoming = Incoming(
             resources.config,
             resources.custody,
@@ -104,3 +128,21 @@ class PathMaker:
             self._layout,
         )
         return NodePath(route, node.node_id, blocks, opened, incoming)
+
+    def _opened(self, blocks: Sequence[int]) -> node_pb2.TransferOpen:
+        resources, start = self._resources, self._start
+        wanted = bytearray(self._keys)
+        for block in blocks:
+            if block < self._count:
+                wanted[start.first + block] = 1
+        return node_pb2.TransferOpen(
+            caller=caller(f"node {resources.address.node_id}"),
+            reader_node_id=resources.address.node_id,
+            namespace_id=start.namespace_id,
+            shard_rank=start.shard_rank,
+            shard_count=start.shard_count,
+            keys=start.keys,
+            wanted=bytes(wanted),
+            ticket=start.ticket,
+            deadline_ms=start.deadline_ms,
+        )

@@ -2,8 +2,8 @@
 
 here     blocks of this node that its clients cannot map: read from its HBM or its disks
 peer     from another node's memory or disk, over the compute network
-direct   from a storage node, over this node's own storage NIC
-relay    from a storage node, over a helper's storage NIC, then over the compute network
+direct   from a storage node or a shared directory, over this node's own storage NIC
+relay    from there over a helper's storage NIC, then over the compute network
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.incoming import Incoming
 from kvstore.node.pieces import Piece
+from kvstore.node.sharedincoming import SharedIncoming
 from kvstore.pb import node_pb2
 
 
@@ -104,9 +105,17 @@ class NodePath:
     """Blocks that another node sends: their owner, or a helper that reads them from their owner."""
 
     def __init__(
-        self, route: str, node_id: str, blocks: Sequence[int], opened: node_pb2.TransferOpen, incoming: Incoming
+        self,
+        route: str,
+        node_id: str,
+        blocks: Sequence[int],
+        opened: node_pb2.TransferOpen,
+        incoming: Incoming | SharedIncoming,
+        *,
+        shared: bool = False,
     ) -> None:
         self.route = route
+        self.shared = shared
         self.node_id = node_id
         self.blocks = blocks
         self.incoming = incoming

@@ -32,9 +32,11 @@ from kvstore.node.networks import COMPUTE, STORAGE
 from kvstore.node.outgoing import Held, Outgoing
 from kvstore.node.pieces import Piece
 from kvstore.node.resources import Resources
+from kvstore.node.sharedincoming import SharedIncoming
 from kvstore.pb import node_pb2
 from kvstore.rpc.channel import caller
 from kvstore.rpc.keys import keys_of
+from kvstore.rpc.layouts import layout_of
 
 RELAY_TENANT = "\0relay"
 """Staging slabs are nobody's: no client can attach under a name like this, so none maps them."""
@@ -110,18 +112,37 @@ class Relayed:
         self._counters = counters
         self._wanted = Wanted(self._give_back)
         self._outgoing: Outgoing | None = None
-        owner = opened.relay_from
-        self._incoming = Incoming(
+        self._incoming: Incoming | SharedIncoming = (
+            self._shared() if opened.HasField("shared_layout") else self._from_owner()
+        )
+        self.outbox: asyncio.Queue[node_pb2.TransferDown | None] = asyncio.Queue()
+
+    def _from_owner(self) -> Incoming:
+        resources, owner = self._resources, self._opened.relay_from
+        return Incoming(
             resources.config,
             resources.custody,
-            PieceLander(staging, RELAY_TENANT),
+            PieceLander(self._staging, RELAY_TENANT),
             resources.networks,
             STORAGE,
             owner.grpc,
             resources.neighbours.stub(owner.grpc),
             None,
         )
-        self.outbox: asyncio.Queue[node_pb2.TransferDown | None] = asyncio.Queue()
+
+    def _shared(self) -> SharedIncoming:
+        resources, opened = self._resources, self._opened
+        if resources.shared is None:
+            raise Refused("this node mounts no shared directory", retry_after_s=60.0)
+        return SharedIncoming(
+            resources.config,
+            resources.custody,
+            PieceLander(self._staging, RELAY_TENANT),
+            resources.shared,
+            resources.neighbours.stub(opened.relay_from.grpc),
+            layout_of(opened.shared_layout),
+            resources.address.node_id,
+        )
 
     async def pin(self) -> node_pb2.TransferDown:
         """Asks the owner in the reader's place, and passes its answer on."""

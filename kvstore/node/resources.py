@@ -9,13 +9,14 @@ from kvstore.node.landing import Landing
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks
 from kvstore.node.recall import Recalls
+from kvstore.node.shared import SharedDevices
 from kvstore.pb import types_pb2
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """address: this node's own. loads_from_disk, pushes_from_disk: for its own clients and for other
-    nodes, where it has disks. counters: since its start."""
+    """address: this node's own. shared: other nodes' devices that are mounted here. loads_from_disk, pushes_from_disk:
+    for its own clients and for other nodes, where it has disks. counters: since its start."""
 
     config: NodeConfig
     custody: Custody
@@ -24,6 +25,7 @@ class Resources:
     neighbours: Neighbours
     kept: Kept
     address: types_pb2.NodeAddress
+    shared: SharedDevices | None = None
     loads_from_disk: Recalls | None = None
     pushes_from_disk: Recalls | None = None
     counters: dict[str, int] = field(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvstore.errors import InvalidInput
+from kvstore.node.disklane import DiskLane
 from kvstore.node.networks import COMPUTE, STORAGE, Networks
 from kvstore.pb import node_pb2, types_pb2
 from kvstore.policy.route import LaneLoad, Question
@@ -35,17 +36,20 @@ def network_to(owner: types_pb2.NodeAddress, networks: Networks) -> tuple[str, s
 def question(
     length: int,
     networks: Networks,
+    shared: DiskLane | None,
     helpers: Sequence[types_pb2.Helper],
     apart_from: set[str],
     piece_bytes: int,
     helpers_max: int,
 ) -> Question:
-    """What to ask for a load of which `length` bytes lie in storage. apart_from: nodes that cannot help with it."""
+    """What to ask for a load of which `length` bytes lie in storage. shared: the way to a directory where all of it
+    lies. apart_from: nodes that cannot help with it."""
     candidates = [candidate(helper) for helper in helpers if helper.node.node_id not in apart_from]
-    own, compute = networks.meter(STORAGE), networks.meter(COMPUTE)
+    nic, compute = networks.meter(STORAGE), networks.meter(COMPUTE)
+    own = (nic.capacity_bytes_per_s, nic.queued_bytes) if shared is None else (shared.bytes_per_s, shared.queued_bytes)
     return Question(
         length,
-        LaneLoad(own.capacity_bytes_per_s, own.queued_bytes),
+        LaneLoad(*own),
         # What it has carried so far does not tell what it could.
         LaneLoad(float(compute.nominal_bytes_per_s or math.inf)),
         candidates,

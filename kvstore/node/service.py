@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from kvstore.blocks.layout import CHECKSUM_BYTES, Layout, layout_from_fields
+from kvstore.blocks.layout import CHECKSUM_BYTES
 from kvstore.blocks.namespace import HASH_SCHEME, Namespace
 from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
@@ -19,6 +19,7 @@ from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.loads import Loads
+from kvstore.node.locating import locate
 from kvstore.node.placement import Placement
 from kvstore.node.retention import Retention
 from kvstore.node.sessions import Session, Sessions
@@ -26,6 +27,7 @@ from kvstore.node.transfers import Transfers
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.keys import keys_of
+from kvstore.rpc.layouts import layout_of
 from kvstore.rpc.rules import rules_message, rules_of
 from kvstore.rpc.status import streaming, unary
 
@@ -87,7 +89,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self, request: node_pb2.OpenNamespaceRequest, context: Context
     ) -> node_pb2.OpenNamespaceReply:
         session = self._sessions.get(request.session_id)
-        layout, namespace = _layout(request.layout), _namespace(request.namespace)
+        layout, namespace = layout_of(request.layout), _namespace(request.namespace)
         if namespace.layout_fingerprint != layout.fingerprint:
             raise InvalidInput("namespace: the layout's fingerprint is not the namespace's")
         if namespace.tenant != session.tenant:
@@ -262,6 +264,11 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return node_pb2.PinReply(pin_id=pins.pin_id, outcomes=bytes(pins.outcomes))
 
     @unary
+    async def Locate(self, request: node_pb2.LocateRequest, context: Context) -> node_pb2.LocateReply:
+        nvme = self._disks.nvme if self._disks is not None and self._config.nvme_shared else None
+        return locate(self._custody, nvme, request, self._config.hold_ms_max)
+
+    @unary
     async def Unpin(self, request: node_pb2.UnpinRequest, context: Context) -> node_pb2.UnpinReply:
         if not await self._holds.release(request.pin_id):
             self._custody.catalog.unpin(request.pin_id)
@@ -327,13 +334,6 @@ class NodeService(node_pb2_grpc.NodeServicer):
             lanes=self._lane_loads(),
             violations=self._custody.catalog.violations() if request.check else [],
         )
-
-
-def _layout(message: types_pb2.Layout) -> Layout:
-    fields = ("kind", "layers", "tensors", "page_tokens", "page_bytes", "order", "packing", "dtype")
-    return layout_from_fields(
-        message.block_tokens, [{name: getattr(group, name) for name in fields} for group in message.groups]
-    )
 
 
 def _namespace(message: types_pb2.Namespace) -> Namespace:

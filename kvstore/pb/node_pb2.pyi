@@ -1030,6 +1030,99 @@ class UnpinReply(google.protobuf.message.Message):
 Global___UnpinReply: typing_extensions.TypeAlias = UnpinReply
 
 @typing.final
+class LocateRequest(google.protobuf.message.Message):
+    """Pins blocks that lie in a shared directory, and tells where, for a reader that mounts it. The pins end by Unpin, or by
+    their deadline. Columns of equal length, one entry per wanted key.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    TRANSFER_TICKET_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    SHARD_RANK_FIELD_NUMBER: builtins.int
+    SHARD_COUNT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    WANTED_FIELD_NUMBER: builtins.int
+    HOLD_MS_FIELD_NUMBER: builtins.int
+    transfer_ticket: builtins.bytes
+    """signed by the control plane once security is on"""
+    namespace_id: builtins.bytes
+    shard_rank: builtins.int
+    shard_count: builtins.int
+    keys: builtins.bytes
+    """the chain"""
+    wanted: builtins.bytes
+    """one byte per key: 1 pins it, 0 touches it"""
+    hold_ms: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        transfer_ticket: builtins.bytes = ...,
+        namespace_id: builtins.bytes = ...,
+        shard_rank: builtins.int = ...,
+        shard_count: builtins.int = ...,
+        keys: builtins.bytes = ...,
+        wanted: builtins.bytes = ...,
+        hold_ms: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "hold_ms", b"hold_ms", "keys", b"keys", "namespace_id", b"namespace_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
+
+Global___LocateRequest: typing_extensions.TypeAlias = LocateRequest
+
+@typing.final
+class LocateReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIN_ID_FIELD_NUMBER: builtins.int
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    DEVICES_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    FILE_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    CHECKSUMS_FIELD_NUMBER: builtins.int
+    HAS_CHECKSUMS_FIELD_NUMBER: builtins.int
+    pin_id: builtins.bytes
+    outcomes: builtins.bytes
+    """READY: it lies in a shared directory"""
+    device: builtins.bytes
+    """uint8, index into devices"""
+    file: builtins.bytes
+    """uint32"""
+    offset: builtins.bytes
+    """uint64, of the slot in the slab"""
+    generation: builtins.bytes
+    """uint64"""
+    checksums: builtins.bytes
+    """of every granule of every READY block that has_checksums"""
+    has_checksums: builtins.bytes
+    @property
+    def devices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """ids"""
+
+    def __init__(
+        self,
+        *,
+        pin_id: builtins.bytes = ...,
+        outcomes: builtins.bytes = ...,
+        devices: collections.abc.Iterable[builtins.bytes] | None = ...,
+        device: builtins.bytes = ...,
+        file: builtins.bytes = ...,
+        offset: builtins.bytes = ...,
+        generation: builtins.bytes = ...,
+        checksums: builtins.bytes = ...,
+        has_checksums: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checksums", b"checksums", "device", b"device", "devices", b"devices", "file", b"file", "generation", b"generation", "has_checksums", b"has_checksums", "offset", b"offset", "outcomes", b"outcomes", "pin_id", b"pin_id"]) -> None: ...
+
+Global___LocateReply: typing_extensions.TypeAlias = LocateReply
+
+@typing.final
 class TransferUp(google.protobuf.message.Message):
     """One load's blocks from one owner. The reader posts a receive, then grants a credit for it; the owner pushes the bytes
     over the fabric under the credit's tag. The stream's end releases all pins.
@@ -1083,6 +1176,7 @@ class TransferOpen(google.protobuf.message.Message):
     CONNECTION_FIELD_NUMBER: builtins.int
     RELAY_FROM_FIELD_NUMBER: builtins.int
     KEEP_FIELD_NUMBER: builtins.int
+    SHARED_LAYOUT_FIELD_NUMBER: builtins.int
     transfer_ticket: builtins.bytes
     """signed by the control plane once security is on"""
     reader_node_id: builtins.str
@@ -1109,6 +1203,10 @@ class TransferOpen(google.protobuf.message.Message):
     def relay_from(self) -> kvstore.pb.types_pb2.NodeAddress:
         """the callee is a helper: it reads the blocks from this owner, over storage NICs"""
 
+    @property
+    def shared_layout(self) -> kvstore.pb.types_pb2.Layout:
+        """the helper reads them from a shared directory; their layout"""
+
     def __init__(
         self,
         *,
@@ -1128,9 +1226,10 @@ class TransferOpen(google.protobuf.message.Message):
         connection: builtins.int = ...,
         relay_from: kvstore.pb.types_pb2.NodeAddress | None = ...,
         keep: builtins.bool = ...,
+        shared_layout: kvstore.pb.types_pb2.Layout | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["caller", b"caller", "relay_from", b"relay_from"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keep", b"keep", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "relay_from", b"relay_from", "shared_layout", b"shared_layout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keep", b"keep", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "shared_layout", b"shared_layout", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
 
 Global___TransferOpen: typing_extensions.TypeAlias = TransferOpen
 

@@ -95,6 +95,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.UnpinRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.UnpinReply.FromString,
                 _registered_method=True)
+        self.Locate = channel.unary_unary(
+                '/kvstore.v1.Node/Locate',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.LocateRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.LocateReply.FromString,
+                _registered_method=True)
         self.Transfer = channel.stream_stream(
                 '/kvstore.v1.Node/Transfer',
                 request_serializer=kvstore_dot_pb_dot_node__pb2.TransferUp.SerializeToString,
@@ -198,6 +203,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Locate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Transfer(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -290,6 +301,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Unpin,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.UnpinRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.UnpinReply.SerializeToString,
+            ),
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.LocateRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.LocateReply.SerializeToString,
             ),
             'Transfer': grpc.stream_stream_rpc_method_handler(
                     servicer.Transfer,
@@ -642,6 +658,33 @@ class Node(object):
             '/kvstore.v1.Node/Unpin',
             kvstore_dot_pb_dot_node__pb2.UnpinRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.UnpinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Locate',
+            kvstore_dot_pb_dot_node__pb2.LocateRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.LocateReply.FromString,
             options,
             channel_credentials,
             insecure,

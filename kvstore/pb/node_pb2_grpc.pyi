@@ -217,6 +217,22 @@ _NodeUnpinType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeLocateType = typing_extensions.TypeVar(
+    '_NodeLocateType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.LocateRequest,
+        kvstore.pb.node_pb2.LocateReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.LocateRequest,
+        kvstore.pb.node_pb2.LocateReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.LocateRequest,
+        kvstore.pb.node_pb2.LocateReply,
+    ],
+)
+
 _NodeTransferType = typing_extensions.TypeVar(
     '_NodeTransferType',
     grpc.StreamStreamMultiCallable[
@@ -297,7 +313,7 @@ _NodeGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeTransferType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -349,6 +365,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.UnpinRequest,
             kvstore.pb.node_pb2.UnpinReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.LocateRequest,
+            kvstore.pb.node_pb2.LocateReply,
         ],
         grpc.StreamStreamMultiCallable[
             kvstore.pb.node_pb2.TransferUp,
@@ -422,6 +442,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.UnpinRequest,
             kvstore.pb.node_pb2.UnpinReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.LocateRequest,
+            kvstore.pb.node_pb2.LocateReply,
+        ],
         grpc.aio.StreamStreamMultiCallable[
             kvstore.pb.node_pb2.TransferUp,
             kvstore.pb.node_pb2.TransferDown,
@@ -467,6 +491,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     Pin: _NodePinType
 
     Unpin: _NodeUnpinType
+
+    Locate: _NodeLocateType
 
     Transfer: _NodeTransferType
 
@@ -526,6 +552,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.UnpinRequest,
         kvstore.pb.node_pb2.UnpinReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.LocateRequest,
+        kvstore.pb.node_pb2.LocateReply,
     ],
     grpc.aio.StreamStreamMultiCallable[
         kvstore.pb.node_pb2.TransferUp,
@@ -635,6 +665,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.UnpinRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.UnpinReply, collections.abc.Awaitable[kvstore.pb.node_pb2.UnpinReply]]: ...
+
+    @abc.abstractmethod
+    def Locate(
+        self,
+        request: kvstore.pb.node_pb2.LocateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.LocateReply, collections.abc.Awaitable[kvstore.pb.node_pb2.LocateReply]]: ...
 
     @abc.abstractmethod
     def Transfer(

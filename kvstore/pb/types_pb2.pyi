@@ -224,6 +224,7 @@ class NodeAddress(google.protobuf.message.Message):
     HOST_FIELD_NUMBER: builtins.int
     STORAGE_NODE_FIELD_NUMBER: builtins.int
     RELAYS_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
     """random per start"""
@@ -235,6 +236,8 @@ class NodeAddress(google.protobuf.message.Message):
     """has the role `storage`: engines reach it over their storage NICs"""
     relays: builtins.bool
     """lends its storage NIC to others"""
+    shared: builtins.bool
+    """mounts a shared directory: it reads the devices there, and its own may be one of them"""
     def __init__(
         self,
         *,
@@ -244,8 +247,9 @@ class NodeAddress(google.protobuf.message.Message):
         host: builtins.str = ...,
         storage_node: builtins.bool = ...,
         relays: builtins.bool = ...,
+        shared: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["grpc", b"grpc", "host", b"host", "incarnation", b"incarnation", "node_id", b"node_id", "relays", b"relays", "storage_node", b"storage_node"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["grpc", b"grpc", "host", b"host", "incarnation", b"incarnation", "node_id", b"node_id", "relays", b"relays", "shared", b"shared", "storage_node", b"storage_node"]) -> None: ...
 
 Global___NodeAddress: typing_extensions.TypeAlias = NodeAddress
 

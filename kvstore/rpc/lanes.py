@@ -9,6 +9,7 @@ STORAGE_IN = "storage-in"
 STORAGE_OUT = "storage-out"
 COMPUTE_IN = "compute-in"
 COMPUTE_OUT = "compute-out"
+SHARED = "shared"
 DISK_PREFIX = "nvme"
 
 
@@ -26,7 +27,8 @@ def known(lane: types_pb2.LaneLoad | None) -> LaneLoad | None:
 
 def candidate(helper: types_pb2.Helper) -> Candidate:
     """A node that could help. A lane of which nothing is told is believed to be as good as any."""
-    return Candidate(helper.node.node_id, _believed(helper, STORAGE_IN), _believed(helper, COMPUTE_OUT))
+    storage = _believed(helper, STORAGE_IN if lane_of(helper.load.lanes, STORAGE_IN) else SHARED)
+    return Candidate(helper.node.node_id, storage, _believed(helper, COMPUTE_OUT))
 
 
 def _believed(helper: types_pb2.Helper, name: str) -> LaneLoad:

@@ -112,6 +112,10 @@ class Device:
             device._closing = undo.pop_all()
         return device
 
+    @property
+    def device_id(self) -> bytes:
+        return self._device_id
+
     def take_recovered(self) -> list[RecoveredSlab]:
         """The slabs that survived, in use; once."""
         recovered, self._recovered = self._recovered, []

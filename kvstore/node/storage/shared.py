@@ -153,6 +153,10 @@ class SharedReader:
         self._device_id, slab_bytes = identity
         self._files = ForeignFiles(path, disk or disk_for(path), slab_bytes)
 
+    @property
+    def device_id(self) -> bytes:
+        return self._device_id
+
     def read_block(
         self, file: int, offset: int, key: bytes, generation: int, layout: Layout, start: int, out: Bytes
     ) -> Entry:

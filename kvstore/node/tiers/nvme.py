@@ -71,6 +71,11 @@ class NvmeTier(SlabFiles):
     def in_service(self) -> bool:
         return any(bank.in_service for bank in self.banks)
 
+    def whereabouts(self, place: Place) -> tuple[bytes, int]:
+        """(device's id, file) of a slot, for one who reads the file himself."""
+        slab = self._slabs[place.slab_id]
+        return slab.bank.device.device_id, slab.file
+
     @property
     def lanes(self) -> list[DiskLane]:
         return [bank.lane for bank in self.banks]

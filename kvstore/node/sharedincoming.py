@@ -1,0 +1,172 @@
+"""Blocks that another node owns and this one reads itself, from a directory that both mount.
+
+The owner pins them and says where they lie; what is read is proved by the slot's header, before and after, and by
+checksums. So the owner's bytes cross this node's storage NIC without passing through the owner.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grpc.aio
+import numpy as np
+
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.state import Outcome, Tier
+from kvstore.config import NodeConfig
+from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, NodeUnavailable, StaleGeneration
+from kvstore.node.background import to_the_end
+from kvstore.node.custody import Custody
+from kvstore.node.feed import Arrival, Feed
+from kvstore.node.incoming import block_checksums
+from kvstore.node.landers import Lander
+from kvstore.node.pieces import Piece
+from kvstore.node.shared import SharedDevices
+from kvstore.node.storage.shared import SharedReader
+from kvstore.pb import node_pb2, node_pb2_grpc
+from kvstore.rpc.channel import caller
+from kvstore.rpc.keys import keys_of
+from kvstore.rpc.status import from_rpc
+
+_UNPIN_S = 1.0
+
+
+class _Located(NamedTuple):
+    reader: SharedReader
+    file: int
+    offset: int
+    generation: int
+    key: bytes
+
+
+class SharedIncoming:
+    """Does for a shared directory what `Incoming` does for a network; see there."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        custody: Custody,
+        lander: Lander,
+        devices: SharedDevices,
+        stub: "node_pb2_grpc.NodeAsyncStub",
+        layout: Layout,
+        name: str,
+    ) -> None:
+        self._config = config
+        self._custody = custody
+        self.lander = lander
+        self._devices = devices
+        self._stub = stub
+        self._layout = layout
+        self._caller = caller(f"node {name}")
+        self._pin_id = b""
+        self._located: dict[int, _Located] = {}
+        self._checksums: list[bytes] = []
+        self._index: dict[int, int] = {}
+        self.pinned = node_pb2.TransferPinned()
+        self.tiers: list[Tier] = []
+
+    async def open(self, opened: node_pb2.TransferOpen, blocks: Sequence[int]) -> list[Outcome]:
+        """Asks the owner where the blocks lie; READY for those that can be read from here. Raises as
+        `Incoming.open`."""
+        self._index = {block: i for i, block in enumerate(blocks)}
+        request = node_pb2.LocateRequest(
+            caller=self._caller,
+            transfer_ticket=opened.transfer_ticket,
+            namespace_id=opened.namespace_id,
+            shard_rank=opened.shard_rank,
+            shard_count=opened.shard_count,
+            keys=opened.keys,
+            wanted=opened.wanted,
+            hold_ms=min(opened.deadline_ms, self._config.hold_ms_max),
+        )
+        try:
+            reply = await self._stub.Locate(request, timeout=self._config.connect_ms / 1000)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, NodeUnavailable, "owner") from None
+        self._pin_id = reply.pin_id
+        keys = [key for key, flag in zip(keys_of(opened.keys), opened.wanted, strict=True) if flag]
+        outcomes = await self._locate(reply, keys)
+        self.tiers = [Tier.NVME] * len(outcomes)
+        self._checksums = block_checksums(reply.checksums, reply.has_checksums, self._layout)
+        self.pinned = node_pb2.TransferPinned(
+            outcomes=bytes(outcomes),
+            tiers=bytes(self.tiers),
+            checksums=reply.checksums,
+            has_checksums=reply.has_checksums,
+            stored=bytes([1] * len(outcomes)),
+        )
+        return outcomes
+
+    async def _locate(self, reply: node_pb2.LocateReply, keys: Sequence[bytes]) -> list[Outcome]:
+        readers = [await self._devices.find(device_id) for device_id in reply.devices]
+        columns = zip(
+            reply.outcomes,
+            reply.device,
+            np.frombuffer(reply.file, "<u4").tolist(),
+            np.frombuffer(reply.offset, "<u8").tolist(),
+            np.frombuffer(reply.generation, "<u8").tolist(),
+            keys,
+            strict=True,
+        )
+        outcomes = []
+        for number, (outcome, device, file, offset, generation, key) in enumerate(columns):
+            reader = readers[device] if outcome == Outcome.READY else None
+            if reader is not None:
+                self._located[number] = _Located(reader, file, offset, generation, key)
+            elif outcome == Outcome.READY:
+                outcome = Outcome.MISSING  # not mounted here
+            outcomes.append(Outcome(outcome))
+        return outcomes
+
+    async def run(self, feed: Feed) -> None:
+        """Brings pieces until the feed ends."""
+        workers = [asyncio.create_task(self._work(feed)) for _ in range(self._devices.depth)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, feed: Feed) -> None:
+        while (piece := await feed.next()) is not None:
+            landed = await self.lander.land(piece)
+            try:
+                target = self._custody.view(landed.place, landed.offset, piece.length)
+                located = self._located[self._index[piece.block]]
+                reading = self._devices.read(
+                    *located[:3], located.key, located.generation, self._layout, piece.offset, target
+                )
+                await to_the_end(reading)
+            except KVStoreError as error:
+                self.lander.give_back(landed.place_id)
+                feed.refused(piece, _outcome_of(error))
+            except BaseException:
+                self.lander.give_back(landed.place_id)
+                raise
+            else:
+                self.lander.arrived(landed.place_id)
+                feed.arrived(Arrival(piece, *landed, self._checksums_of(piece)))
+
+    def _checksums_of(self, piece: Piece) -> bytes:
+        return piece.checksums_of(self._checksums[self._index[piece.block]], self._layout)
+
+    def report_corrupt(self, blocks: Sequence[int]) -> None:
+        """What was read here was right when it was read; the owner's scrubber looks at its own."""
+
+    async def settle(self) -> None:
+        """Nothing is being read any more; the owner may have its slots back."""
+        if self._pin_id:
+            request = node_pb2.UnpinRequest(caller=self._caller, pin_id=self._pin_id)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await self._stub.Unpin(request, timeout=_UNPIN_S)
+
+
+def _outcome_of(error: KVStoreError) -> Outcome:
+    if isinstance(error, ChecksumMismatch):
+        return Outcome.CORRUPT
+    if isinstance(error, StaleGeneration):
+        return Outcome.STALE
+    return Outcome.MISSING if isinstance(error, DeviceFailed) else Outcome.NODE_LOST

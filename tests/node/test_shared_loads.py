@@ -1,0 +1,153 @@
+"""A directory that several nodes mount: history is read by whoever needs it, over its own way to the storage, and over
+helpers'; the owner only says where it lies."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.blocks.keys import Chain
+from kvstore.blocks.layout import Layout
+from kvstore.client import AsyncClient, LoadResult, buffers
+from kvstore.config import MIB
+from kvstore.node.app import NodeServer
+from tests.cluster import random_blocks
+from tests.inprocess import LOOPBACK, Site, at_rest, fabric_of, site
+from tests.waiting import eventually
+
+LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
+"""4 layers of 128 KiB: two granules of two layers."""
+BLOCKS = 16
+SLAB = 4 * MIB
+
+
+@dataclass
+class World:
+    here: Site
+    root: Path
+    owner: NodeServer
+    helper: NodeServer
+    reader: NodeServer
+    client: AsyncClient
+    chain: Chain
+    source: npt.NDArray[np.uint8]
+
+    async def load(self) -> LoadResult:
+        """Loads the history, and compares what came."""
+        target = np.zeros_like(self.source)
+        match = await self.client.match(self.chain)
+        result = await self.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8).result()
+        assert np.array_equal(target[: result.blocks], self.source[: result.blocks])
+        return result
+
+
+@asynccontextmanager
+async def sharing(folder: Path, **options: Any) -> AsyncIterator[World]:
+    """An owner whose device lies in a shared directory, full of a history; a reader and a helper that mount it. What
+    the owner itself would send is stalled."""
+    async with site(folder) as here:
+        root = folder / "mount"
+        control = await here.control(heartbeat_ms=20)
+        common: dict[str, Any] = {"control": control.address, "piece_bytes": 256 * 1024, "tick_ms": 20}
+        common |= {"shared_paths": (str(root),)} | options
+        device = {"nvme_paths": (str(root / "owner"),), "nvme_shared": True, "nvme_bytes": 10 * SLAB}
+        owner = await here.node(
+            node_id="owner", control=control.address, nvme_slab_bytes=SLAB, nvme_free_bytes_min=0, **device
+        )
+        helper = await here.node(node_id="helper", storage=LOOPBACK, **common)
+        reader = await here.node(node_id="reader", storage=LOOPBACK, **common)
+        writer, client = await here.client(owner, LAYOUT), await here.client(reader, LAYOUT)
+        source = random_blocks(LAYOUT, BLOCKS)
+        chain = client.chain(np.arange(64 * BLOCKS, dtype=np.uint32))
+        await writer.store(chain, buffers.contiguous(source, LAYOUT))
+
+        async def told() -> bool:
+            assert owner.disks is not None
+            match = await client.match(chain)
+            on_disk = np.count_nonzero(match.locations.tier == 3)
+            return match.blocks == on_disk == BLOCKS and len(match.locations.helpers) == helpers
+
+        helpers = 0 if options.get("relay") is False else 2
+        await eventually(told)
+        fabric_of(owner).faults.stalled = True
+        yield World(here, root, owner, helper, reader, client, chain, source)
+        fabric_of(owner).faults.stalled = False
+        await at_rest(owner, helper, reader)
+
+
+def routes(result: LoadResult) -> dict[str, int]:
+    return {source.route: source.bytes for source in result.sources}
+
+
+async def test_a_reader_reads_the_directory_itself(tmp_path: Path) -> None:
+    """The owner pins and tells where the blocks lie; not one byte passes through it."""
+    async with sharing(tmp_path, relay=False) as world:
+        result = await world.load()
+        assert routes(result) == {"direct": world.source.nbytes}
+        assert [source.tier for source in result.sources] == ["nvme"]
+        assert world.owner.transfers.counters["pushed_bytes"] == 0
+
+
+async def test_helpers_read_it_too(tmp_path: Path) -> None:
+    """Part of it comes over another node's way to the storage, and the compute network."""
+    async with sharing(tmp_path) as world:
+        assert world.reader.shared is not None
+        gate = threading.Event()
+        waiting = [world.reader.shared.lane.submit(1, gate.wait) for _ in range(world.reader.shared.depth)]
+        target = np.zeros_like(world.source)
+        match = await world.client.match(world.chain)
+        load = world.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8)
+        await eventually(lambda: world.helper.transfers.counters["relayed_bytes"] >= 4 * LAYOUT.block_bytes)
+        gate.set()
+        await asyncio.gather(*waiting)
+        result = await load.result()
+        assert set(routes(result)) == {"direct", "relay"}
+        assert np.array_equal(target, world.source)
+        assert world.owner.transfers.counters["pushed_bytes"] == 0
+
+
+async def test_a_node_that_does_not_mount_it_asks_the_owner(tmp_path: Path) -> None:
+    """Without the directory the owner's own way is left."""
+    async with sharing(tmp_path, shared_paths=()) as world:
+        fabric_of(world.owner).faults.stalled = False
+        assert set(routes(await world.load())) == {"peer"}
+
+
+async def test_a_directory_without_the_device(tmp_path: Path) -> None:
+    """What is mounted does not have the owner's device: its blocks come from the owner."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with sharing(tmp_path, shared_paths=(str(elsewhere),)) as world:
+        fabric_of(world.owner).faults.stalled = False
+        assert set(routes(await world.load())) == {"peer"}
+
+
+async def test_a_damaged_slot_is_read_from_the_owner(tmp_path: Path) -> None:
+    """A flipped bit in the directory is found by its checksum; the owner still has the block in memory."""
+    async with sharing(tmp_path, relay=False) as world:
+        slab = next((world.root / "owner").glob("*.slab"))
+        with slab.open("r+b") as file:
+            file.seek(4096 + 4096 + 1000)  # the slab's header, the first slot's, and into its block
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        alone = await world.load()
+        assert len(alone.missing) == 1
+        fabric_of(world.owner).faults.stalled = False
+        assert (await world.load()).blocks == BLOCKS
+
+
+async def test_an_owner_that_is_gone(tmp_path: Path) -> None:
+    """Nobody can pin there: its blocks are lost to the load, in time."""
+    async with sharing(tmp_path, relay=False) as world:
+        match = await world.client.match(world.chain)
+        await world.owner.stop()
+        load = world.client.load(match, buffers.contiguous(np.zeros_like(world.source), LAYOUT), deadline_s=8)
+        assert (await load.result()).blocks == 0
