@@ -38,9 +38,6 @@ class Habit(Recency, Protocol):
     def key(self) -> bytes: ...
 
     @property
-    def parent(self) -> Self | None: ...
-
-    @property
     def first_child(self) -> Self | None: ...
 
 

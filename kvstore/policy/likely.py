@@ -2,9 +2,9 @@
 
 Blocks are of *kinds*, told apart by what can be known of them online and turned out to matter:
 
-- how often they were used: a block that served two turns of a conversation serves a third more often than not;
-- whether they came as the continuation of a chain that was in use already, other than a widely shared one. Later turns
-  bring much that is never asked for again (retrieved documents, a question put differently);
+- how often they were used: in chat, a block is used again after its first use in one of four cases, after its second in
+  nearly one of two, after its fifth in three of four. That is remembered of blocks that have gone, too: a conversation
+  that comes back is known again;
 - whether anything descended from them when they were last used.
 
 How likely blocks of a kind are used again, by the time since their last use, is learned (`kvstore.policy.reuse`). Each
@@ -12,6 +12,7 @@ kind has a queue of its own, least recent first; the next victim is the least li
 learned yet, this is LRU. Prefixes stay whole as with any order: only candidates are here, and an orphan goes first.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -20,9 +21,9 @@ from kvstore.policy.queue import RisingQueue
 from kvstore.policy.reuse import SAME_USE_NS, ReuseRates, age_of
 
 USES_MAX = 5
-SHARED_USES_MIN = 9
-"""From so many uses on a block is taken for a shared beginning, a system prompt; what follows it is a new chain."""
-KINDS = USES_MAX * 2 * 2
+KINDS = USES_MAX * 2
+GONE_MAX = 131_072
+"""Blocks remembered that have gone: some 25 MB."""
 _LEARNT_PER_TABLE = 2048
 
 T = TypeVar("T", bound=Habit)
@@ -38,45 +39,44 @@ class LeastLikely(EvictionPolicy[T]):
         self._table = self._rates.table()
         self._learnt = 0
         self._now_ns = 0
+        self._gone_uses: OrderedDict[bytes, int] = OrderedDict()  # the longest gone first
 
     def new_order(self) -> "LikelihoodOrder[T]":
-        return LikelihoodOrder(self.likelihood)
+        return LikelihoodOrder(self)
 
     def used(self, blocks: Sequence[T], now_ns: int) -> None:
         self._now_ns = now_ns
         for block in blocks:
-            continues = _continues(block)
-            if not block.uses or now_ns - block.used_ns >= SAME_USE_NS:
+            if not block.uses:
+                block.uses = self._gone_uses.pop(block.key, 0) + 1
+            elif now_ns - block.used_ns >= SAME_USE_NS:
                 block.uses += 1
             block.used_ns = now_ns
-            block.kind = (min(block.uses, USES_MAX) - 1) * 4 + continues * 2 + (block.first_child is None)
+            block.kind = (min(block.uses, USES_MAX) - 1) * 2 + (block.first_child is None)
             self._rates.used(block.key, block.kind, now_ns)
         self._learnt += len(blocks)
         if self._learnt >= _LEARNT_PER_TABLE:
             self._learnt = 0
             self._table = self._rates.table()
 
+    def gone(self, block: T) -> None:
+        """Remembers how often a block was used, should it come back."""
+        self._gone_uses[block.key] = block.uses
+        self._gone_uses.move_to_end(block.key)
+        if len(self._gone_uses) > GONE_MAX:
+            self._gone_uses.popitem(last=False)
+
     def likelihood(self, block: T) -> float:
         """Uses to be expected of the block within a minute from the last `used` on."""
         return self._table[block.kind][age_of(self._now_ns - block.used_ns)]
 
 
-def _continues(block: Habit) -> int:
-    """1 when the block came as the continuation of a chain in use; as the block before it, if both came together."""
-    if block.uses:
-        return block.kind >> 1 & 1
-    parent = block.parent
-    if parent is None or not parent.uses:
-        return 0
-    return parent.kind >> 1 & 1 if parent.uses == 1 else int(parent.uses < SHARED_USES_MIN)
-
-
 class LikelihoodOrder(EvictionOrder[T]):
-    """likelihood: of a block's use. A block may have changed its kind, or be no orphan any more, since it was queued:
-    that is noticed when it comes up."""
+    """A block may have changed its kind, or be no orphan any more, since it was queued: that is noticed when it comes
+    up."""
 
-    def __init__(self, likelihood: Callable[[T], float]) -> None:
-        self._likelihood = likelihood
+    def __init__(self, policy: LeastLikely[T]) -> None:
+        self._policy = policy
         self._orphans: RisingQueue[T] = RisingQueue(recency)
         self._queues: list[RisingQueue[T]] = [RisingQueue(recency) for _ in range(KINDS)]
         self._queue_of: dict[T, RisingQueue[T]] = {}
@@ -90,17 +90,16 @@ class LikelihoodOrder(EvictionOrder[T]):
 
     def orphaned(self, block: T) -> None:
         if block in self._queue_of:
-            self.forget(block)
+            self._leave(block)
             self.offer(block)
 
     def forget(self, block: T) -> None:
-        queue = self._queue_of.pop(block, None)
-        if queue is not None:
-            queue.discard(block)
+        self._policy.gone(block)
+        self._leave(block)
 
     def take(self, is_candidate: Callable[[T], bool]) -> T | None:
         while (block := self._next()) is not None:
-            self.forget(block)
+            self._leave(block)
             if is_candidate(block):
                 return block
         return None
@@ -114,7 +113,7 @@ class LikelihoodOrder(EvictionOrder[T]):
                 self._head(queue)
         # What was moved may have become the head of a queue looked at before: all heads are where they belong now.
         heads = [head for queue in self._queues if queue and (head := queue.first()) is not None]
-        return min(heads, key=lambda head: (self._likelihood(head), recency(head)), default=None)
+        return min(heads, key=lambda head: (self._policy.likelihood(head), recency(head)), default=None)
 
     def _head(self, queue: RisingQueue[T]) -> T | None:
         """The first block that belongs into the queue; those before it are moved to where they belong."""
@@ -132,3 +131,8 @@ class LikelihoodOrder(EvictionOrder[T]):
     def _put(self, block: T, queue: RisingQueue[T]) -> None:
         queue.add(block)
         self._queue_of[block] = queue
+
+    def _leave(self, block: T) -> None:
+        queue = self._queue_of.pop(block, None)
+        if queue is not None:
+            queue.discard(block)

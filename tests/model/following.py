@@ -50,6 +50,7 @@ class Following(RuleBasedStateMachine):
             eviction={Tier.DRAM: EVICTION[self.policy]()},
         )
         self.world = World()
+        self.rules = {tenant: rules for tenant, (_, rules) in TENANTS.items()}
         self.writes = count()
         self.names: dict[tuple[bytes, bytes, ShardId], Name] = {}
         self.leaving: set[Name] = set()  # what the call in hand removes by right
@@ -93,15 +94,15 @@ class Following(RuleBasedStateMachine):
 
     def _store(self, lease: ModelLease, flags: list[bool]) -> None:
         world = self.world
-        rule = TENANTS[lease.chain[0].tenant][1].ttl
+        rule = self.rules[lease.chain[0].tenant].ttl
         ttl_ns = rule.of_store(lease.ttl_ns)
         for (name, place), flag in zip(lease.granted, flags, strict=True):
             if flag and name is not None:
                 content = f"{name} written {next(self.writes)}"
                 world.memory[place.slab_id, place.slot] = content
-                world.live[name] = ModelBlock(content, self.now_ns + ttl_ns, ttl_ns)
+                world.live[name] = ModelBlock(content, self.now_ns + ttl_ns, lease.ttl_ns)
         self._settle()
-        world.touch(lease.chain, self.now_ns, rule.sliding, rule.of_ancestors(lease.ttl_ns))
+        world.touch(lease.chain, self.now_ns, rule, lease.ttl_ns)
 
     def _end_due_pins(self) -> None:
         for pin_id, pin in list(self.world.pins.items()):

@@ -9,6 +9,8 @@ from kvstore.blocks.state import Outcome
 from kvstore.errors import LeaseLost, PermissionRefused
 from kvstore.node.catalog import ShardId
 from kvstore.policy.policies import EVICTION
+from kvstore.policy.rules import NamespaceRules
+from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.model.following import CAPACITY_BYTES, HOLD_NS, LEASE_NS, SHARDS, SLOT_BYTES, TENANTS, Following
 from tests.model.world import ModelLease, Name, Path, key_of, sum_of
 
@@ -17,6 +19,8 @@ tenants = st.sampled_from(["a", "a", "a", "b"])
 shards = st.sampled_from([SHARDS[0], SHARDS[0], SHARDS[0], SHARDS[1]])
 holders = st.sampled_from(["session:1", "peer:1", "node:send"])
 picks = st.integers(0, 63)
+times = st.sampled_from([30, 100, 100, 300])
+bounds = st.sampled_from([(0, 0), (0, 0), (0, 50), (60, 0), (60, 200)])
 
 
 class CatalogMachine(Following):
@@ -42,7 +46,6 @@ class CatalogMachine(Following):
     def _reserve(self, chain: list[Name], first: int, holder: str, ttl_ns: int, private_slots: int) -> bytes:
         tenant, shard = chain[0].tenant, chain[0].shard
         world, now_ns = self.world, self.now_ns
-        rule = TENANTS[tenant][1].ttl
         expected = [self._outlook(name) for name in chain[first:]] + [Outcome.GRANTED] * private_slots
         self.leaving |= {name for name in chain[first:] if name in world.live and not world.is_live(name, now_ns)}
 
@@ -57,7 +60,7 @@ class CatalogMachine(Following):
             private_slots=private_slots,
         )
 
-        world.touch(chain, now_ns, rule.sliding, rule.of_ancestors(ttl_ns))
+        world.touch(chain, now_ns, self.rules[tenant].ttl, ttl_ns)
         names: list[Name | None] = [*chain[first:], *[None] * private_slots]
         granted = [
             name for name, outcome in zip(names, reservation.outcomes, strict=True) if outcome is Outcome.GRANTED
@@ -152,7 +155,7 @@ class CatalogMachine(Following):
         ]
         for name, block in zip(names, pins.blocks, strict=True):
             assert block is None or block.checksums == sum_of(name.path)
-        self.world.touch(chain, self.now_ns, TENANTS[tenant][1].ttl.sliding)
+        self.world.touch(chain, self.now_ns, self.rules[tenant].ttl)
         self._keep(pins, holder, hold_ns, contents)
 
     @precondition(lambda self: self.world.leases)
@@ -185,13 +188,22 @@ class CatalogMachine(Following):
     @precondition(lambda self: self.world.live)
     @rule(pick=picks, below=st.integers(0, 1))
     def match(self, pick: int, below: int) -> None:
-        """The longest prefix that both shards have, and nothing is touched."""
+        """The longest prefix that both shards have; nothing is touched unless the rules say so."""
         tenant, _, chain = self._pick_chain(pick, below)
         chains = [self._chain(tenant, shard, chain[-1].path) for shard in SHARDS]
         expected = 0
         while expected < len(chain) and all(self.world.is_live(chain[expected], self.now_ns) for chain in chains):
             expected += 1
         assert self.catalog.match(key_of(tenant, ()), 2, self._keys(chains[0]), self.now_ns) == expected
+        if self.rules[tenant].probe_extends:
+            for chain in chains:
+                self.world.touch(chain[:expected], self.now_ns, self.rules[tenant].ttl)
+
+    @rule(tenant=tenants, kind=st.sampled_from(TtlKind), ttl_ns=times, bounds=bounds, probe_extends=st.booleans())
+    def set_rules(self, tenant: str, kind: TtlKind, ttl_ns: int, bounds: tuple[int, int], probe_extends: bool) -> None:
+        """Other rules hold from now on, and change nothing at once."""
+        self.rules[tenant] = NamespaceRules(TtlRule(kind, ttl_ns, *bounds), probe_extends)
+        self.catalog.set_rules(key_of(tenant, ()), self.rules[tenant])
 
     # ---- the rest ----------------------------------------------------------------------------------------------------
 

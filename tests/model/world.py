@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from kvstore.blocks.state import Tier
 from kvstore.node.catalog import CloseSlab, OpenSlab, Place, SetGeneration, ShardId
+from kvstore.policy.ttl import TtlRule
 
 Path = tuple[int, ...]
 SlotName = tuple[int, int]
@@ -40,11 +41,11 @@ class Name:
 
 @dataclass
 class ModelBlock:
-    """content: what its writer wrote. ttl_ns: for the next touch."""
+    """content: what its writer wrote. asked_ns: the time that its store asked for, 0: the namespace's."""
 
     content: str
     deadline_ns: int
-    ttl_ns: int
+    asked_ns: int
 
 
 @dataclass
@@ -142,9 +143,13 @@ class World:
         self.leases = {lease_id: lease for lease_id, lease in self.leases.items() if lease.holder != holder}
         self.pins = {pin_id: pin for pin_id, pin in self.pins.items() if pin.holder != holder}
 
-    def touch(self, chain: list[Name], now_ns: int, sliding: bool, least_ttl_ns: int = 0) -> None:
+    def touch(self, chain: list[Name], now_ns: int, rule: TtlRule, asked_ns: int | None = None) -> None:
+        """asked_ns: of a store; None: a reader touches."""
+        least_ns = 0 if asked_ns is None else rule.of_ancestors(asked_ns)
         for name in chain:
             if self.is_live(name, now_ns):
                 block = self.live[name]
-                block.ttl_ns = max(block.ttl_ns, least_ttl_ns)
-                block.deadline_ns = max(block.deadline_ns, now_ns + (block.ttl_ns if sliding else least_ttl_ns))
+                if least_ns > rule.of_store(block.asked_ns):
+                    block.asked_ns = asked_ns or 0
+                given_ns = rule.of_store(block.asked_ns) if rule.sliding else least_ns
+                block.deadline_ns = max(block.deadline_ns, now_ns + given_ns)

@@ -1,6 +1,8 @@
 """LeastLikely: what it learns turns the order of eviction."""
 
-from kvstore.policy.likely import SHARED_USES_MIN, LeastLikely
+import pytest
+
+from kvstore.policy.likely import LeastLikely
 from tests.contracts.eviction import SECOND_NS, Block, order_of, taken
 
 
@@ -17,10 +19,11 @@ class Conversations:
             self.policy.used([self.block() for _ in range(40)], self.now_ns)
             self.policy.used(going_on, self.now_ns)
 
-    def block(self, touched: int = 1, parent: Block | None = None) -> Block:
+    def block(self, touched: int = 1, name: int = 0) -> Block:
+        """With a name of its own unless it is given one."""
         self._names += 1
-        spread = self._names * 2654435761 % 2**32 << 96  # as keys are, of which some are followed
-        return Block(spread | self._names, touched, 0 if parent is None else 1, parent=parent)
+        number = name or 1000 + self._names
+        return Block(number * 2654435761 % 2**32 << 96 | number, touched)  # spread as keys are: some are followed
 
     def use(self, *blocks: Block, after_s: int = 0) -> None:
         self.now_ns += after_s * SECOND_NS
@@ -46,21 +49,31 @@ def test_a_block_that_changed_its_kind_waits_elsewhere() -> None:
     assert taken(order) == [new, old]
 
 
-def test_kinds_tell_a_continued_chain_from_a_new_one() -> None:
-    """What follows a widely shared beginning is new; what follows a chain in use continues it; what came with the
-    block before it is as that one."""
+def test_what_comes_back_is_known_again() -> None:
+    """A block that was evicted between its uses is no newcomer; one that was never here is."""
     seen = Conversations()
-    system, question = seen.block(), seen.block()
-    for _ in range(SHARED_USES_MIN):
-        seen.use(system, after_s=20)
-    for _ in range(2):
-        seen.use(question, after_s=20)
-    opening, turn = seen.block(parent=system), seen.block(parent=question)
-    end = seen.block(parent=turn)
-    seen.use(system, opening)
-    seen.use(question, turn, end)
-    assert opening.kind != turn.kind == end.kind
-    assert opening.kind == _kind_of_a_first(seen)
+    order = seen.policy.new_order()
+    for _ in range(3):
+        back = seen.block(touched=1, name=7)
+        seen.use(back, after_s=20)
+        order.offer(back)
+        order.forget(back)
+    back, new = seen.block(touched=1, name=7), seen.block(touched=2)
+    assert taken(order_of(seen.policy, back, new, now_ns=seen.now_ns)) == [new, back]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that went first are forgotten first."""
+    monkeypatch.setattr("kvstore.policy.likely.GONE_MAX", 2)
+    policy: LeastLikely[Block] = LeastLikely()
+    order = policy.new_order()
+    for name in (1, 2, 3, 2):
+        gone = Block(name)
+        policy.used([gone], SECOND_NS)
+        order.forget(gone)
+    back = [Block(name) for name in (1, 2, 3)]
+    policy.used(back, SECOND_NS)
+    assert [block.uses for block in back] == [1, 3, 2]
 
 
 def test_what_is_expected_falls_to_nothing_known() -> None:
@@ -70,9 +83,3 @@ def test_what_is_expected_falls_to_nothing_known() -> None:
     for second in range(1, 9, 2):
         policy.used([used], second * SECOND_NS)
     assert taken(order_of(policy, other, used, now_ns=9 * SECOND_NS)) == [used, other]
-
-
-def _kind_of_a_first(seen: Conversations) -> int:
-    block = seen.block()
-    seen.use(block)
-    return block.kind
