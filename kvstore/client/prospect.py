@@ -2,7 +2,8 @@
 
 A block that lies in several places counts at one: this node's memory, another's, this node's disk, another's. The real
 load shares it among all of them, so it is no slower than what is told here. A lane of which nothing is known, neither
-configured nor measured, limits nothing: the first load over it finds out.
+configured nor measured, limits nothing: the first load over it finds out. Of two NICs that bytes pass one after the
+other at most one counts as measured, for the measure of the faster one is what the slower one left it.
 """
 
 import math
@@ -69,8 +70,8 @@ class _Prospect:
         peers = [name for name in nodes if name not in direct and name != own_id]
         found = [self._storage_nics(direct), self._compute_nic(peers)]
         found += [self._disks(name) for name in nodes]
-        found += [self._outwards(name, (STORAGE_OUT, COMPUTE_OUT)) for name in direct]
-        found += [self._outwards(name, (COMPUTE_OUT,)) for name in peers]
+        found += [self._nic(name, direct=True) for name in direct]
+        found += [self._nic(name, direct=False) for name in peers]
         if copy_bytes_per_s:
             everything = np.ones(len(self._on_disk), np.bool_)
             found.append(Stage("the copy into the engine", [(copy_bytes_per_s, 0.0)], everything))
@@ -107,15 +108,14 @@ class _Prospect:
         return _stage(f"the compute NIC of {self._own.node_id}", self._compute_in(), self._of(owners))
 
     def _compute_in(self) -> LaneLoad | None:
-        """Only as configured: what it has carried so far does not tell what it could."""
-        lane = lane_of(self._load.lanes, COMPUTE_IN)
-        return known(lane) if lane is not None and lane.nominal_bytes_per_s else None
+        return _configured(lane_of(self._load.lanes, COMPUTE_IN))
 
-    def _outwards(self, owner: str, lanes: tuple[str, ...]) -> Stage | None:
-        """The NIC over which an owner sends; its first of these."""
-        load = self._locations.loads.get(owner, types_pb2.NodeLoad())
-        lane = next((lane for name in lanes if (lane := lane_of(load.lanes, name)) is not None), None)
-        return _stage(f"the NIC of {owner}", known(lane), self._owners[owner])
+    def _nic(self, owner: str, *, direct: bool) -> Stage | None:
+        """Over which an owner sends. Of a storage node only as configured: the readers' storage NICs are measured."""
+        lanes = self._locations.loads.get(owner, types_pb2.NodeLoad()).lanes
+        compute = lane_of(lanes, COMPUTE_OUT)
+        lane = _configured(lane_of(lanes, STORAGE_OUT) or compute) if direct else known(compute)
+        return _stage(f"the NIC of {owner}", lane, self._owners[owner])
 
     def _disks(self, owner: str) -> Stage | None:
         load = self._locations.loads.get(owner, types_pb2.NodeLoad())
@@ -124,6 +124,10 @@ class _Prospect:
         if not rates or len(rates) < len(lanes):
             return None
         return Stage(f"the disks of {owner}", rates, self._owners[owner] & self._on_disk)
+
+
+def _configured(lane: types_pb2.LaneLoad | None) -> LaneLoad | None:
+    return known(lane) if lane is not None and lane.nominal_bytes_per_s else None
 
 
 def _stage(name: str, lane: LaneLoad | None, passing: Blocks) -> Stage | None:

@@ -110,13 +110,21 @@ def test_storage_comes_over_all_storage_nics() -> None:
     """The reader's own and those of helpers that are worth asking, never the owner's or the reader's twice."""
     helpers = (helper("idle"), helper("busy", 10**6), helper("own"), helper("storage"))
     places = [(block, STORAGE, DRAM) for block in range(100)]
-    found = stages(locations(places, {"storage": load(lane("compute-out", 5000))}, helpers), blocks=100)
+    far = load(lane("compute-out", 5000, nominal=True))
+    found = stages(locations(places, {"storage": far}, helpers), blocks=100)
     nics = found["the storage NICs of own, idle"]
     assert nics.lanes == [(100 * MB, 0.5), (100 * MB, pytest.approx(0.002))]
     assert found["the NIC of storage"].lanes == [(5000 * MB, 0.0)]
-    outwards = load(lane("compute-out", 5000), lane("storage-out", 7))
-    found = stages(locations(places, {"storage": outwards}, helpers), blocks=100)
+    far = load(lane("compute-out", 5000, nominal=True), lane("storage-out", 7, nominal=True))
+    found = stages(locations(places, {"storage": far}, helpers), blocks=100)
     assert found["the NIC of storage"].lanes == [(7 * MB, 0.0)]
+
+
+@pytest.mark.parametrize("name", ["compute-out", "storage-out"])
+def test_what_a_storage_node_sent_is_not_what_it_could(name: str) -> None:
+    """Its NIC counts as configured alone: what was measured there, its readers' storage NICs have bounded."""
+    far = load(lane(name, 7), lane("compute-out", 9))
+    assert list(stages(locations([(0, STORAGE, DRAM)], {"storage": far}), blocks=1)) == ["the storage NICs of own"]
 
 
 def test_a_node_that_uses_no_helpers() -> None:
