@@ -7,7 +7,8 @@ deadline; errors are of `kvstore.errors`. The blocking twin is `kvstore.client.b
 import asyncio
 import base64
 import math
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from kvstore.blocks.keys import Chain, chain
+from kvstore.blocks.keys import Chain, chain, token_buffer
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.client.buffers import KVBuffers
 from kvstore.client.copying import Copier, CopyRate
+from kvstore.client.growing import Growing
 from kvstore.client.leasing import lease_parts
 from kvstore.client.link import Link
 from kvstore.client.loading import Load
@@ -95,6 +97,7 @@ class AsyncClient:
         self._executor = ThreadPoolExecutor(max(1, link.config.copy_threads), thread_name_prefix="kvstore-copy")
         self._copy_rate = CopyRate()
         self._unfinished: set[Load] = set()
+        self._growing: weakref.WeakSet[Growing] = weakref.WeakSet()
         self._offered: dict[str, Chain] = {}
 
     @classmethod
@@ -141,8 +144,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Cancels what is unfinished and detaches; the node ends every pin and lease of this client."""
         self._link.refuse()
-        for load in list(self._unfinished):
-            await load.cancel()
+        unfinished: list[Load | Growing] = [*self._unfinished, *self._growing]
+        for work in unfinished:
+            await work.cancel()
         # Copies end before the session does: with it the slots that they write to become others'.
         await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
         await self._link.close()
@@ -428,6 +432,24 @@ class AsyncClient:
         _fits(kv, len(asked))
         leases = await lease_parts(self._link, parts_of(asked, first_block), ttl_ms=_ttl_ms(ttl_s))
         return Writer(self._link, self._copier(), self._executor, asked, kv, leases)
+
+    def grow(self, prompt: Tokens, kv: KVBuffers, *, blocks_done: int = 0, ttl_s: float | None = None) -> Growing:
+        """A sequence whose KV goes on growing: what decoding fills of it is stored block by block, beside the engine's
+        work; see `Growing`. The prompt's KV is in `kv`; blocks_done: of it that need not be stored (those that a load
+        or a handoff brought from storage). Raises InvalidInput, BufferMismatch.
+        """
+        tokens = token_buffer(prompt).copy()
+        full = tokens.size // self.layout.block_tokens
+        if not 0 <= blocks_done <= full:
+            raise InvalidInput(f"grow: blocks_done {blocks_done} is not within the prompt's {full} blocks")
+        _fits(kv, full)
+
+        def store(asked: Chain, first_block: int) -> Awaitable[StoreResult]:
+            return self.store(asked, kv, first_block=first_block, ttl_s=ttl_s)
+
+        growing = Growing(self.chain, store, tokens, kv, self.layout.block_tokens, blocks_done)
+        self._growing.add(growing)
+        return growing
 
     # ---- prefill → decode --------------------------------------------------------------------------------------------
 

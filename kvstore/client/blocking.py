@@ -16,10 +16,11 @@ from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.client import aio
+from kvstore.client.growing import Growing
 from kvstore.client.loading import LayerGroupReady, Load
 from kvstore.client.matching import Match
 from kvstore.client.storing import Writer
-from kvstore.errors import Closed
+from kvstore.errors import Closed, KVStoreError
 from kvstore.policy.recompute import Speed
 
 P = ParamSpec("P")
@@ -188,6 +189,25 @@ class BlockingWriter(_Twin[Writer]):
     abort = _waited(Writer.abort)
 
 
+class BlockingGrowing(_Twin[Growing]):
+    """See `kvstore.client.Growing`."""
+
+    @property
+    def blocks_done(self) -> int:
+        return self._inner.blocks_done
+
+    @property
+    def error(self) -> KVStoreError | None:
+        return self._inner.error
+
+    def append(self, tokens: aio.Tokens) -> None:
+        """See `Growing.append`."""
+        self._loop.call(lambda: self._inner.append(tokens))
+
+    close = _waited(Growing.close)
+    cancel = _waited(Growing.cancel)
+
+
 class BlockingPin(_Twin[aio.Pin]):
     """See `kvstore.client.Pin`."""
 
@@ -281,6 +301,7 @@ class Client(_Twin[aio.AsyncClient]):
     load = _begun_as(BlockingLoad, aio.AsyncClient.load)
     receive = _begun_as(BlockingLoad, aio.AsyncClient.receive)
     store = _waited(aio.AsyncClient.store)
+    grow = _begun_as(BlockingGrowing, aio.AsyncClient.grow)
     begin_store = _waited_as(BlockingWriter, aio.AsyncClient.begin_store)
     offer = _waited(aio.AsyncClient.offer)
     send = _waited_as(BlockingWriter, aio.AsyncClient.send)
