@@ -16,7 +16,7 @@ COMMANDS = {
     "nvme": Command("kvbench.nvme", "the NVMe tier, beside fio"),
     "match": Command("kvbench.match", "longest-prefix matches against a large index"),
     "dualpath": Command("kvbench.dualpath", "a history over one storage NIC and over all, beside plain sockets"),
-    "restart": Command("kvbench.restart", "opening a device of the NVMe tier that is full of blocks"),
+    "restart": Command("kvbench.restart", "a node whose NVMe tier is full of blocks, until it serves again"),
     "keys": Command("kvbench.keys", "block keys of a long prompt"),
     "replay": Command("kvbench.replay", "a trace of requests: hit ratios of eviction policies and times to live"),
 }

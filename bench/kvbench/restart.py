@@ -1,10 +1,11 @@
-"""Opening a device of the NVMe tier: what a restart spends before the catalog sees the first block.
+"""Restarting a node whose NVMe tier is full of blocks: opening the device alone, and the whole node until it serves.
 
 The index is filled through commits, as the tier does it; the slab files are made, but no block is written, for opening
-reads none. Then the device is opened and closed in turn. What the tier makes of the blocks comes on top.
+reads none. Then the device, and the node, are opened and closed in turn.
 """
 
 import argparse
+import asyncio
 import tempfile
 import time
 from pathlib import Path
@@ -15,14 +16,21 @@ from rich.progress import track
 
 from kvbench import machine
 from kvbench.result import Result
+from kvstore.blocks.layout import GRANULE_BYTES_MAX, LayerGroup, Layout
+from kvstore.config import MIB, FabricConfig, NodeConfig
 from kvstore.errors import KVStoreError
+from kvstore.node.app import serve
 from kvstore.node.devices import paused_collector
 from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.entry import CHECKSUM_BYTES, PLAIN, Entry
 from kvstore.node.storage.format import SLAB_HEADER_BYTES, header_bytes
 from kvstore.node.storage.index import Batch
+from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.policy.rules import NamespaceRules
 
 _SLOTS_PER_SLAB = 16_384
+_CHAIN = 500
+_NAMESPACE = b"bench".ljust(16, b".")
 _TTL_MS = 24 * 60 * 60 * 1000
 
 
@@ -44,15 +52,17 @@ def run(args: argparse.Namespace) -> Result:
         limits = DeviceLimits(slabs * (SLAB_HEADER_BYTES + slab_bytes), slab_bytes, 0)
         _fill(Path(folder), limits, slot_bytes, args)
         opened = [_open(Path(folder), limits, args.slots) for _ in range(args.rounds)]
+        served = [asyncio.run(_serve(Path(folder), limits, args.slots)) for _ in range(args.rounds)]
         index_bytes = (Path(folder) / "index" / "data.mdb").stat().st_size
     open_s, cpu_s, close_s = (float(np.median(times)) for times in zip(*opened, strict=True))
+    node_s, node_cpu_s = (float(np.median(times)) for times in zip(*served, strict=True))
     return Result(
         bench="restart",
         config={"slots": args.slots, "granules": args.granules, "rounds": args.rounds, "seed": args.seed},
         machine=machine.describe(),
         results=[
-            {"round": n, "open_s": open_, "cpu_s": cpu, "close_s": close}
-            for n, (open_, cpu, close) in enumerate(opened)
+            {"round": n, "open_s": open_, "cpu_s": cpu, "close_s": close, "node_s": node, "node_cpu_s": node_cpu}
+            for n, ((open_, cpu, close), (node, node_cpu)) in enumerate(zip(opened, served, strict=True))
         ],
         ratios={},
         extras={
@@ -60,6 +70,9 @@ def run(args: argparse.Namespace) -> Result:
             "open_least_s": min(times[0] for times in opened),
             "cpu_s": cpu_s,
             "close_s": close_s,
+            "node_s": node_s,
+            "node_least_s": min(times[0] for times in served),
+            "node_cpu_s": node_cpu_s,
             "index_bytes": index_bytes,
         },
     )
@@ -68,6 +81,8 @@ def run(args: argparse.Namespace) -> Result:
 def _fill(path: Path, limits: DeviceLimits, slot_bytes: int, args: argparse.Namespace) -> None:
     rng = np.random.default_rng(args.seed)
     slots_per_slab = limits.slab_bytes // slot_bytes
+    _remember_namespace(path, args.granules)
+    parent = b""
     with Device.open(path, limits) as device:
         deadline_ms = device.clock.now_ms() + _TTL_MS
         console = Console(stderr=True)
@@ -76,20 +91,32 @@ def _fill(path: Path, limits: DeviceLimits, slot_bytes: int, args: argparse.Name
             file, batch = device.take_file(), Batch()
             batch.open_slab(file, slot_bytes, "bench", slots_per_slab)
             for slot in range(min(slots_per_slab, args.slots - start)):
-                batch.put(file, slot, _entry(rng, start + slot, args.granules, deadline_ms))
+                entry = _entry(rng, start + slot, args.granules, deadline_ms, parent)
+                batch.put(file, slot, entry)
+                parent = entry.key
             device.commit(batch, [(file, slot_bytes, "bench")], [], sync=True)
 
 
-def _entry(rng: np.random.Generator, number: int, granules: int, deadline_ms: int) -> Entry:
-    length = granules * 256 * 1024
+def _remember_namespace(path: Path, granules: int) -> None:
+    group = LayerGroup(
+        layers=granules, page_tokens=64, page_bytes=GRANULE_BYTES_MAX, dtype="uint8", tensors=1, packing="packed"
+    )
+    rules = NamespaceRules.from_fields({"ttl_ms": _TTL_MS})
+    known = KnownNamespace(_NAMESPACE, "bench", Layout(groups=(group,)), rules)
+    asyncio.run(Manifest(path).save([known]))
+
+
+def _entry(rng: np.random.Generator, number: int, granules: int, deadline_ms: int, parent: bytes) -> Entry:
+    length = granules * GRANULE_BYTES_MAX
+    depth = number % _CHAIN
     checksums = rng.bytes(CHECKSUM_BYTES * granules)
     return Entry(
-        namespace_id=b"bench".ljust(16, b"."),
+        namespace_id=_NAMESPACE,
         shard_rank=0,
         shard_count=1,
         key=rng.bytes(16),
-        parent_key=rng.bytes(16),
-        depth=number % 1000,
+        parent_key=parent if depth else b"",
+        depth=depth,
         generation=1 + number % 7,
         deadline_ms=deadline_ms,
         ttl_ms=_TTL_MS,
@@ -114,3 +141,25 @@ def _open(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, f
     closing = time.perf_counter()
     device.close()
     return opened - began, opened_cpu - began_cpu, time.perf_counter() - closing
+
+
+async def _serve(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float]:
+    """Seconds until a node serves all entries, and of the processor for it."""
+    config = NodeConfig(
+        node_id="bench",
+        dram_bytes=64 * MIB,
+        nvme_paths=(str(path),),
+        nvme_bytes=limits.capacity_bytes,
+        nvme_slab_bytes=limits.slab_bytes,
+        nvme_free_bytes_min=limits.free_bytes_min,
+        nvme_scrub_bytes_per_s=0,
+        compute=FabricConfig(kind="loopback"),
+    )
+    began, began_cpu = time.perf_counter(), time.process_time()
+    node = await serve(config)
+    served, served_cpu = time.perf_counter(), time.process_time()
+    found = node.catalog.block_count
+    await node.stop()
+    if found != slots:
+        raise KVStoreError(f"{found} of {slots} blocks are served again")
+    return served - began, served_cpu - began_cpu
