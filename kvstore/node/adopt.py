@@ -7,6 +7,7 @@ chains (parents, orphans, the order of eviction) to the end.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,10 @@ from kvstore.node.storage.entry import Entry
 from kvstore.node.tree import Block, Tree, link
 from kvstore.policy.slots import SizeClass, Slab
 
+Found = tuple[int, Entry]
 _NS_PER_MS = 1_000_000
+_ENTRY = itemgetter(1)
+_KIND = itemgetter(*map(Entry._fields.index, ("namespace_id", "shard_rank", "shard_count", "block_bytes")))
 
 
 class Adoption:
@@ -40,7 +44,7 @@ class Adoption:
         bank: int,
         size_class: SizeClass,
         generations: Sequence[int],
-        found: Sequence[tuple[int, Entry]],
+        found: Sequence[Found],
         store_now_ms: int,
     ) -> tuple[int, list[tuple[int, int]]]:
         """A slab that a device had: the generations of its slots, and what the index says that they hold.
@@ -52,7 +56,7 @@ class Adoption:
         slab = space.adopt(size_class, generations)
         taken: list[int] = []
         rejected: list[tuple[int, int]] = []
-        for kind, run in groupby(found, key=_kind_of):
+        for kind, run in _runs(found):
             tree = self._tree(size_class.tenant, *kind)
             if tree is None:
                 rejected += [(index, entry.generation) for index, entry in run]
@@ -72,7 +76,7 @@ class Adoption:
         self,
         tree: Tree,
         slab: Slab,
-        run: Iterable[tuple[int, Entry]],
+        run: Iterable[Found],
         store_now_ms: int,
         indexes: list[int],
         rejected: list[tuple[int, int]],
@@ -91,10 +95,9 @@ class Adoption:
                 rejected.append((index, generation))
                 continue
             slot = slots[index]
-            block = blocks.get(key)
-            if block is None:
-                block = blocks[key] = Block(tree, key, depth)
-            elif block.slots:
+            # Nearly always it is not there: one look-up serves for both.
+            block = blocks.setdefault(key, Block(tree, key, depth))
+            if block.slots:
                 # Stored again while the device was away: the same bytes are one more copy, others another block's.
                 if block.slot_in(tier) is not None or block.checksums != checksums:
                     rejected.append((index, generation))
@@ -134,15 +137,26 @@ class Adoption:
         return count
 
     def _link(self) -> None:
+        previous: Block | None = None
         for block, parent_key in zip(self._fresh, self._parents, strict=True):
+            before, previous = previous, block
             if not parent_key or block.depth == 0 or block.parent is not None:
                 continue
-            blocks = block.tree.blocks
-            parent = blocks.get(parent_key)
-            if parent is None:
-                parent = blocks[parent_key] = Block(block.tree, parent_key, block.depth - 1)
+            # Spill goes along chains, so the parent is mostly the one before.
+            if before is not None and before.key == parent_key and before.tree is block.tree:
+                parent = before
+            else:
+                parent = self._parent(block, parent_key)
             if parent.depth < block.depth:
                 link(block, parent)
+
+    def _parent(self, block: Block, key: bytes) -> Block:
+        """The entry of a block's parent; a ghost where that has not survived."""
+        blocks = block.tree.blocks
+        parent = blocks.get(key)
+        if parent is None:
+            parent = blocks[key] = Block(block.tree, key, block.depth - 1)
+        return parent
 
     def _rank(self) -> None:
         """In the order of their last touch, as far as the device knows it."""
@@ -160,6 +174,9 @@ class Adoption:
                 yield block
 
 
-def _kind_of(found: tuple[int, Entry]) -> tuple[bytes, int, int, int]:
-    entry = found[1]
-    return entry.namespace_id, entry.shard_rank, entry.shard_count, entry.block_bytes
+def _runs(found: Sequence[Found]) -> Iterable[tuple[tuple[bytes, int, int, int], Iterable[Found]]]:
+    """The entries by what is alike in them: namespace, shard rank and count, length. Mostly that is all of a slab."""
+    kinds = set(map(_KIND, map(_ENTRY, found)))
+    if len(kinds) == 1:
+        return [(kinds.pop(), found)]
+    return groupby(found, key=lambda each: _KIND(each[1]))

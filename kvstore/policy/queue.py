@@ -41,8 +41,9 @@ class RisingQueue(Generic[T]):
 
     def add_all(self, items: Iterable[T]) -> None:
         """Queues several items that are not queued yet."""
-        entries = [(self._key(item), next(self._serial), item) for item in items]
-        self._members.update(item for _, _, item in entries)
+        items = list(items)
+        entries = list(zip(map(self._key, items), self._serial, items, strict=False))
+        self._members.update(items)
         if len(entries) > len(self._heap):
             self._heap += entries
             heapq.heapify(self._heap)

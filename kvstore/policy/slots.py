@@ -199,13 +199,12 @@ class SlotSpace:
     def occupy(self, slab: Slab, indexes: Sequence[int]) -> None:
         """Free slots of an adopted slab hold blocks, at the generations that they have: FREE → LIVE, as if they had
         been reserved and committed."""
-        slots = slab.slots
+        slots, live = slab.slots, SlotState.LIVE
         for index in indexes:
-            slot = slots[index]
-            assert slot.state is SlotState.FREE, slot
-            slot.state = SlotState.LIVE
+            slots[index].state = live
         slab.live += len(indexes)
         slab.free = [slot for slot in reversed(slots) if slot.state is SlotState.FREE]
+        assert len(slab.free) + len(indexes) == len(slots), "free slots, each of them once"
         if indexes:
             self._empty.pop(slab.slab_id, None)
         if not slab.free:
