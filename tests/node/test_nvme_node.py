@@ -132,6 +132,7 @@ async def test_another_node_reads_from_the_disk_of_its_owner(here: Site, tmp_pat
     owner = await node_on(here, tmp_path, control=control.address)
     reader = await here.node(control=control.address)
     client = await here.client(reader)
+    await told(owner)
     await eventually(lambda: _matches(client))
     result, target = await loaded(client)
     assert result.blocks == BLOCKS
@@ -140,6 +141,13 @@ async def test_another_node_reads_from_the_disk_of_its_owner(here: Site, tmp_pat
     assert owner.disks.pushes.counters["recalled_bytes"] == BLOCKS * LAYOUT.block_bytes
     await client.close()
     await at_rest(owner, reader)
+
+
+async def told(node: NodeServer) -> None:
+    """Waits until the control plane has heard what the node holds, and no more answers for its former life."""
+    publisher = node._publisher
+    assert publisher is not None
+    await eventually(lambda: publisher.registered)
 
 
 async def _matches(client: AsyncClient) -> bool:
@@ -159,6 +167,7 @@ async def test_flipped_bytes_are_told_and_dropped(here: Site, tmp_path: Path) ->
     owner = await node_on(here, tmp_path, control=control.address)
     reader = await here.node(control=control.address)
     far, near = await here.client(reader), await here.client(owner)
+    await told(owner)
     await eventually(lambda: _matches(far))
     for client, blocks in ((far, 3), (near, 3)):
         target = np.zeros((BLOCKS, LAYOUT.block_bytes), np.uint8)
