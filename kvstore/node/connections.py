@@ -9,6 +9,7 @@ import weakref
 from collections import Counter, OrderedDict
 
 from kvstore.fabric.base import Fabric, Peer
+from kvstore.node.progress import Moves
 
 _READERS_MAX = 1024
 
@@ -19,6 +20,7 @@ class Connections:
     def __init__(self) -> None:
         self._given_up: Counter[str] = Counter()
         self._counted: weakref.WeakSet[Peer] = weakref.WeakSet()
+        self._moves: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
         self._readers: OrderedDict[bytes, int] = OrderedDict()
 
     def number(self, owner: str) -> int:
@@ -30,6 +32,10 @@ class Connections:
         if peer not in self._counted:
             self._counted.add(peer)
             self._given_up[owner] += 1
+
+    def moves(self, peer: Peer) -> Moves:
+        """What the transfers over a connection count together."""
+        return self._moves.setdefault(peer, Moves())
 
     async def to_reader(self, fabric: Fabric, address: bytes, number: int) -> Peer:
         """The owner's connection to a reader, made anew when the reader gave the last one up. Raises InvalidInput."""

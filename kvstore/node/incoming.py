@@ -106,6 +106,7 @@ class Incoming:
             raise NodeUnavailable("the owner ended the transfer, or answers out of turn")
         pinned = self.pinned = first.pinned
         self._peer = self._fabric.connect(pinned.fabric_address)
+        self._progress.share(self._connections.moves(self._peer))
         self.tiers = [Tier(t) for t in pinned.tiers]
         if self._layout is not None:
             known = block_checksums(pinned.checksums, pinned.has_checksums, self._layout)

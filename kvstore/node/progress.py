@@ -6,6 +6,7 @@ owner that pushes nothing, the owner a reader that takes nothing and would hold 
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 _CHECKS = 6  # within the deadline
@@ -19,6 +20,13 @@ class Flow(Protocol):
     bytes_per_s: float
 
 
+@dataclass(eq=False, slots=True)
+class Moves:
+    """How often something has moved over a connection."""
+
+    count: int = 0
+
+
 class Progress:
     """Of one transfer. busy: whether an operation is under way. Belongs to the event loop."""
 
@@ -27,11 +35,15 @@ class Progress:
         self._flow = flow
         self._busy = busy
         self._clock = clock
-        self._moves = 0
+        self._moves = Moves()
+
+    def share(self, moves: Moves) -> None:
+        """Counts with all who use the connection: what waits behind another's bytes is late, but its peer is alive."""
+        self._moves = moves
 
     def note(self) -> None:
         """Bytes have moved, or the first operation after a rest has begun."""
-        self._moves += 1
+        self._moves.count += 1
 
     async def stalled(self) -> int:
         """Returns, with the milliseconds that were allowed, once nothing has moved for so long."""
@@ -40,8 +52,8 @@ class Progress:
         while True:
             began_ns = self._clock()
             await asyncio.sleep(interval_ns / 1e9)
-            if not self._busy() or self._moves != seen:
-                quiet_ns, seen = 0, self._moves
+            if not self._busy() or self._moves.count != seen:
+                quiet_ns, seen = 0, self._moves.count
                 continue
             # A process that was stopped itself, or busy, has not listened meanwhile: that time counts once.
             quiet_ns += min(self._clock() - began_ns, 2 * interval_ns)
