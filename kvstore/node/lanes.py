@@ -1,14 +1,14 @@
 """Lanes: one direction of a NIC each, measured, and bounded in bytes in flight where this side decides what goes.
 
 Traffic on the way out has a class: handoff before load, load before relay, relay before background (copies). While
-bytes wait, the first of the highest class goes first; and a lower class never has more than its part of the lane in
-flight, so that whoever comes with a higher one waits for little.
+bytes wait, those of the highest class go first; and a lower class never has more than its part of the lane in flight,
+so that whoever comes with a higher one waits for little.
 """
 
 import asyncio
 import enum
 import time
-from collections import deque
+from collections import Counter, OrderedDict, deque
 
 from kvstore.policy.route import RATE_START_BYTES_PER_S
 
@@ -25,6 +25,7 @@ class TrafficClass(enum.IntEnum):
     BACKGROUND = 3
 
 
+_Queue = deque[tuple[int, asyncio.Future[None]]]
 _PART = {TrafficClass.HANDOFF: 1.0, TrafficClass.LOAD: 1.0, TrafficClass.RELAY: 0.5, TrafficClass.BACKGROUND: 0.25}
 """Of the lane's bytes in flight, how much a class may have."""
 
@@ -87,70 +88,94 @@ class Meter:
 
 
 class Lane(Meter):
-    """Admits bytes up to `bytes_max` in flight, by class and first come first served. Belongs to the event loop.
+    """Admits bytes up to `bytes_max` in flight: by class, within a class to each peer in turn, and a peer's own first
+    come first served. Belongs to the event loop.
 
-    A request larger than the bound is admitted alone.
+    Peers share the lane: none has more than its even part, and one that has nothing in flight always gets one request
+    in, even beyond the bound. So a peer whose own NIC is slow or busy holds up nobody else's bytes.
     """
 
     def __init__(self, name: str, bytes_max: int, nominal_bytes_per_s: int = 0) -> None:
         super().__init__(name, nominal_bytes_per_s)
         self.bytes_max = bytes_max
         self._of_class = dict.fromkeys(TrafficClass, 0)
-        self._waiters: dict[TrafficClass, deque[tuple[int, asyncio.Future[None]]]] = {
-            traffic: deque() for traffic in TrafficClass
+        self._of_peer: Counter[object] = Counter()
+        self._waiters: dict[TrafficClass, OrderedDict[object, _Queue]] = {
+            traffic: OrderedDict() for traffic in TrafficClass
         }
 
     @property
     def waiting_bytes(self) -> int:
-        return sum(length for queue in self._waiters.values() for length, waiter in queue if not waiter.cancelled())
+        queues = (queue for queues in self._waiters.values() for queue in queues.values())
+        return sum(length for queue in queues for length, waiter in queue if not waiter.cancelled())
 
     @property
     def queued_bytes(self) -> int:
         return super().queued_bytes + self.waiting_bytes
 
-    async def acquire(self, length: int, traffic: TrafficClass = TrafficClass.LOAD) -> None:
-        """Waits for room for `length` bytes; `release` gives it back."""
-        if not self._goes_first(traffic) or not self._fits(length, traffic):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters[traffic].append((length, waiter))
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.cancelled():
-                    self._admit()  # those behind it may fit where it did not
-                else:
-                    self.release(length, traffic, moved=False)  # admitted in the turn in which the task was cancelled
-                raise
-        else:
-            self._enter(length, traffic)
+    async def acquire(self, length: int, traffic: TrafficClass = TrafficClass.LOAD, peer: object = None) -> None:
+        """Waits for room for `length` bytes to a peer; `release` gives it back."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[traffic].setdefault(peer, deque()).append((length, waiter))
+        self._admit()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                self._admit()  # those behind it may fit where it did not
+            else:
+                # Admitted in the turn in which the task was cancelled.
+                self.release(length, traffic, peer, moved=False)
+            raise
 
-    def release(self, length: int, traffic: TrafficClass = TrafficClass.LOAD, *, moved: bool = True) -> None:
+    def release(
+        self, length: int, traffic: TrafficClass = TrafficClass.LOAD, peer: object = None, *, moved: bool = True
+    ) -> None:
         """Gives room back; `moved` counts the bytes as carried."""
         self._of_class[traffic] -= length
+        self._of_peer[peer] -= length
+        if not self._of_peer[peer]:
+            del self._of_peer[peer]
         self.leave(length, moved)
         self._admit()
 
-    def _goes_first(self, traffic: TrafficClass) -> bool:
-        """Whether nobody of its class or a higher one waits."""
-        return not any(queue for other, queue in self._waiters.items() if other <= traffic)
+    def _fits(self, length: int, traffic: TrafficClass, peer: object) -> bool:
+        held = self._of_peer.get(peer, 0)
+        if held == 0:
+            return True
+        waiting = {waiting for queues in self._waiters.values() for waiting in queues}
+        if held + length > self.bytes_max // len(self._of_peer.keys() | waiting):
+            return False
+        of_class = self._of_class[traffic]
+        if of_class and of_class + length > self.bytes_max * _PART[traffic]:
+            return False
+        return self.in_flight_bytes + length <= self.bytes_max
 
-    def _fits(self, length: int, traffic: TrafficClass) -> bool:
-        if self._of_class[traffic] == 0:
-            return self.in_flight_bytes == 0 or self.in_flight_bytes + length <= self.bytes_max
-        part = self._of_class[traffic] + length <= self.bytes_max * _PART[traffic]
-        return part and self.in_flight_bytes + length <= self.bytes_max
-
-    def _enter(self, length: int, traffic: TrafficClass) -> None:
+    def _enter(self, length: int, traffic: TrafficClass, peer: object) -> None:
         self._of_class[traffic] += length
+        self._of_peer[peer] += length
         self.enter(length)
 
     def _admit(self) -> None:
-        for traffic, queue in self._waiters.items():
-            # A waiter may be cancelled already while its task has not run since: it gets nothing, and goes.
-            while queue and (queue[0][1].cancelled() or self._fits(queue[0][0], traffic)):
-                length, waiter = queue.popleft()
-                if not waiter.cancelled():
-                    self._enter(length, traffic)
-                    waiter.set_result(None)
-            if queue and self.in_flight_bytes + queue[0][0] > self.bytes_max:
+        for traffic, queues in self._waiters.items():
+            while any([self._admit_one(traffic, peer) for peer in list(queues)]):
+                pass
+            if any(self.in_flight_bytes + queue[0][0] > self.bytes_max for queue in queues.values()):
                 return  # the lane is full, and it is this class's turn
+
+    def _admit_one(self, traffic: TrafficClass, peer: object) -> bool:
+        """The first of a peer's, if there is room for it; its peer has its next turn after the others."""
+        queues = self._waiters[traffic]
+        queue = queues[peer]
+        # A waiter may be cancelled already while its task has not run since: it gets nothing, and goes.
+        while queue and queue[0][1].cancelled():
+            queue.popleft()
+        admitted = bool(queue) and self._fits(queue[0][0], traffic, peer)
+        if admitted:
+            length, waiter = queue.popleft()
+            self._enter(length, traffic, peer)
+            waiter.set_result(None)
+            queues.move_to_end(peer)
+        if not queue:
+            del queues[peer]
+        return admitted

@@ -87,7 +87,7 @@ class Outgoing:
             self._refuse(tag, _outcome_of(error))
             return
         try:
-            await self._lane.acquire(length, self._traffic)
+            await self._lane.acquire(length, self._traffic, self._peer)
         except BaseException:
             held.release()
             raise
@@ -106,7 +106,7 @@ class Outgoing:
     def _sent(self, tag: int, length: int, held: Held, send: asyncio.Future[None]) -> None:
         self._sends.discard(send)
         error = send.exception() if not send.cancelled() else Closed("cancelled")
-        self._lane.release(length, self._traffic, moved=error is None)
+        self._lane.release(length, self._traffic, self._peer, moved=error is None)
         held.release()
         if error is None:
             self._progress.note()

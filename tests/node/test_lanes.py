@@ -11,12 +11,12 @@ from kvstore.node.lanes import Lane
 
 BYTES_MAX = 100
 
-# (what, argument): ask for bytes; one of the holders releases; cancel one of those who asked; let everybody run. What
-# comes between two "run" happens in one turn of the event loop.
+# (what, argument): ask for bytes, to one of two peers; one of the holders releases; cancel one of those who asked; let
+# everybody run. What comes between two "run" happens in one turn of the event loop.
 Steps = list[tuple[str, int]]
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("ask"), st.sampled_from([10, 50, 60, 100, 150])),
+        st.tuples(st.sampled_from(["ask", "ask other"]), st.sampled_from([10, 50, 60, 100, 150])),
         st.tuples(st.just("release"), st.integers(0, 5)),
         st.tuples(st.just("cancel"), st.integers(0, 5)),
         st.just(("run", 0)),
@@ -33,23 +33,25 @@ class World:
         self.lane = Lane("test", BYTES_MAX)
         self.asked: list[asyncio.Task[None]] = []
         self.lengths: list[int] = []
+        self.peers: list[str] = []
         self.holding: list[int] = []
         self.entered: list[int] = []
         self.moved = 0
 
     async def _ask(self, number: int, length: int) -> None:
-        await self.lane.acquire(length)
+        await self.lane.acquire(length, peer=self.peers[number])
         self.entered.append(number)
         self.holding.append(number)
 
     def step(self, what: str, argument: int) -> None:
-        if what == "ask":
+        if what.startswith("ask"):
             self.lengths.append(argument)
+            self.peers.append(what)
             self.asked.append(asyncio.create_task(self._ask(len(self.asked), argument)))
         elif what == "release" and self.holding:
-            length = self.lengths[self.holding.pop(argument % len(self.holding))]
-            self.lane.release(length)
-            self.moved += length
+            number = self.holding.pop(argument % len(self.holding))
+            self.lane.release(self.lengths[number], peer=self.peers[number])
+            self.moved += self.lengths[number]
         elif what == "cancel" and self.asked:
             self.asked[argument % len(self.asked)].cancel()
 
@@ -62,9 +64,17 @@ class World:
         waiting = [number for number, task in enumerate(self.asked) if not task.done()]
         assert self.lane.in_flight_bytes == sum(held)
         assert self.lane.waiting_bytes == sum(self.lengths[number] for number in waiting)
-        assert sum(held) <= BYTES_MAX or len(held) == 1, "the bound holds, but for one who is larger than it"
-        assert not waiting or held, "somebody waits, and nobody will wake him"
-        assert max(self.entered, default=-1) < min(waiting, default=len(self.asked)), "first come, first served"
+        for peer in set(self.peers):
+            of_peer = [number for number in self.holding if self.peers[number] == peer]
+            least = min((number for number in waiting if self.peers[number] == peer), default=len(self.asked))
+            entered = [number for number in self.entered if self.peers[number] == peer]
+            assert of_peer or least == len(self.asked), "a peer waits for another's bytes"
+            assert max(entered, default=-1) < least, "first come, first served"
+            held_by_peer = sum(self.lengths[number] for number in of_peer)
+            assert held_by_peer <= BYTES_MAX or len(of_peer) == 1, "the bound holds, but for one who is larger than it"
+        # Beyond the bound there is at most one request per peer.
+        largest = {self.peers[n]: self.lengths[n] for n in sorted(self.holding, key=self.lengths.__getitem__)}
+        assert sum(held) - sum(largest.values()) <= BYTES_MAX
         assert self.lane.moved_bytes == self.moved
 
 
@@ -132,6 +142,42 @@ async def test_larger_than_the_bound_goes_alone() -> None:
     assert (lane.in_flight_bytes, small.done()) == (500, False)
     lane.release(500)
     await small
+
+
+async def test_a_peer_that_takes_nothing_holds_up_no_other() -> None:
+    """It has filled the lane, and more of its bytes wait; another's go all the same, one after the other."""
+    lane = Lane("test", BYTES_MAX)
+    await lane.acquire(60, peer="slow")
+    await lane.acquire(40, peer="slow")
+    stuck = [asyncio.create_task(lane.acquire(40, peer="slow")) for _ in range(3)]
+    await asyncio.sleep(0)
+    for _ in range(3):
+        async with asyncio.timeout(1):
+            await lane.acquire(20, peer="quick")
+        lane.release(20, peer="quick")
+    assert not any(task.done() for task in stuck)
+    for task in stuck:
+        task.cancel()
+    await asyncio.gather(*stuck, return_exceptions=True)
+
+
+async def test_peers_share_the_lane_evenly() -> None:
+    """However many bytes one of them asked for first: its part shrinks as soon as there is another."""
+    lane = Lane("test", BYTES_MAX)
+    many = [asyncio.create_task(lane.acquire(10, peer="many")) for _ in range(30)]
+    await asyncio.sleep(0)
+    assert lane.in_flight_bytes == BYTES_MAX
+    few = [asyncio.create_task(lane.acquire(10, peer="few")) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert [task.done() for task in few].count(True) == 1
+    for _ in range(6):
+        lane.release(10, peer="many")
+    await asyncio.sleep(0)
+    assert [task.done() for task in few].count(True) == 5
+    assert [task.done() for task in many].count(True) == 11
+    for task in (*many, *few):
+        task.cancel()
+    await asyncio.gather(*many, *few, return_exceptions=True)
 
 
 async def test_the_rate_counts_carried_bytes_only(monkeypatch: pytest.MonkeyPatch) -> None:
