@@ -57,7 +57,7 @@ class Incoming:
         self._peer_address = peer_address
         self._stub = stub
         self._layout = layout
-        self._window = Window(config.piece_bytes, config.lane_bytes_max, custody.clock)
+        self._window = Window(config.lane_bytes_max, custody.clock)
         self._receives: dict[int, asyncio.Future[None]] = {}
         self._refused: dict[int, Outcome] = {}
         self._unsent = node_pb2.Credits()
@@ -115,6 +115,11 @@ class Incoming:
         return [Outcome(o) for o in pinned.outcomes]
 
     @property
+    def moves(self) -> int:
+        """How often something has come over the connection, for whomever."""
+        return self._progress.moves
+
+    @property
     def _connection(self) -> str:
         """A name for what connects the two nodes."""
         return f"{self._network} {self._peer_address}"
@@ -151,7 +156,7 @@ class Incoming:
                 await self._ready.wait()
             self._post(feed, piece, await self.lander.land(piece))
         if self._receives:
-            await asyncio.wait(self._receives.values())
+            await self._received_all()
         if self._lost.done():
             raise self._lost.result()
 
@@ -270,9 +275,7 @@ class Incoming:
     async def settle(self) -> None:
         """Ends the stream once nothing is being received any more; what does not drain is ended by closing the peer."""
         if self._receives:
-            draining = set(self._receives.values())
-            if not self._lost.done():
-                await asyncio.wait(draining, timeout=_DRAIN_S)
+            await self._drain()
             if self._receives and self._peer is not None:
                 await self._peer.close()
         if self._peer is not None and not self._peer.alive:
@@ -289,6 +292,22 @@ class Incoming:
             await self._replies.aclose()
         if self.call is not None:
             self.call.cancel()
+
+    async def _drain(self) -> None:
+        """Others use the connection too, and closing it ends theirs as well: what was granted is taken while it
+        moves."""
+        drained = asyncio.create_task(self._received_all())
+        stalled = asyncio.create_task(self._progress.stalled())
+        ends: set[asyncio.Future[Any]] = {drained, stalled, self._lost}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            drained.cancel()
+            stalled.cancel()
+            await asyncio.gather(drained, stalled, return_exceptions=True)
+
+    async def _received_all(self) -> None:
+        await asyncio.wait(set(self._receives.values()))
 
 
 def block_checksums(packed: bytes, known: bytes, layout: Layout) -> list[bytes]:

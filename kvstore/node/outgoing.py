@@ -22,6 +22,8 @@ from kvstore.node.progress import Progress
 from kvstore.pb import node_pb2
 
 CREDITS_MAX = 4096
+SIGNS_OF_LIFE = 3
+"""How often a sender that has to wait says so, within the progress deadline."""
 _SETTLE_S = 0.5
 _ONE_BYTE = np.zeros(1, np.uint8)
 log = logging.getLogger(__name__)
@@ -67,6 +69,11 @@ class Outgoing:
         self._refused: set[int] = set()
         self._progress = Progress(config.progress_ms, lane, lambda: bool(self._sends), clock)
         self._silent = False
+
+    @property
+    def sending(self) -> bool:
+        """Whether something is under way to the reader."""
+        return bool(self._sends)
 
     def grant(self, credits: node_pb2.Credits) -> None:
         """Serves credits, in their order. Raises InvalidInput, TooLarge for more than anybody needs."""

@@ -41,6 +41,10 @@ class Progress:
         """Counts with all who use the connection: what waits behind another's bytes is late, but its peer is alive."""
         self._moves = moves
 
+    @property
+    def moves(self) -> int:
+        return self._moves.count
+
     def note(self) -> None:
         """Bytes have moved, or the first operation after a rest has begun."""
         self._moves.count += 1

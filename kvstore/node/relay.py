@@ -29,7 +29,7 @@ from kvstore.node.landers import KeepingLander, PieceLander
 from kvstore.node.landing import Landing
 from kvstore.node.lanes import TrafficClass
 from kvstore.node.networks import COMPUTE, STORAGE
-from kvstore.node.outgoing import Held, Outgoing
+from kvstore.node.outgoing import SIGNS_OF_LIFE, Held, Outgoing
 from kvstore.node.pieces import Piece
 from kvstore.node.resources import Resources
 from kvstore.node.sharedincoming import SharedIncoming
@@ -187,7 +187,12 @@ class Relayed:
 
     def work(self, requests: AsyncIterator[node_pb2.TransferUp]) -> Sequence[Coroutine[Any, Any, None]]:
         assert self._outgoing is not None
-        return self._listen(requests, self._outgoing), self._read(), self._outgoing.watch()
+        return (
+            self._listen(requests, self._outgoing),
+            self._read(),
+            self._outgoing.watch(),
+            self._tell_alive(self._outgoing),
+        )
 
     async def _listen(self, requests: AsyncIterator[node_pb2.TransferUp], outgoing: Outgoing) -> None:
         async for request in requests:
@@ -206,6 +211,16 @@ class Relayed:
         except KVStoreError as error:
             self._wanted.end(error)
             self.outbox.put_nowait(None)
+
+    async def _tell_alive(self, outgoing: Outgoing) -> None:
+        """A reader gives up a helper that sends nothing for a while. One that has nothing to send, because its own
+        storage NIC brings others' bytes first, is late: it says so."""
+        seen = self._incoming.moves
+        while True:
+            await asyncio.sleep(self._resources.config.progress_ms / 1000 / SIGNS_OF_LIFE)
+            seen, before = self._incoming.moves, seen
+            if seen != before and not outgoing.sending:
+                self.outbox.put_nowait(node_pb2.TransferDown(settled=node_pb2.Settled()))
 
     def _keep(self) -> None:
         """The request goes on at this node: what is relayed stays here for its handoff, where its engine has

@@ -66,6 +66,7 @@ class SharedIncoming:
         self._index: dict[int, int] = {}
         self.pinned = node_pb2.TransferPinned()
         self.tiers: list[Tier] = []
+        self.moves = 0
 
     async def open(self, opened: node_pb2.TransferOpen, blocks: Sequence[int]) -> list[Outcome]:
         """Asks the owner where the blocks lie; READY for those that can be read from here. Raises as
@@ -147,6 +148,7 @@ class SharedIncoming:
                 self.lander.give_back(landed.place_id)
                 raise
             else:
+                self.moves += 1
                 self.lander.arrived(landed.place_id)
                 feed.arrived(Arrival(piece, *landed, self._checksums_of(piece)))
 

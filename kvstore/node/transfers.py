@@ -23,14 +23,13 @@ from kvstore.node.handoff import Handoff, Handoffs
 from kvstore.node.landing import Landing
 from kvstore.node.lanes import TrafficClass
 from kvstore.node.networks import COMPUTE
-from kvstore.node.outgoing import Held, Outgoing
+from kvstore.node.outgoing import SIGNS_OF_LIFE, Held, Outgoing
 from kvstore.node.relay import Relayed
 from kvstore.node.resources import Resources
 from kvstore.pb import node_pb2
 from kvstore.rpc.keys import keys_of
 from kvstore.rpc.status import check_version
 
-_SIGNS_OF_LIFE = 3  # within the progress deadline
 log = logging.getLogger(__name__)
 
 
@@ -247,7 +246,7 @@ class _Owned:
         """A reader gives up an owner that sends nothing for a while, but a disk may be slow: as long as it brings
         something, the reader is told so."""
         while self._disk is not None:
-            await asyncio.sleep(self._owner.config.progress_ms / 1000 / _SIGNS_OF_LIFE)
+            await asyncio.sleep(self._owner.config.progress_ms / 1000 / SIGNS_OF_LIFE)
             if self._disk.moves:
                 self.outbox.put_nowait(node_pb2.TransferDown(settled=node_pb2.Settled()))
 

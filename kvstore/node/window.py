@@ -20,20 +20,26 @@ IN_FLIGHT_MAX = 2048
 class Window:
     """Belongs to the event loop. clock: in nanoseconds."""
 
-    def __init__(self, piece_bytes: int, bytes_max: int, clock: Callable[[], int]) -> None:
+    def __init__(self, bytes_max: int, clock: Callable[[], int]) -> None:
+        self._bytes_max = bytes_max
         self._clock = clock
-        self._least_bytes = _PIECES_MIN * piece_bytes
-        self._most_bytes = max(bytes_max, self._least_bytes)
-        self._bytes_max = min(self._most_bytes, _PIECES_START * piece_bytes)
+        self._piece_bytes = 0  # the longest so far
+        self._carried_bytes = 0  # in a tenth of a second; 0: not known yet
         self._room = asyncio.Event()
         self._last_ns = 0
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.bytes_per_s = float(RATE_START_BYTES_PER_S)
 
+    @property
+    def _limit_bytes(self) -> int:
+        if not self._carried_bytes:
+            return _PIECES_START * self._piece_bytes
+        return max(_PIECES_MIN * self._piece_bytes, min(self._bytes_max, self._carried_bytes))
+
     async def room(self) -> None:
         """Returns when more may be asked for."""
-        while self.in_flight and (self.in_flight_bytes >= self._bytes_max or self.in_flight >= IN_FLIGHT_MAX):
+        while self.in_flight and (self.in_flight_bytes >= self._limit_bytes or self.in_flight >= IN_FLIGHT_MAX):
             self._room.clear()
             await self._room.wait()
 
@@ -42,6 +48,7 @@ class Window:
             self._last_ns = self._clock()
         self.in_flight += 1
         self.in_flight_bytes += length
+        self._piece_bytes = max(self._piece_bytes, length)
 
     def leave(self, length: int, moved: bool) -> None:
         self.in_flight -= 1
@@ -49,6 +56,6 @@ class Window:
         now_ns = self._clock()
         if moved and now_ns > self._last_ns:
             self.bytes_per_s += _RATE_WEIGHT * (length * 1e9 / (now_ns - self._last_ns) - self.bytes_per_s)
-            self._bytes_max = max(self._least_bytes, min(self._most_bytes, int(self.bytes_per_s * _DEPTH_S)))
+            self._carried_bytes = max(1, int(self.bytes_per_s * _DEPTH_S))
             self._last_ns = now_ns
         self._room.set()

@@ -170,6 +170,21 @@ async def test_a_helper_that_stalls_is_replaced(tmp_path: Path, network: str) ->
         nic(world.helper, network).faults.stalled = False
 
 
+async def test_a_load_that_is_cancelled_leaves_the_connection_to_others(tmp_path: Path) -> None:
+    """What it was granted comes first, slowly; to close the connection for its sake would end the other load."""
+    async with relaying(tmp_path, lane_bytes_max=256 * 1024) as world:
+        match = await world.client.match(world.chain)
+        await world.helper.stop()
+        nic(world.storage, STORAGE).faults.delay_s = 0.15
+        targets = [np.zeros_like(world.source) for _ in range(2)]
+        loads = [world.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=30) for target in targets]
+        await eventually(lambda: world.storage.transfers.counters["pushed_bytes"])
+        await loads[0].cancel()
+        result = await loads[1].result()
+        assert (result.blocks, result.missing) == (BLOCKS, ())
+        assert np.array_equal(targets[1], world.source)
+
+
 async def test_a_helper_that_damages_bytes_is_not_believed(world: World) -> None:
     """What came through it wrong comes again over the own storage NIC; in storage it is as it was."""
     nic(world.helper, COMPUTE).faults.corrupt = 2
