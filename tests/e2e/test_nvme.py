@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import resource
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -205,3 +206,33 @@ async def test_an_operator_sees_and_switches_devices(here: Cluster) -> None:
     code, shown = await admin("stats")
     assert code == 0
     assert "durable" in shown
+
+
+async def test_a_device_that_fails_under_load(here: Cluster) -> None:
+    """From one moment on every write to a file fails (the process may write none): the device goes out of service,
+    what was there is missing, not wrong, and puts go on; and once it works again an operator brings it back."""
+    control = await here.control()
+    node = await node_on(here, control=control.address, nvme_errors_max="3")
+    client = await here.client(node)
+    for seed in range(4):
+        await put(client, seed)
+    await durable(here, node)
+    limits = resource.prlimit(node.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    for seed in range(4, 30):
+        await put(client, seed)
+        await get(client, seed)
+    usage = await here.usage(node)
+    assert [device.in_service for device in usage.devices] == [False]
+    assert usage.violations == []
+    found = sum([await get(client, seed) for seed in range(30)])
+    assert 0 < found < 30 * CHAIN
+    resource.prlimit(node.pid, resource.RLIMIT_FSIZE, limits)
+    argv = [sys.executable, "-m", "kvstore", "admin", "device", "enable", "node", str(here.folder / "device")]
+    process = await asyncio.create_subprocess_exec(*argv, "--control", control.address)
+    assert await process.wait() == 0
+    await put(client, 40)
+    await durable(here, node)
+    assert [await get(client, seed) for seed in range(2)] == [CHAIN] * 2
+    await client.close()
+    await here.clean(node)

@@ -213,3 +213,31 @@ async def test_two_nodes_never_share_a_device(here: Site, tmp_path: Path) -> Non
         await node_on(here, tmp_path, node_id="third", nvme_paths=twice)
     with pytest.raises(ConfigError, match="nvme_admit"):
         await node_on(here, tmp_path, nvme_paths=(str(tmp_path / "y"),), nvme_admit="sometimes")
+
+
+@pytest.mark.parametrize("near", [True, False])
+async def test_a_handoff_of_what_lies_on_disk(here: Site, tmp_path: Path, near: bool) -> None:
+    """Blocks that the sender has on NVMe alone are handed over with the rest: to the same node, and to another."""
+    first = await node_on(here, tmp_path)
+    source = await stored(await here.client(first), blocks=6)
+    await first.stop()
+    node = await node_on(here, tmp_path)
+    sender = await here.client(node)
+    receiver = sender if near else await here.client(await here.node())
+    whole = np.concatenate([source, random_blocks(LAYOUT, 3, 9)])
+    what = np.concatenate([tokens(6), np.arange(3 * LAYOUT.block_tokens - 10, dtype=np.uint32) + 5])
+    target = np.zeros_like(whole)
+    ticket = await sender.offer(what)
+    writer = await sender.send(ticket, buffers.contiguous(whole, LAYOUT))
+    await writer.write_layers(0, LAYOUT.layers)
+    await writer.commit()
+    result = await receiver.receive(ticket, buffers.contiguous(target, LAYOUT), what).result()
+    assert result.blocks >= 8
+    assert np.array_equal(target[:8], whole[:8])
+    assert node.disks is not None
+    recalled = node.disks.loads if near else node.disks.pushes
+    assert recalled.counters["recalled_bytes"] == 6 * LAYOUT.block_bytes
+    await sender.close()
+    if not near:
+        await receiver.close()
+    await at_rest(node)
