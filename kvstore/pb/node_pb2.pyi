@@ -1387,7 +1387,9 @@ class Settled(google.protobuf.message.Message):
     OUTCOMES_FIELD_NUMBER: builtins.int
     outcomes: builtins.bytes
     @property
-    def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """none: a sign of life, while a disk is being read"""
+
     def __init__(
         self,
         *,
