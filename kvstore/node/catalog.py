@@ -400,10 +400,11 @@ class Catalog:
         """A device that has no slabs is in service again."""
         self._stock.spaces[tier].banks[bank].reopen(capacity_bytes)
 
-    def lose_bank(self, tier: Tier, bank: int) -> int:
-        """A device is gone: it is given no more blocks, and what it had is withdrawn. Answers how many copies."""
+    def lose_bank(self, tier: Tier, bank: int, count: int) -> int:
+        """A device is gone: it is given no more blocks, and what it had is withdrawn, up to `count` copies at once.
+        Answers how many; to be called again until there are none."""
         self._stock.spaces[tier].banks[bank].in_service = False
-        return self._stock.lose(tier, bank, "lost_with_device")
+        return self._stock.lose(tier, bank, count, "lost_with_device")
 
     def match(self, namespace_id: bytes, shard_count: int, keys: Sequence[bytes], now_ns: int) -> int:
         """How many leading keys are live in all shards here. Touches nothing, unless the namespace's rules have a probe

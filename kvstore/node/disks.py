@@ -21,6 +21,7 @@ from kvstore.pb import node_pb2
 _FLUSH_S = 1.0
 _LIMIT_LIFTED_S = 60.0
 _DRAIN_S = 3.0
+_WITHDRAWN_AT_ONCE = 1024
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +36,7 @@ class Disks:
         self._namespaces_seen = 0
         self._limited: set[int] = set()
         self._switching = asyncio.Lock()
+        self._withdrawing: set[asyncio.Task[None]] = set()
         self.on_adopted: Callable[[], None] = lambda: None
         self.nvme = nvme
         self.readahead = Landing(custody, config.readahead_bytes_max)
@@ -78,9 +80,15 @@ class Disks:
     # ---- devices that fail, or fill ----------------------------------------------------------------------------------
 
     def _lost(self, bank: int) -> None:
-        copies = self._catalog.lose_bank(Tier.NVME, bank)
-        log.warning("%s: %d blocks are withdrawn", self.nvme.banks[bank].path, copies)
+        """The first blocks are withdrawn at once; more than a few are not to hold up everything else."""
+        if self._catalog.lose_bank(Tier.NVME, bank, _WITHDRAWN_AT_ONCE) == _WITHDRAWN_AT_ONCE:
+            self._withdrawing.add(asyncio.create_task(self._withdraw(bank)))
         self._custody.settle()
+
+    async def _withdraw(self, bank: int) -> None:
+        while self._catalog.lose_bank(Tier.NVME, bank, _WITHDRAWN_AT_ONCE):
+            self._custody.settle()
+            await asyncio.sleep(0)
 
     async def set_device(self, path: str, *, enabled: bool) -> None:
         """Takes a device into service or out of it; nothing happens to one that is so already.
@@ -96,6 +104,7 @@ class Disks:
             if not enabled:
                 await bank.disable()
                 return
+            await self._withdrawn()
             self._catalog.clear_bank(Tier.NVME, bank.number)
             self._custody.settle()
             await bank.enable(lambda: open_device(bank.path, self._config))
@@ -104,6 +113,11 @@ class Disks:
             self._namespaces_seen = 0  # this device has to be told of them
             self._custody.settle()
             self.on_adopted()
+
+    async def _withdrawn(self) -> None:
+        """Returns when lost devices are empty."""
+        withdrawing, self._withdrawing = self._withdrawing, set()
+        await asyncio.gather(*withdrawing)
 
     def usage(self) -> list[node_pb2.DeviceUsage]:
         banks = self._catalog.usage_of_banks(Tier.NVME)
@@ -158,6 +172,7 @@ class Disks:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._withdrawn()
         if self._loops:
             with contextlib.suppress(TimeoutError, KVStoreError):
                 async with asyncio.timeout(_DRAIN_S):

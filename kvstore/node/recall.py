@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
-from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, Refused
+from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, Refused, TooLarge
 from kvstore.node.catalog import Copy, PinnedBlock, Place, ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.landing import Landing
@@ -142,8 +142,8 @@ class Recall:
         try:
             self._catalog.find_room(copy, self._layout.block_bytes, now_ns)
             self._owner.custody.settle()
-        except Refused:
-            pass  # the system has no memory for one more slab
+        except (Refused, TooLarge):
+            pass  # the system has no memory for one more slab, or the tier never has
         except BaseException:
             self._catalog.abandon_copy(copy)
             raise

@@ -6,6 +6,7 @@ control plane is told; and the entry is pruned from its tree, which may make its
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 
 from kvstore.blocks.state import SlotState, Tier
@@ -230,10 +231,11 @@ class Stock:
             self._owe(block)
         self.offer(block)
 
-    def lose(self, tier: Tier, bank: int, counter: str) -> int:
-        """Removes all copies that a device has; answers how many."""
-        slabs = [slab for slab in self.spaces[tier].slabs() if slab.bank == bank]
-        copies = [(slot.owner, slot) for slab in slabs for slot in slab.slots if slot.state is SlotState.LIVE]
+    def lose(self, tier: Tier, bank: int, count: int, counter: str) -> int:
+        """Removes up to `count` of the copies that a device has; answers how many."""
+        slabs = (slab for slab in self.spaces[tier].slabs() if slab.bank == bank and slab.live)
+        live = (slot for slab in slabs for slot in slab.slots if slot.state is SlotState.LIVE)
+        copies = [(slot.owner, slot) for slot in islice(live, count)]
         copies.sort(key=lambda copy: -copy[0].depth)
         for block, slot in copies:
             self._remove(block, tier, slot)

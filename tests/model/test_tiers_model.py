@@ -281,7 +281,8 @@ class TiersMachine(RuleBasedStateMachine):
             return
         self.lost_banks.add(bank)
         kept = {key for key, tier in self.told if tier is DRAM}
-        self.catalog.lose_bank(NVME, bank)
+        while self.catalog.lose_bank(NVME, bank, 2):
+            self._settle()
         if len(self.lost_banks) == BANKS:
             self.catalog.excuse_all()
         self._settle()

@@ -162,7 +162,7 @@ def test_a_lost_device_takes_its_copies_alone() -> None:
     small.take_records()
     banks = {name: _bank(small, name) for name in "abcd"}
     assert sorted(banks.values()) == [0, 0, 1, 1]
-    assert small.catalog.lose_bank(NVME, 0) == 2
+    assert small.catalog.lose_bank(NVME, 0, 10) == 2
     assert small.catalog.violations() == []
     lost = "".join(name for name, bank in banks.items() if bank == 0)
     assert small.live("abcd") == "".join(name for name in "abcd" if name not in lost)
@@ -214,7 +214,7 @@ def test_all_is_excused_when_there_is_no_device_left() -> None:
     """DRAM goes on alone: what was owed can be evicted like anything else."""
     small = spilling()
     small.store("abcd")
-    small.catalog.lose_bank(NVME, 0)
+    small.catalog.lose_bank(NVME, 0, 10)
     assert small.catalog.excuse_all() == 4
     assert small.catalog.owed_bytes == 0
     small.store("x")

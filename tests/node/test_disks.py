@@ -17,7 +17,7 @@ from kvstore.errors import DeviceFailed, InvalidInput, Refused
 from kvstore.node import disks as disks_module
 from kvstore.node.devices import open_devices
 from kvstore.node.disks import Disks
-from kvstore.node.storage.device import Device, DeviceLimits
+from kvstore.node.storage.device import Device
 from kvstore.node.storage.faults import Fault, FaultDisk
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.index import Batch
@@ -85,6 +85,20 @@ async def test_the_other_device_takes_over(tmp_path: Path) -> None:
         for seed in range(4):
             for key, block in zip(keys_of(4, seed), blocks_of(4, seed), strict=True):
                 assert np.array_equal(await world.read(key), block)
+
+
+async def test_a_lost_device_is_emptied_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others get their turn meanwhile; it is not opened again before all is withdrawn."""
+    monkeypatch.setattr(disks_module, "_WITHDRAWN_AT_ONCE", 2)
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        path = str(tmp_path / "device0")
+        world.store(keys_of(9), blocks_of(9))
+        await settled(tier)
+        tier.nvme.banks[0]._take_out(DeviceFailed("gone"))
+        assert tier.counters["durable_blocks"] == 7
+        await tier.set_device(path, enabled=True)
+        assert tier.counters["durable_blocks"] == 9
+        assert world.catalog.usage().counters["lost_with_device"] == 9
 
 
 @pytest.mark.parametrize("fault", [Fault.EIO, Fault.SHORT, Fault.ENOSPC])
@@ -201,13 +215,6 @@ async def test_a_device_that_cannot_be_opened_stays_out(tmp_path: Path, monkeypa
         assert not tier.nvme.in_service
         opened = await open_devices(NodeConfig(nvme_paths=(path,)))
         assert opened == [(Path(path), None)]
-
-
-def test_limits_are_those_of_the_config() -> None:
-    """One place for each default."""
-    config = NodeConfig()
-    limits = DeviceLimits(config.nvme_bytes, config.nvme_slab_bytes, config.nvme_free_bytes_min)
-    assert disks_module.limits_of(config) == limits
 
 
 @pytest.mark.parametrize("seed", range(6))
