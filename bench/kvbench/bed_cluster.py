@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +48,10 @@ class Store:
 
 @dataclass(slots=True)
 class Engines:
-    """The engine nodes of one load. nodes: by host. readers: the engine of each prefill node."""
+    """The engine nodes of one load, and their engines; by host."""
 
     nodes: dict[str, Server]
-    readers: list[Engine]
+    engines: dict[str, Engine]
     process_ids: list[int]
 
 
@@ -70,19 +70,21 @@ async def store(bed: Testbed, folder: Path, capacity: Sequence[str]) -> AsyncIte
 
 
 @asynccontextmanager
-async def engines(stored: Store, hosts: Iterable[Host], paths: Paths) -> AsyncIterator[Engines]:
-    """Starts the engine nodes, and an engine at each prefill node."""
+async def engines(
+    stored: Store, hosts: Iterable[Host], attached: Collection[Host], paths: Paths
+) -> AsyncIterator[Engines]:
+    """Starts the engine nodes. attached: those that have an engine too."""
     async with AsyncExitStack() as stack:
-        started = Engines({}, [], [])
+        started = Engines({}, {}, [])
         for host in hosts:
             role = host.name.partition("-")[0]
             options = ("--roles", role, *paths.options)
             node = await stack.enter_async_context(_node(stored.bed, stored.folder, stored.control, host, options))
             started.nodes[host.name] = node
             started.process_ids.append(node.process.pid)
-            if role == "prefill":
+            if host in attached:
                 engine, process = await stack.enter_async_context(_engine(stored.bed, host, node))
-                started.readers.append(engine)
+                started.engines[host.name] = engine
                 started.process_ids.append(process.pid)
         yield started
 

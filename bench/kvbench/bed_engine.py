@@ -22,7 +22,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.cli.demo_bytes import DerivedKV
 from kvstore.client import AsyncClient, Match, buffers
-from kvstore.errors import DeadlineExceeded, KVStoreError, Refused
+from kvstore.errors import ChecksumMismatch, DeadlineExceeded, KVStoreError, Refused
 
 LAYOUT = Layout.dense(layers=32, kv_heads=8, head_dim=128)
 """Llama 3 8B: 8 MiB a block of 64 tokens; a layer is a granule."""
@@ -62,16 +62,26 @@ class Worker:
                 return await self._load(self._targets[seed], float(deadline_s))
             case {"op": "check", "seed": seed}:
                 return {"differing_layers": await asyncio.to_thread(self._differing, self._targets[seed])}
+            case {"op": "offer", "seed": seed, "blocks": blocks}:
+                return {"ticket": await self._client.offer(self._chain(seed, int(blocks)))}
+            case {"op": "send", "seed": seed, "blocks": blocks, "ticket": ticket}:
+                return await self._send(self._chain(seed, int(blocks)), ticket)
+            case {"op": "receive", "seed": seed, "blocks": blocks, "ticket": ticket}:
+                return await self._receive(self._chain(seed, int(blocks)), ticket)
         raise AssertionError(f"no such request: {request}")
 
     def _chain(self, seed: str, blocks: int) -> Chain:
         tokens = np.random.default_rng(int(seed)).integers(0, 2**32, blocks * LAYOUT.block_tokens, dtype=np.uint32)
         return self._client.chain(tokens)
 
-    async def _store(self, chain: Chain) -> dict[str, Any]:
+    def _filled(self, chain: Chain) -> Bytes:
         memory = np.empty((len(chain), LAYOUT.layers, LAYOUT.layer_bytes), np.uint8)
         for key, block in zip(chain.keys, memory, strict=True):
             self._derived.fill(key, 0, block)
+        return memory
+
+    async def _store(self, chain: Chain) -> dict[str, Any]:
+        memory = self._filled(chain)
         stored = await self._client.store(chain, buffers.contiguous(memory, LAYOUT))
         if stored.stored != len(chain):
             raise Refused(f"only {stored.stored} of {len(chain)} blocks were stored: {stored}")
@@ -105,6 +115,23 @@ class Worker:
             "routes": dict(routes),
             "missing": dict(Counter(missing.outcome.name.lower() for missing in result.missing)),
         }
+
+    async def _send(self, chain: Chain, ticket: str) -> dict[str, Any]:
+        """All layers, group after group, as a prefill that is as fast as memory."""
+        writer = await self._client.send(ticket, buffers.contiguous(self._filled(chain), LAYOUT))
+        began_s, group_layers = time.monotonic(), LAYOUT.layers // GROUPS
+        for first_layer in range(0, LAYOUT.layers, group_layers):
+            await writer.write_layers(first_layer, group_layers)
+        await writer.commit()
+        return {"began_s": began_s}
+
+    async def _receive(self, chain: Chain, ticket: str) -> dict[str, Any]:
+        memory = np.full((len(chain), LAYOUT.layers, LAYOUT.layer_bytes), _POISON, np.uint8)
+        result = await self._client.receive(ticket, buffers.contiguous(memory, LAYOUT), chain).result()
+        ended_s = time.monotonic()
+        if result.blocks != len(chain) or not np.array_equal(memory, self._filled(chain)):
+            raise ChecksumMismatch(f"a handoff of {len(chain)} blocks did not come as it was sent: {result}")
+        return {"ended_s": ended_s}
 
     def _differing(self, target: _Target) -> int:
         """How many layers of the blocks that came are not what their keys say."""

@@ -14,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kvbench import bed_faults, machine, testbed, testbed_options
 from kvbench.bed_cluster import ALL, SINGLE, Paths
 from kvbench.bed_engine import GROUPS, LAYOUT
-from kvbench.dualpath_rounds import Plan, Round, measure
+from kvbench.dualpath_rounds import Measured, Plan, Round, measure
 from kvbench.result import Result
 from kvbench.topology import COMPUTE, DEVICES, STORAGE, engine_hosts
 from kvstore.cli.options import size
@@ -35,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--concurrent", type=int, default=1, metavar="N", help="loads at once, over all prefill nodes (default: 1)"
+    )
+    group.add_argument(
+        "--handoffs",
+        type=size,
+        default=0,
+        metavar="SIZE",
+        help="of each handoff from the last prefill node to the first helper, all the time (default: none)",
     )
     group.add_argument("--tier", choices=("dram", "nvme"), default="dram", help="of the storage node (default: dram)")
     group.add_argument("--path", type=Path, default=Path(), help="where the NVMe tier's files are made (default: here)")
@@ -65,6 +74,7 @@ def run(args: argparse.Namespace) -> Result:
             "cnic_mbit": args.cnic_mbit,
             "storage_mbit": args.storage_mbit,
             "background_share": plan.background_share,
+            "handoff_bytes": args.handoffs,
             "fault": asdict(plan.fault) if plan.fault else None,
         },
         machine=machine.describe(),
@@ -78,8 +88,10 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise InvalidInput(f"--rounds and --concurrent of 1 or more, --bytes of {LAYOUT.block_bytes} per load or more")
     if args.fault and args.background_load:
         raise InvalidInput("a fault comes when so much of the load has: background load would be taken for it")
-    if not args.helpers and (args.fault or args.background_load):
-        raise InvalidInput("a fault or a background load of a helper needs --helpers of 1 or more")
+    if not args.helpers and (args.fault or args.background_load or args.handoffs):
+        raise InvalidInput("a fault, a background load or handoffs need a helper: --helpers of 1 or more")
+    if args.handoffs % LAYOUT.block_bytes:
+        raise InvalidInput(f"--handoffs must be whole blocks of {LAYOUT.block_bytes} bytes")
     topology = testbed_options.topology(args)
     hosts = tuple(topology.host(name) for name in engine_hosts(args.prefills, args.helpers))
     return Plan(
@@ -93,6 +105,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         background_share=args.background_load,
         fault=args.fault,
         nvme_path=args.path if args.tier == "nvme" else None,
+        handoff_blocks=args.handoffs // LAYOUT.block_bytes,
     )
 
 
@@ -112,6 +125,7 @@ def rows(plan: Plan, rounds: list[Round]) -> Iterator[dict[str, Any]]:
             "cpu_s_per_gb": _median(load.cpu_s / load.bytes * 1e9 for load in loads),
             "missing_blocks": max(sum(load.missing.values()) for load in loads),
             **({"fault_s": _median(struck)} if struck else {}),
+            **_handoff_columns(loads),
             **{f"{route}_bytes": int(_median(load.routes.get(route, 0) for load in loads)) for route in routes},
         }
     for paths in ALL:
@@ -125,6 +139,25 @@ def rows(plan: Plan, rounds: list[Round]) -> Iterator[dict[str, Any]]:
             }
 
 
+def _handoff_columns(loads: list[Measured]) -> dict[str, Any]:
+    """Over all rounds together: a percentile wants many."""
+    alone_s = [seconds for load in loads for seconds in load.handoffs_alone_s]
+    beside_s = [seconds for load in loads for seconds in load.handoffs_beside_s]
+    if not beside_s:
+        return {}
+    return {
+        "handoffs": len(beside_s),
+        "handoff_alone_p50_ms": _percentile_ms(alone_s, 50),
+        "handoff_alone_p99_ms": _percentile_ms(alone_s, 99),
+        "handoff_p50_ms": _percentile_ms(beside_s, 50),
+        "handoff_p99_ms": _percentile_ms(beside_s, 99),
+    }
+
+
+def _percentile_ms(seconds: list[float], share: int) -> float:
+    return float(np.percentile(seconds, share)) * 1e3
+
+
 def ratios(plan: Plan, rounds: list[Round]) -> dict[str, float]:
     """Of each way, those of the single path under names of their own; and of the two.
 
@@ -136,6 +169,9 @@ def ratios(plan: Plan, rounds: list[Round]) -> dict[str, float]:
         each_of = [_ratios(plan, each, paths) for each in rounds]
         stem = "" if paths.helped else "single_"
         found |= {stem + name: _median(each[name] for each in each_of) for name in each_of[0]}
+        columns = _handoff_columns([each.loads[paths.name] for each in rounds])
+        if columns:
+            found[f"{stem}handoff_p99_vs_alone"] = columns["handoff_p99_ms"] / columns["handoff_alone_p99_ms"]
         if paths.helped:
             pairs = [(each.loads[paths.name], each.loads[SINGLE.name]) for each in rounds]
             found["dual_vs_single"] = _median(dual.bytes_per_s / single.bytes_per_s for dual, single in pairs)

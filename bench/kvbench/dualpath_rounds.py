@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kvbench import bed_cluster, bed_streams, testbed
 from kvbench.bed_cluster import ALL, Engines, Store
 from kvbench.bed_engine import LAYOUT
 from kvbench.bed_faults import Fault
+from kvbench.bed_handoffs import Handoffs
 from kvbench.testbed import Counters, Testbed
 from kvbench.topology import STORAGE, Host, Topology
 from kvstore.cli.demo_cluster import Engine
@@ -24,6 +25,7 @@ from kvstore.errors import ChecksumMismatch, Unavailable
 _WARM_UP_SEED = "0"
 _WARM_UP_BLOCKS = 8
 _POLL_S = 0.02
+_HANDOFFS_ALONE = 150
 
 Nics = Mapping[tuple[str, str], Counters]
 
@@ -32,6 +34,7 @@ Nics = Mapping[tuple[str, str], Counters]
 class Plan:
     """What is asked for. blocks: of each history; seeds: their names. readers, helpers: engine hosts.
 
+    handoff_blocks: of each handoff that goes from the last reader to the first helper meanwhile; 0: none.
     limit_s: for how long plain sockets are measured. background_share: of the first helper's SNIC, sent to it all the
     time. nvme_path: where the storage node's device lies; None: its histories lie in memory.
     """
@@ -46,6 +49,7 @@ class Plan:
     background_share: float
     fault: Fault | None
     nvme_path: Path | None
+    handoff_blocks: int
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -66,7 +70,8 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One load, or several at once. first_group_s: mean over them. nics: bytes on the wire meanwhile. fault_s: when the
-    fault struck, after the loads' begin; None when it did not."""
+    fault struck, after the loads' begin; None when it did not. handoffs_alone_s, handoffs_beside_s: how long each
+    handoff took before the loads and beside them."""
 
     seconds: float
     bytes: int
@@ -76,6 +81,8 @@ class Measured:
     missing: Mapping[str, int]
     nics: Nics
     fault_s: float | None
+    handoffs_alone_s: Sequence[float] = ()
+    handoffs_beside_s: Sequence[float] = ()
 
     @property
     def bytes_per_s(self) -> float:
@@ -118,11 +125,13 @@ async def measure(plan: Plan) -> list[Round]:
 
 async def _round(plan: Plan, stored: Store) -> Round:
     sender = stored.bed.topology.host("storage")
-    own = await bed_streams.rates(stored.bed, sender, plan.readers, plan.limit_s)
+    loading = plan.readers[: len(plan.seeds)]
+    own = await bed_streams.rates(stored.bed, sender, loading, plan.limit_s)
     every = await bed_streams.rates(stored.bed, sender, plan.hosts, plan.limit_s)
     loads = {}
     for paths in ALL:
-        async with bed_cluster.engines(stored, plan.hosts, paths) as engines:
+        attached = plan.readers + plan.helpers[: bool(plan.handoff_blocks)]
+        async with bed_cluster.engines(stored, plan.hosts, attached, paths) as engines:
             loads[paths.name] = await _loads(plan, stored, engines)
     return Round(own, every, loads)
 
@@ -130,22 +139,27 @@ async def _round(plan: Plan, stored: Store) -> Round:
 async def _loads(plan: Plan, stored: Store, engines: Engines) -> Measured:
     """Warms up, so that every connection is there and rates are known, then loads all histories at once."""
     bed, deadline_s = stored.bed, str(plan.deadline_s)
-    for reader in engines.readers:
+    readers = [engines.engines[host.name] for host in plan.readers]
+    for reader in readers:
         await reader.call("prepare", seed=_WARM_UP_SEED, blocks=str(_WARM_UP_BLOCKS))
         await reader.call("load", seed=_WARM_UP_SEED, deadline_s=deadline_s)
-    placed = list(zip(plan.seeds, itertools.cycle(engines.readers), strict=False))
+    placed = list(zip(plan.seeds, itertools.cycle(readers), strict=False))
     for seed, reader in placed:
         await reader.call("prepare", seed=seed, blocks=str(plan.blocks))
 
+    handoffs = None
+    if plan.handoff_blocks:
+        handoffs = Handoffs(readers[-1], engines.engines[plan.helpers[0].name], plan.handoff_blocks)
+    alone_s = await handoffs.run(_HANDOFFS_ALONE) if handoffs else []
     process_ids = [*stored.process_ids, *engines.process_ids]
     before, spent = await bed.counters(), bed_cluster.cpu_seconds(process_ids)
-    async with _faulty(plan, bed, engines, before) as struck:
+    async with _beside(handoffs) as beside_s, _faulty(plan, bed, engines, before) as struck:
         said = await asyncio.gather(*(reader.call("load", seed=seed, deadline_s=deadline_s) for seed, reader in placed))
     cpu_s = sum(seconds - spent[which] for which, seconds in bed_cluster.cpu_seconds(process_ids).items())
     after = await bed.counters()
     measured = _measured(said, cpu_s, {nic: after[nic].since(before[nic]) for nic in after}, struck)
     await _check(plan, placed, measured)
-    return measured
+    return replace(measured, handoffs_alone_s=alone_s, handoffs_beside_s=beside_s)
 
 
 def _measured(said: Sequence[Mapping[str, Any]], cpu_s: float, nics: Nics, struck: list[float]) -> Measured:
@@ -174,6 +188,16 @@ async def _check(plan: Plan, placed: Sequence[tuple[str, Engine]], measured: Mea
             raise ChecksumMismatch(f"{differing} layers of history {seed} are not what was stored")
     if measured.missing and plan.fault is None:
         raise Unavailable(f"blocks did not come: {dict(measured.missing)}")
+
+
+@asynccontextmanager
+async def _beside(handoffs: Handoffs | None) -> AsyncIterator[list[float]]:
+    """What each handoff took that went beside the block."""
+    if handoffs is None:
+        yield []
+        return
+    async with handoffs.beside() as seconds:
+        yield seconds
 
 
 @asynccontextmanager

@@ -62,6 +62,17 @@ def test_ratios_are_medians_of_ratios_within_the_rounds(plan: Plan) -> None:
     assert "of_optimum" not in dualpath.ratios(replace(plan, fault=None), rounds())
 
 
+def test_handoffs_are_compared_over_all_rounds_together(plan: Plan) -> None:
+    """A percentile of one round alone would say little."""
+    with_handoffs = []
+    for number, each in enumerate(rounds()):
+        load = replace(each.loads[DUAL.name], handoffs_alone_s=[0.010], handoffs_beside_s=[0.012, 0.015 + number / 1e6])
+        with_handoffs.append(replace(each, loads=each.loads | {DUAL.name: load}))
+    assert dualpath.ratios(plan, with_handoffs)["handoff_p99_vs_alone"] == pytest.approx(1.5, rel=0.01)
+    row = next(row for row in dualpath.rows(plan, with_handoffs) if row.get("handoffs"))
+    assert (row["path"], row["handoffs"], row["handoff_alone_p50_ms"]) == ("dual path", 6, pytest.approx(10))
+
+
 def test_rows_name_every_way_and_every_nic(plan: Plan) -> None:
     """Both limits, both ways, and four NICs of each."""
     found = list(dualpath.rows(plan, rounds()))
@@ -89,9 +100,11 @@ def test_histories_are_shared_out(plan: Plan) -> None:
     [
         (["--bytes", "1MiB"], "--bytes of"),
         (["--rounds", "0"], "--rounds"),
-        (["--helpers", "0", "--kill-helper"], "needs --helpers"),
-        (["--helpers", "0", "--background-load", "50%"], "needs --helpers"),
+        (["--helpers", "0", "--kill-helper"], "need a helper"),
+        (["--helpers", "0", "--background-load", "50%"], "need a helper"),
         (["--kill-helper", "--background-load", "50%"], "taken for it"),
+        (["--handoffs", "1MiB"], "whole blocks"),
+        (["--helpers", "0", "--handoffs", "8MiB"], "need a helper"),
         (["--snic-mbit", "0"], "positive"),
     ],
 )

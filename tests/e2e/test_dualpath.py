@@ -51,6 +51,13 @@ def test_bytes_keep_to_the_nics_of_their_path(capsys: pytest.CaptureFixture[str]
     assert found["ratios"]["dual_vs_single"] > 1.2
 
 
+def test_handoffs_go_beside_a_load(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their bytes are compared by the engine that receives them; there are some before each load and some beside it."""
+    found = measured(capsys, "--snic-mbit", "200", "--cnic-mbit", "1600", "--handoffs", "8MiB")
+    assert found["ratios"]["handoff_p99_vs_alone"] > 0
+    assert all(row["handoffs"] > 1 for row in found["results"] if "seconds" in row)
+
+
 @pytest.mark.parametrize("fault", ["--throttle-helper=10%@30%", "--kill-helper", "--stop-helper", "--link-down"])
 def test_a_fault_of_a_helper_leaves_every_byte_right(capsys: pytest.CaptureFixture[str], fault: str) -> None:
     """It strikes in the middle of the load, the load ends, nothing is missing, and processes and hosts are gone."""
