@@ -89,6 +89,7 @@ class Adoption:
         base_ns = self._now_ns - store_now_ms * _NS_PER_MS
         fresh, parents, taken = self._fresh.append, self._parents.append, indexes.append
         touched = touched_ms.append
+        last_ms = deadline_ns = -1
         for index, entry in run:
             _, _, _, key, parent_key, depth, generation, deadline_ms, ttl_ms, _, _, _, checksums, _ = entry
             if deadline_ms <= store_now_ms or len(checksums) != checksum_bytes:
@@ -110,7 +111,9 @@ class Adoption:
             slot.owner = block
             block.slots.append((tier, slot))
             block.checksums = checksums
-            block.deadline_ns = block.published_ns = base_ns + deadline_ms * _NS_PER_MS
+            if deadline_ms != last_ms:  # of a chain they are mostly alike
+                last_ms, deadline_ns = deadline_ms, base_ns + deadline_ms * _NS_PER_MS
+            block.deadline_ns = block.published_ns = deadline_ns
             if ttl_ms != usual_ms:
                 block.asked_ns = ttl_ms * _NS_PER_MS
             fresh(block)

@@ -26,6 +26,7 @@ class Journal:
         self._digests = empty_digests()
         # Hashing is a third of what a commit costs, so it waits for the next tick, out of the writer's way.
         self._unhashed: deque[tuple[Tier, Tree, list[bytes]]] = deque()
+        self._unfiled: list[Block] = []
         self._buckets: list[set[Block]] = [set() for _ in range(BUCKETS)]
 
     def do(self, actions: Iterable[Action]) -> None:
@@ -38,8 +39,9 @@ class Journal:
 
     def adopted(self, tier: Tier, blocks: Sequence[Block]) -> None:
         """The blocks had a copy in the tier before anybody listened: there is no record of it."""
-        for _, of_tree in groupby(blocks, key=_TREE):
-            self._enter(tier, list(of_tree))
+        for tree, of_tree in groupby(blocks, key=_TREE):
+            self._list(tier, tree, [block.key for block in of_tree])
+        self._unfiled += blocks
 
     def _enter(self, tier: Tier, blocks: Sequence[Block]) -> None:
         """blocks: of one tree."""
@@ -83,6 +85,7 @@ class Journal:
 
     def hash_records(self, count: int) -> bool:
         """Brings the digests up to date by up to `count` records. True when there are more."""
+        self._file(count)
         while self._unhashed and count > 0:
             tier, tree, keys = self._unhashed[0]
             taken = keys[:count]
@@ -93,6 +96,14 @@ class Journal:
                 self._unhashed.popleft()
         return bool(self._unhashed)
 
+    def _file(self, count: int) -> None:
+        """Puts adopted blocks into their buckets; those that have gone meanwhile are in none."""
+        buckets = self._buckets
+        for block in self._unfiled[-count:]:
+            if block.slots:
+                buckets[block.key[0]].add(block)
+        del self._unfiled[-count:]
+
     def digests(self) -> npt.NDArray[np.uint64]:
         while self.hash_records(_HASHED_AT_ONCE):
             pass
@@ -100,6 +111,7 @@ class Journal:
 
     def held(self, buckets: Iterable[int]) -> Iterator[Block]:
         """The live blocks of some buckets."""
+        self._file(len(self._unfiled))
         for bucket in buckets:
             yield from self._buckets[bucket]
 

@@ -36,10 +36,10 @@ class Slot:
 
     __slots__ = ("generation", "index", "owner", "pins", "slab", "state")
 
-    def __init__(self, slab: "Slab", index: int) -> None:
+    def __init__(self, slab: "Slab", index: int, generation: int) -> None:
         self.slab = slab
         self.index = index
-        self.generation = 0
+        self.generation = generation
         self.state = SlotState.FREE
         self.pins = 0
         self.owner: Any = None
@@ -54,12 +54,14 @@ class Slab:
 
     __slots__ = ("bank", "free", "idle_since_ns", "live", "size_class", "slab_bytes", "slab_id", "slots", "touched")
 
-    def __init__(self, slab_id: int, size_class: SizeClass, slot_count: int, slab_bytes: int, bank: int) -> None:
+    def __init__(
+        self, slab_id: int, size_class: SizeClass, generations: Sequence[int], slab_bytes: int, bank: int
+    ) -> None:
         self.slab_id = slab_id
         self.size_class = size_class
         self.slab_bytes = slab_bytes
         self.bank = bank
-        self.slots = [Slot(self, index) for index in range(slot_count)]
+        self.slots = [Slot(self, index, generation) for index, generation in enumerate(generations)]
         self.free = self.slots[::-1]  # the lowest index is given first
         self.live = 0
         self.touched = 0
@@ -191,10 +193,7 @@ class SlotSpace:
 
     def adopt(self, size_class: SizeClass, generations: Sequence[int]) -> Slab:
         """A slab that was there before, with one slot per generation; all FREE. It is not announced by `on_open`."""
-        slab = self._new_slab(size_class, len(generations))
-        for slot, generation in zip(slab.slots, generations, strict=True):
-            slot.generation = generation
-        return slab
+        return self._new_slab(size_class, generations)
 
     def occupy(self, slab: Slab, indexes: Sequence[int]) -> None:
         """Free slots of an adopted slab hold blocks, at the generations that they have: FREE → LIVE, as if they had
@@ -248,15 +247,15 @@ class SlotSpace:
         while self.free_bytes < max(wanted, least) and self._empty:
             self._close(next(iter(self._empty.values())))
         room_bytes = min(wanted, self.free_bytes) if self._file_overhead_bytes is None else self.slab_bytes
-        slot_count = room_bytes // size_class.slot_bytes
-        self._on_open(self._new_slab(size_class, slot_count))
+        fresh = [0] * (room_bytes // size_class.slot_bytes)
+        self._on_open(self._new_slab(size_class, fresh))
         return True
 
-    def _new_slab(self, size_class: SizeClass, slot_count: int) -> Slab:
-        taken_bytes = slot_count * size_class.slot_bytes
+    def _new_slab(self, size_class: SizeClass, generations: Sequence[int]) -> Slab:
+        taken_bytes = len(generations) * size_class.slot_bytes
         if self._file_overhead_bytes is not None:
             taken_bytes = self.slab_bytes + self._file_overhead_bytes
-        slab = Slab(next(self._slab_ids), size_class, slot_count, taken_bytes, self.bank)
+        slab = Slab(next(self._slab_ids), size_class, generations, taken_bytes, self.bank)
         self.used_bytes += slab.slab_bytes
         self._open.setdefault(size_class, {})[slab.slab_id] = slab
         self._slabs[slab.slab_id] = self._empty[slab.slab_id] = slab
