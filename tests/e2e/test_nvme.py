@@ -118,7 +118,8 @@ async def test_killed_at_any_moment_it_serves_no_wrong_byte(here: Cluster) -> No
         await asyncio.sleep(chance.uniform(0.05, 0.6))
         await node.kill()
         loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        (ended,) = await asyncio.gather(loading, return_exceptions=True)
+        assert not isinstance(ended, AssertionError), ended
     node = await node_on(here)
     client = await here.client(node)
     for seed in range(KILLS * 100 + 10):

@@ -22,7 +22,19 @@ from kvstore.node.storage.faults import Fault, FaultDisk
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.index import Batch
 from kvstore.node.storage.verified import SlotReader
-from tests.node.nvme_world import LAYOUT, SLAB_BYTES, Bytes, NvmeWorld, blocks_of, keys_of, open_device
+from kvstore.policy.rules import NamespaceRules
+from kvstore.policy.ttl import TtlKind, TtlRule
+from tests.node.nvme_world import (
+    LAYOUT,
+    NAMESPACE,
+    SECOND_NS,
+    SLAB_BYTES,
+    Bytes,
+    NvmeWorld,
+    blocks_of,
+    keys_of,
+    open_device,
+)
 from tests.waiting import eventually
 
 DRAM, NVME = Tier.DRAM, Tier.NVME
@@ -269,3 +281,23 @@ async def test_a_slot_is_forgotten_before_it_is_written_again(tmp_path: Path, mo
             world.store(keys_of(4, seed), blocks_of(4, seed))
             await settled(tier)
         assert rewritten == 24
+
+
+async def test_a_touch_reaches_the_device(tmp_path: Path) -> None:
+    """A block that was used lives longer after a restart, too, without its slot being written."""
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        keys = keys_of(2)
+        world.store(keys, blocks_of(2))
+        await settled(tier)
+        written = tier.usage()[0].written_bytes
+        longer = NamespaceRules(TtlRule(TtlKind.SLIDING, 7200 * SECOND_NS))
+        world.catalog.set_rules(NAMESPACE, longer)
+        world.unpin(world.pin(keys[:1]))
+        await tier.nvme.flush()
+        assert tier.usage()[0].written_bytes == written
+        copied = shutil.copytree(tmp_path / "device0", tmp_path / "after")
+    with await open_device(copied) as device:
+        (slab,) = device.take_recovered()
+        left_ms = {entry.key: entry.deadline_ms - device.clock.now_ms() for _, entry in slab.entries}
+    assert 3_500_000 < left_ms[keys[1]] <= 3_600_000
+    assert 7_100_000 < left_ms[keys[0]] <= 7_200_000
