@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout
-from kvstore.blocks.state import Outcome, Tier
+from kvstore.blocks.state import Tier
 from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, Refused, TooLarge
 from kvstore.node.catalog import Copy, PinnedBlock, Place, ShardId
 from kvstore.node.custody import Custody
@@ -76,8 +76,6 @@ class Recall:
         self._tenant = tenant
         self._blocks: dict[int, _Block] = {}
         self._reading: set[asyncio.Future[None]] = set()
-        self.failed: dict[int, Outcome] = {}
-        """Blocks of which a piece could not be had: CORRUPT, or MISSING where the device did not give it."""
 
     def add(self, index: int, key: bytes, source: PinnedBlock) -> None:
         """A block that may be read. index: the caller's name for it, as its pieces have it."""
@@ -106,7 +104,7 @@ class Recall:
             reading.add_done_callback(lambda _: self._ended_unseen(reading, brought.place_id))
             raise
         except (ChecksumMismatch, DeviceFailed) as error:
-            self._give_up(piece.block, block, error)
+            self._give_up(block, error)
             self._owner.landing.give_back(brought.place_id)
             raise
         finally:
@@ -168,10 +166,9 @@ class Recall:
         self._reading.discard(reading)
         self._owner.landing.give_back(place_id)
 
-    def _give_up(self, index: int, block: _Block, error: KVStoreError) -> None:
+    def _give_up(self, block: _Block, error: KVStoreError) -> None:
         """The copy on the device is worth nothing: it is dropped, a copy in another tier stays."""
         corrupt = isinstance(error, ChecksumMismatch)
-        self.failed[index] = Outcome.CORRUPT if corrupt else Outcome.MISSING
         self._owner.counters["corrupt_on_disk" if corrupt else "unreadable_on_disk"] += 1
         log.error("block %s at %s: %s", block.key.hex(), block.source.place, error)
         reason = "corrupt" if corrupt else "unreadable"

@@ -95,10 +95,6 @@ class Bank:
         """Whether transfers go past the page cache."""
         return self._device is not None and self._device.direct
 
-    @property
-    def slab_count(self) -> int:
-        return len(self._files)
-
     def remember(self, namespaces: list[KnownNamespace]) -> None:
         """These are known after a restart; from the next flush on, which is before any block of them is written."""
         self._namespaces = namespaces
