@@ -3,6 +3,9 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+# The pytest plugin imports this after the last test. On Python 3.11.7 an import that pytest rewrites can fail when
+# another thread compiles at the same time (python/cpython#106905), so it is done before there are any.
+import hypothesis.internal.observability  # noqa: F401
 import pytest
 
 from tests.cluster import Cluster, cluster
