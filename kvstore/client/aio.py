@@ -177,7 +177,13 @@ class AsyncClient:
 
     # ---- match -----------------------------------------------------------------------------------------------------
 
-    async def match(self, what: "Chain | Tokens", hold_s: float | None = None, prefill: Speed | None = None) -> Match:
+    async def match(
+        self,
+        what: "Chain | Tokens",
+        hold_s: float | None = None,
+        prefill: Speed | None = None,
+        first_block: int = 0,
+    ) -> Match:
         """The longest stored prefix; a hint that pins and touches nothing (unless the namespace's rules, as they were
         when this client attached, have a probe extend what it finds).
 
@@ -185,20 +191,27 @@ class AsyncClient:
         prefill: the engine's speed in tokens per second, or pairs of (tokens of context, tokens per second). Then
             `Match.worth_tokens` says how many of the tokens load sooner than they are computed, with the lanes' present
             load: `load(match.worth(), …)` is never much slower than to compute again.
+        first_block: with `prefill`: blocks that the engine has itself; the judgement is about those from there on.
         With the control plane away the answer is this node's own (`Match.partial`). Raises NodeUnavailable.
         """
         speed = None if prefill is None else Prefill.of(prefill)
+        if first_block < 0:
+            raise InvalidInput(f"match: first_block {first_block} is below 0")
         found = await self._match(self._chain_of(what))
         if hold_s is None and self._link.probe_extends:
             await self.unhold((await self._hold(found, _PROBE_S)).hold_id)  # touches at all owners
         found = await self._hold(found, hold_s)
-        return found if speed is None else replace(found, judged=self._judge(found, speed))
+        return found if speed is None else replace(found, judged=self._judge(found, first_block, speed))
 
     def start_match(
-        self, what: "Chain | Tokens", hold_s: float | None = None, prefill: Speed | None = None
+        self,
+        what: "Chain | Tokens",
+        hold_s: float | None = None,
+        prefill: Speed | None = None,
+        first_block: int = 0,
     ) -> PendingMatch:
         """`match`, begun and not waited for."""
-        return PendingMatch(asyncio.get_running_loop().create_task(self.match(what, hold_s, prefill)))
+        return PendingMatch(asyncio.get_running_loop().create_task(self.match(what, hold_s, prefill, first_block)))
 
     async def _match(self, asked: Chain) -> Match:
         try:
@@ -211,16 +224,18 @@ class AsyncClient:
                 return Match(asked, own.blocks, found.locations)
         return found
 
-    def _judge(self, found: Match, prefill: Prefill) -> Worth:
+    def _judge(self, found: Match, first_block: int, prefill: Prefill) -> Worth:
+        first = min(first_block, found.blocks)
         stages = stages_of(
             found.locations,
+            first,
             found.blocks,
             self._link.shard_rank,
             self._link.node,
             self.layout.block_bytes,
             self._copy_rate.bytes_per_s * max(1, self._link.config.copy_threads),
         )
-        return worth(found.blocks, self.layout.block_bytes, self.layout.block_tokens, stages, prefill)
+        return worth(first, found.blocks, self.layout.block_bytes, self.layout.block_tokens, stages, prefill)
 
     async def _match_control(self, asked: Chain) -> Match:
         if self._link.control is None:

@@ -290,10 +290,14 @@ class Client(_Twin[aio.AsyncClient]):
         return self._inner.chain(tokens, extra)
 
     def start_match(
-        self, what: "Chain | aio.Tokens", hold_s: float | None = None, prefill: Speed | None = None
+        self,
+        what: "Chain | aio.Tokens",
+        hold_s: float | None = None,
+        prefill: Speed | None = None,
+        first_block: int = 0,
     ) -> BlockingMatch:
         """`match`, begun and not waited for."""
-        return BlockingMatch(self._loop.start(self._inner.match(what, hold_s, prefill)))
+        return BlockingMatch(self._loop.start(self._inner.match(what, hold_s, prefill, first_block)))
 
     match = _waited(aio.AsyncClient.match)
     pin = _waited_as(BlockingPin, aio.AsyncClient.pin)

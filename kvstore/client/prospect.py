@@ -25,29 +25,38 @@ _DEFAULTS = NodeConfig()
 
 def stages_of(
     locations: Locations,
+    first: int,
     blocks: int,
     shard_rank: int,
     own: types_pb2.NodeAddress,
     block_bytes: int,
     copy_bytes_per_s: float,
 ) -> list[Stage]:
-    """own: the reader's node. block_bytes: of one rank. copy_bytes_per_s: into the engine's buffers; 0: not known."""
-    return _Prospect(locations, blocks, shard_rank, own, block_bytes).stages(copy_bytes_per_s)
+    """For blocks first … blocks - 1. own: the reader's node. block_bytes: of one rank. copy_bytes_per_s: into the
+    engine's buffers; 0: not known."""
+    return _Prospect(locations, first, blocks, shard_rank, own, block_bytes).stages(copy_bytes_per_s)
 
 
 class _Prospect:
     """One match's."""
 
     def __init__(
-        self, locations: Locations, blocks: int, shard_rank: int, own: types_pb2.NodeAddress, block_bytes: int
+        self,
+        locations: Locations,
+        first: int,
+        blocks: int,
+        shard_rank: int,
+        own: types_pb2.NodeAddress,
+        block_bytes: int,
     ) -> None:
         self._locations = locations
+        self._wanted = np.arange(blocks) >= first
         self._own = own
         self._block_bytes = block_bytes
         self._load = locations.loads.get(own.node_id, types_pb2.NodeLoad())
         self._owners: dict[str, Blocks] = {}
         self._on_disk = np.zeros(blocks, np.bool_)
-        chosen = locations.best(blocks, shard_rank, self._rank())
+        chosen = np.where(self._wanted, locations.best(blocks, shard_rank, self._rank()), -1)
         for index, node in enumerate(locations.nodes):
             at = chosen >= 0
             at[at] = locations.node[chosen[at]] == index
@@ -73,8 +82,7 @@ class _Prospect:
         found += [self._nic(name, direct=True) for name in direct]
         found += [self._nic(name, direct=False) for name in peers]
         if copy_bytes_per_s:
-            everything = np.ones(len(self._on_disk), np.bool_)
-            found.append(Stage("the copy into the engine", [(copy_bytes_per_s, 0.0)], everything))
+            found.append(Stage("the copy into the engine", [(copy_bytes_per_s, 0.0)], self._wanted))
         return [stage for stage in found if stage is not None and stage.passing.any()]
 
     def _of(self, names: list[str]) -> Blocks:

@@ -74,26 +74,28 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """blocks: how many of those matched are worth loading. why: in a sentence."""
+    """blocks: up to where those matched are worth loading. why: in a sentence."""
 
     blocks: int
     why: str
 
 
-def worth(blocks: int, block_bytes: int, block_tokens: int, stages: Sequence[Stage], prefill: Prefill) -> Worth:
-    """How many of the first `blocks` blocks to load so that all are there soonest."""
+def worth(
+    first: int, blocks: int, block_bytes: int, block_tokens: int, stages: Sequence[Stage], prefill: Prefill
+) -> Worth:
+    """Up to where to load blocks first … blocks - 1 so that all are there soonest; the stages are theirs."""
     load_s = np.zeros(blocks + 1)
     slowest = None
     for stage in stages:
         stage_s = stage.load_s(block_bytes)
         slowest = stage if stage_s[-1] > load_s[-1] else slowest
         load_s = np.maximum(load_s, stage_s)
-    load_s[1:] += _BEGIN_S
+    load_s[first + 1 :] += _BEGIN_S
     rest_s = prefill.rest_s(blocks, block_tokens)
     total_s = load_s + rest_s
-    best = int(np.flatnonzero(total_s <= total_s.min() * _LEVEL)[-1])
+    best = first + int(np.flatnonzero(total_s[first:] <= total_s[first:].min() * _LEVEL)[-1])
     by = f" over {slowest.name}" if slowest else ""
-    whole = f"{load_s[-1]:.3f} s{by} to load all, {rest_s[0]:.3f} s to compute all"
-    if 0 < best < blocks:
+    whole = f"{load_s[-1]:.3f} s{by} to load all, {rest_s[first]:.3f} s to compute all"
+    if first < best < blocks:
         whole = f"{load_s[best]:.3f} s to load these and {rest_s[best]:.3f} s to compute the others; {whole}"
-    return Worth(best, f"{best} of {blocks} blocks: {whole}")
+    return Worth(best, f"{best - first} of {blocks - first} blocks: {whole}")

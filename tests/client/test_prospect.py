@@ -60,8 +60,8 @@ def locations(
     )
 
 
-def stages(found: Locations, blocks: int = 2, copy_bytes_per_s: float = 0.0) -> dict[str, Stage]:
-    return {stage.name: stage for stage in stages_of(found, blocks, 0, OWN, MB, copy_bytes_per_s)}
+def stages(found: Locations, blocks: int = 2, copy_bytes_per_s: float = 0.0, first: int = 0) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages_of(found, first, blocks, 0, OWN, MB, copy_bytes_per_s)}
 
 
 def test_memory_of_the_own_node_is_only_copied() -> None:
@@ -70,6 +70,14 @@ def test_memory_of_the_own_node_is_only_copied() -> None:
     assert stages(found) == {}
     (copy,) = stages(found, copy_bytes_per_s=5.0).values()
     assert (copy.lanes, copy.passing.tolist()) == ([(5.0, 0.0)], [True, True])
+
+
+def test_what_the_engine_has_passes_nothing() -> None:
+    """Neither a lane nor the copy."""
+    found = locations([(0, PEER, NVME), (1, PEER, NVME)], {"peer": load(lane("compute-out", 10), lane("nvme0", 10))})
+    theirs = stages(found, copy_bytes_per_s=5.0, first=1)
+    assert theirs.keys() == {"the NIC of peer", "the disks of peer", "the copy into the engine"}
+    assert all(stage.passing.tolist() == [False, True] for stage in theirs.values())
 
 
 def test_own_disks_work_side_by_side() -> None:
@@ -132,7 +140,7 @@ def test_a_node_that_uses_no_helpers() -> None:
     places = [(block, STORAGE, DRAM) for block in range(100)]
     found = locations(places, {}, (helper("idle"),))
     alone = types_pb2.NodeAddress(node_id="own", relays=False)
-    assert [stage.name for stage in stages_of(found, 100, 0, alone, MB, 0)] == ["the storage NICs of own"]
+    assert [stage.name for stage in stages_of(found, 0, 100, 0, alone, MB, 0)] == ["the storage NICs of own"]
     far = {"own": load(lane("compute-in", 5)), "storage": load(lane("storage-out", 7), lane("compute-out", 9))}
     found = stages(locations(places, far, (helper("idle"),)), blocks=100)["the NIC of storage"]
     assert found.lanes == [(9 * MB, 0.0)]
@@ -142,7 +150,7 @@ def test_a_storage_node_reads_its_own() -> None:
     """Over no NIC."""
     alone = types_pb2.NodeAddress(node_id="own", storage_node=True)
     found = dataclasses.replace(locations([(0, OWN, DRAM)], {}), nodes=(alone, PEER, STORAGE))
-    assert stages_of(found, 1, 0, alone, MB, 0) == []
+    assert stages_of(found, 0, 1, 0, alone, MB, 0) == []
 
 
 def test_what_is_not_known_limits_nothing() -> None:

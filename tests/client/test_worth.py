@@ -76,6 +76,17 @@ async def test_nothing_is_worth_loading(client: AsyncClient) -> None:
     assert (result.blocks, result.bytes) == (0, 0)
 
 
+async def test_what_the_engine_has_is_not_judged(client: AsyncClient) -> None:
+    """Of the others nothing is worth loading; where it has all there is nothing to say."""
+    for first_block, judged in ((2, "0 of 2 blocks"), (3, "0 of 1 blocks"), (9, "0 of 0 blocks")):
+        match = await client.match(tokens(BLOCKS), prefill=20_000.0, first_block=first_block)
+        assert match.worth_blocks == min(first_block, BLOCKS)
+        assert match.why.startswith(judged)
+    match = await client.match(tokens(BLOCKS), prefill=20_000.0, first_block=3)
+    result = await client.load(match.worth(), buffers.contiguous(np.zeros_like(SOURCE), LAYOUT), first_block=3).result()
+    assert (result.blocks, result.bytes) == (3, 0)
+
+
 async def test_it_goes_with_a_hold_and_to_another_process(client: AsyncClient) -> None:
     """The hold is on all that is stored; the worker gets the same judgement."""
     match = await client.match(tokens(BLOCKS), hold_s=5, prefill=20_000.0)
@@ -116,6 +127,8 @@ async def test_a_speed_that_is_none(here: Site) -> None:
     client = await here.client(await here.node())
     with pytest.raises(InvalidInput, match="tokens per second"):
         await client.match(tokens(BLOCKS), prefill=0)
+    with pytest.raises(InvalidInput, match="first_block"):
+        await client.match(tokens(BLOCKS), prefill=SLOW, first_block=-1)
 
 
 async def test_from_a_thread(here: Site) -> None:

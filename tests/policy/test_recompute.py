@@ -43,7 +43,7 @@ def total_s(n: int, stages: list[Stage], prefill: Prefill) -> float:
 
 
 def decide(stages: list[Stage], speed: Speed, blocks: int = BLOCKS) -> recompute.Worth:
-    return worth(blocks, BLOCK_BYTES, BLOCK_TOKENS, stages, Prefill.of(speed))
+    return worth(0, blocks, BLOCK_BYTES, BLOCK_TOKENS, stages, Prefill.of(speed))
 
 
 @settings(deadline=None)
@@ -69,6 +69,21 @@ def test_faster_lanes_load_no_less(stages: list[Stage], speed: Speed, factor: fl
     """With what is queued on them gone faster too."""
     faster = [Stage(s.name, [(rate * factor, wait / factor) for rate, wait in s.lanes], s.passing) for s in stages]
     assert decide(faster, speed).blocks >= decide(stages, speed).blocks
+
+
+@settings(deadline=None)
+@given(STAGES, SPEEDS, st.integers(0, BLOCKS))
+def test_what_the_engine_has_costs_nothing(stages: list[Stage], speed: Speed, first: int) -> None:
+    """Nothing up to any other block would be faster, and to load nothing costs nothing."""
+    prefill = Prefill.of(speed)
+    theirs = [Stage(s.name, s.lanes, s.passing & (np.arange(BLOCKS) >= first)) for s in stages]
+    found = worth(first, BLOCKS, BLOCK_BYTES, BLOCK_TOKENS, theirs, prefill)
+    totals_s = [
+        total_s(n, theirs, prefill) - (recompute._BEGIN_S if n == first and n else 0) for n in range(first, BLOCKS + 1)
+    ]
+    assert first <= found.blocks <= BLOCKS
+    assert totals_s[found.blocks - first] <= min(totals_s) * (1 + 1e-8) + 1e-12
+    assert found.why.startswith(f"{found.blocks - first} of {BLOCKS - first} blocks: ")
 
 
 def test_what_no_lane_limits_is_loaded() -> None:
