@@ -47,6 +47,10 @@ class Kept:
     def used_bytes(self) -> int:
         return self._landing.used_bytes
 
+    def blocks(self) -> list[KeptBlock]:
+        """Those that wait for their handoff."""
+        return list(self._blocks.values())
+
     def find_room(
         self, namespace_id: bytes, shard: ShardId, key: bytes, tenant: str, layout: Layout, checksums: bytes
     ) -> KeptBlock | None:
