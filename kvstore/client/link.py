@@ -28,6 +28,7 @@ from kvstore.errors import (
 from kvstore.pb import control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.layouts import layout_message
+from kvstore.rpc.namespaces import namespace_message
 from kvstore.rpc.rules import rules_message
 from kvstore.rpc.status import from_rpc
 
@@ -215,20 +216,10 @@ class Link:
                 await self.open()
 
     def _open_namespace(self) -> node_pb2.OpenNamespaceRequest:
-        n = self.namespace
         return node_pb2.OpenNamespaceRequest(
             caller=self.caller,
             session_id=self.session_id,
-            namespace=types_pb2.Namespace(
-                tenant=n.tenant,
-                model=n.model,
-                weights_revision=n.weights_revision,
-                adapter=n.adapter,
-                rope=n.rope,
-                kv_quantisation=n.kv_quantisation,
-                layout_fingerprint=n.layout_fingerprint,
-                hash_scheme=n.hash_scheme,
-            ),
+            namespace=namespace_message(self.namespace),
             layout=layout_message(self.layout),
             shard=types_pb2.Shard(rank=self.shard_rank, count=self.shard_count),
             rules=rules_message(self._rules),

@@ -13,6 +13,7 @@ from kvstore.control.clock import Clock
 from kvstore.control.directory import Directory
 from kvstore.control.index.base import Index
 from kvstore.control.index.lmdb import LmdbIndex
+from kvstore.control.repair import Membership
 from kvstore.control.service import ControlService
 from kvstore.control.sweeper import Sweeper
 from kvstore.errors import ConfigError, KVStoreError
@@ -61,7 +62,8 @@ class ControlServer:
         clock = Clock()
         directory = Directory(config.node_lost_ms, await index.nodes(), clock())
         server = make_server()
-        control = ControlService(config, index, directory, clock)
+        membership = Membership()
+        control = ControlService(config, index, directory, membership, clock)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminService(index, directory, control.counters, clock), server)
         health_ = health.aio.HealthServicer()
@@ -72,7 +74,7 @@ class ControlServer:
         for service in ("", *_SERVICES):
             await health_.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("control plane on %s", address)
-        tick = Tick(config, directory, Sweeper(index, directory), clock)
+        tick = Tick(config, directory, Sweeper(index, directory), membership, clock)
         return cls(address, server, health_, index, tick)
 
     async def stop(self) -> None:
@@ -88,12 +90,16 @@ class ControlServer:
 
 
 class Tick:
-    """What happens by itself, once per heartbeat interval: silent nodes are forgotten, the sweep makes a step."""
+    """What happens by itself, once per heartbeat interval: nodes that come or go are noticed, silent ones forgotten,
+    the sweep makes a step."""
 
-    def __init__(self, config: ControlConfig, directory: Directory, sweeper: Sweeper, clock: Clock) -> None:
+    def __init__(
+        self, config: ControlConfig, directory: Directory, sweeper: Sweeper, membership: Membership, clock: Clock
+    ) -> None:
         self._interval_s = max(config.heartbeat_ms, 1) / 1000
         self._directory = directory
         self._sweeper = sweeper
+        self._membership = membership
         self._clock = clock
 
     async def run(self) -> None:
@@ -108,6 +114,7 @@ class Tick:
         now_ms = self._clock()
         for name in self._directory.expire(now_ms):
             log.warning("node %s has been silent for too long and is forgotten", name)
+        self._membership.look([state.ref for state in self._directory.able(now_ms)])
         await self._sweeper.step(now_ms)
 
 

@@ -99,6 +99,10 @@ class Directory:
     def alive(self, state: NodeState, now_ms: int) -> bool:
         return now_ms - state.heard_ms < self._node_lost_ms
 
+    def able(self, now_ms: int) -> list[NodeState]:
+        """Nodes that are alive and have said what their tiers hold."""
+        return [state for state in self._by_id.values() if state.tiers and self.alive(state, now_ms)]
+
     def helpers(self, now_ms: int) -> list[NodeState]:
         """Nodes that could relay from storage, the least busy storage NICs first; at most HELPERS_MAX."""
         able = [

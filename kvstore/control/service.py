@@ -12,6 +12,7 @@ from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.index.base import Index
 from kvstore.control.prefix import answer
+from kvstore.control.repair import Membership, holders_of, holders_reply
 from kvstore.control.rules import SetRules
 from kvstore.errors import InvalidInput
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
@@ -32,10 +33,18 @@ class MatchCounters:
 class ControlService(control_pb2_grpc.ControlServicer):
     """Serves one index and one directory. `clock` gives milliseconds since 1970."""
 
-    def __init__(self, config: ControlConfig, index: Index, directory: Directory, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: ControlConfig,
+        index: Index,
+        directory: Directory,
+        membership: Membership,
+        clock: Callable[[], int],
+    ) -> None:
         self._config = config
         self._index = index
         self._directory = directory
+        self._membership = membership
         self._clock = clock
         self._rules = SetRules(index, clock)
         self.counters = MatchCounters()
@@ -62,7 +71,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         wire.check_heartbeat(request)
         load = types_pb2.NodeLoad(lanes=request.lanes)
         known = self._directory.heartbeat(request.node_id, request.incarnation, load, request.tiers, self._clock())
-        reply = control_pb2.HeartbeatReply(known=known)
+        reply = control_pb2.HeartbeatReply(known=known, changes=self._membership.changes)
         book = await self._rules.book()
         if known and book.version != request.rules_version:
             reply.rules.CopyFrom(book)
@@ -106,6 +115,17 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self.counters.matched_blocks += found_answer.blocks
         reader = self._directory.named(request.reader_node_id, now_ms)
         return wire.match_reply(found_answer, self._state, lambda: self._directory.helpers(now_ms), reader)
+
+    @unary
+    async def Holders(self, request: control_pb2.HoldersRequest, context: Any) -> control_pb2.HoldersReply:
+        wire.check_keys(request.keys)
+        count = wire.check_shard_count(request.shard_count)
+        found = await self._index.lookup(request.keys, prefix=False)
+        now_ms = self._clock()
+        holders = holders_of(
+            found, request.shard_rank, count, lambda ref: self._directory.answerable(ref, now_ms), now_ms
+        )
+        return holders_reply(holders, self._directory.able(now_ms))
 
     def _state(self, ref: int) -> NodeState:
         state = self._directory.by_ref(ref)

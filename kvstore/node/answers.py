@@ -27,6 +27,20 @@ class Above(NamedTuple):
 ROOT = Above(b"", 0)
 
 
+class Lifetime(NamedTuple):
+    """Of a block, for its copies on other nodes. asked_ns: the time that its store asked for, 0: the namespace's."""
+
+    asked_ns: int
+    deadline_ns: int
+
+
+class Standing(NamedTuple):
+    """A live block: where it hangs in its chain, and how long it lives."""
+
+    above: Above
+    lifetime: Lifetime
+
+
 class Place(NamedTuple):
     """Where bytes lie in one slot. `slot` is its index in the slab, `offset` its first byte there."""
 

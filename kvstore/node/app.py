@@ -23,13 +23,14 @@ from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import ConfigError
 from kvstore.node.background import Background
-from kvstore.node.catalog import Catalog
+from kvstore.node.catalog import Catalog, Record
 from kvstore.node.custody import Custody
 from kvstore.node.devices import close_devices, open_devices, space_of
 from kvstore.node.disklane import disk_load
 from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
+from kvstore.node.intake import Intake
 from kvstore.node.kept import Kept
 from kvstore.node.landing import Landing
 from kvstore.node.loads import Loads
@@ -37,6 +38,7 @@ from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks
 from kvstore.node.placement import Placement
 from kvstore.node.publisher import Publisher
+from kvstore.node.replicas import Replicas
 from kvstore.node.resources import Resources
 from kvstore.node.retention import Retention
 from kvstore.node.service import NodeService
@@ -104,6 +106,7 @@ class NodeServer:
         self._loops: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
         self._publisher: Publisher | None = None
+        self.replicas: Replicas | None = None
         self.address = ""
         self.socket = ""
         self.node_id = config.node_id or f"{socket.gethostname()}-{os.getpid()}"
@@ -175,15 +178,19 @@ class NodeServer:
             relays=config.relay and (self.networks.has_storage or self.shared is not None),
             shared=config.nvme_shared or self.shared is not None,
         )
-        self._add_services(address, str(slab_path))
-        self.sessions.listen(slab_path)
-        await self._server.start()
-        os.chmod(socket_path, 0o600)
         if config.control:
             self._publisher = Publisher(
                 config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads
             )
-            self.custody.on_records = self._publisher.add
+            self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, self._publisher.holders)
+        self._add_services(address, str(slab_path))
+        self.sessions.listen(slab_path)
+        await self._server.start()
+        os.chmod(socket_path, 0o600)
+        if self._publisher is not None and self.replicas is not None:
+            self.custody.on_records = self._tell
+            self._publisher.on_nodes_changed = self.replicas.nodes_changed
+            self._loops.append(asyncio.create_task(self.replicas.run()))
             if self.disks is not None:
                 self.disks.on_adopted = self._publisher.compare
             self._publisher.start()
@@ -213,6 +220,7 @@ class NodeServer:
         )
         self.transfers = transfers = Transfers(resources, self.handoffs, self.background)
         self.loads = loads = Loads(resources, self.background)
+        self.intake = Intake(resources, self.retention)
         service = NodeService(
             self._config,
             self.custody,
@@ -224,6 +232,8 @@ class NodeServer:
             transfers,
             self.placement,
             disks,
+            self.intake,
+            self.replicas,
             self._lane_loads,
             address,
             slab_socket,
@@ -272,6 +282,13 @@ class NodeServer:
         disks = () if self.disks is None else [bank.lane for bank in self.disks.nvme.banks]
         shared = () if self.shared is None else [self.shared.lane]
         return [*self.networks.loads(), *(disk_load(lane) for lane in (*disks, *shared))]
+
+    def _tell(self, records: list[Record]) -> None:
+        assert self._publisher is not None
+        assert self.replicas is not None
+        self._publisher.add(records)
+        if not self.intake.settling:
+            self.replicas.saw(records)
 
     def _session_ended(self, session: Session) -> None:
         self.catalog.release_holder(session.holder, self.custody.clock())

@@ -26,6 +26,7 @@ from kvstore.node.answers import (
     Action,
     CloseSlab,
     Forget,
+    Lifetime,
     OpenSlab,
     PinnedBlock,
     Pins,
@@ -35,6 +36,7 @@ from kvstore.node.answers import (
     Reservation,
     SetGeneration,
     ShardId,
+    Standing,
     TierUsage,
     Usage,
     Visit,
@@ -185,6 +187,7 @@ class Catalog:
         tier: Tier = Tier.DRAM,
         lease_id: bytes = b"",
         above: Above = ROOT,
+        lifetimes: Mapping[bytes, Lifetime] | None = None,
     ) -> Reservation:
         """Slots for the blocks of keys[first:]; keys[:first] are their ancestors. Touches the whole chain.
 
@@ -195,6 +198,8 @@ class Catalog:
 
         ttl_ns: how long the blocks and at least their ancestors live, within the bounds; 0: the namespace's.
         lease_id: drawn by the writer; b"": by the node. above: of a chain that is stored in parts.
+        lifetimes: of every key, when the blocks are copies of another node's: nothing is touched then, and they live as
+        long as those.
 
         Raises UnknownNamespace; InvalidInput for keys that are not 16 bytes or come twice, `first` beyond the keys, a
         rank outside its count, a tier that is not here, a lease's id that is not new; TooLarge when one slot can never
@@ -212,6 +217,7 @@ class Catalog:
             tier,
             lease_id,
             above,
+            lifetimes,
         )
 
     def renew(self, lease_id: bytes, holder: str, now_ns: int) -> None:
@@ -247,8 +253,9 @@ class Catalog:
         now_ns: int,
         deadline_ns: int,
         prefer: Tier | None = None,
+        touch: bool = True,
     ) -> Pins:
-        """Pins one copy of each wanted key that is here: READY, EXPIRED or MISSING. Touches the whole chain.
+        """Pins one copy of each wanted key that is here: READY, EXPIRED or MISSING. Touches the whole chain, if at all.
 
         prefer: the tier whose copy to take where there is one; the fastest otherwise. The deadline is cut to the
         longest hold. What it means depends on the holder: see `kvstore.node.pins`. Raises InvalidInput for flags that
@@ -258,7 +265,15 @@ class Catalog:
         if len(wanted) != len(keys):
             raise InvalidInput(f"pin: {len(wanted)} flags for {len(keys)} keys")
         tree = self._stock.tree(namespace_id, shard)
-        return self._reading.pin_chain(tree, keys, wanted, holder, now_ns, deadline_ns, prefer)
+        return self._reading.pin_chain(tree, keys, wanted, holder, now_ns, deadline_ns, prefer, touch)
+
+    def standings(
+        self, namespace_id: bytes, shard: ShardId, keys: Sequence[bytes], now_ns: int
+    ) -> list[Standing | None]:
+        """Of each key's block; None where none is live here. Touches nothing."""
+        tree = self._stock.tree(namespace_id, shard)
+        blocks = {} if tree is None else tree.blocks
+        return [_standing(blocks.get(key), now_ns) for key in keys]
 
     def pin_lease(self, lease_id: bytes, holder: str, now_ns: int, deadline_ns: int) -> Pins:
         """Pins what an open lease has of its blocks, for a handoff: per outcome of its reservation READY for GRANTED
@@ -495,3 +510,10 @@ class Catalog:
         if namespace is None:
             raise UnknownNamespace(f"namespace {namespace_id.hex()} was not opened here")
         return namespace
+
+
+def _standing(block: Block | None, now_ns: int) -> Standing | None:
+    if block is None or not block.slots or block.deadline_ns <= now_ns:
+        return None
+    above = ROOT if block.parent is None else Above(block.parent.key, block.depth)
+    return Standing(above, Lifetime(block.asked_ns, block.deadline_ns))

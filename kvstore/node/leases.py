@@ -7,11 +7,12 @@ writer gets other slots for them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.blocks.state import Outcome, SlotState, Tier
 from kvstore.errors import InvalidInput, LeaseLost, PermissionRefused
+from kvstore.node.answers import Lifetime
 from kvstore.node.deadlines import HoldTable
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, Tree
@@ -23,7 +24,7 @@ LEASE_ID_BYTES = 16
 @dataclass(eq=False, slots=True)
 class Lease:
     """outcomes: as they were answered. slots, blocks: of what was GRANTED, in order; a private slot has no block.
-    presents: copies that were there already, in order."""
+    presents: copies that were there already, in order. lifetimes: by key, of copies of another node's blocks."""
 
     id: bytes
     holder: str
@@ -36,6 +37,7 @@ class Lease:
     slots: list[Slot] = field(default_factory=list)
     blocks: list[Block | None] = field(default_factory=list)
     presents: list[tuple[Tier, Slot]] = field(default_factory=list)
+    lifetimes: Mapping[bytes, Lifetime] | None = None
     open: bool = True
 
 
@@ -150,10 +152,13 @@ class LeaseTable:
             self.end(lease)
 
     def _store(self, lease: Lease, copies: list[tuple[Block, Slot, bytes]], now_ns: int) -> None:
-        self._stock.add(lease.tier, copies, lease.asked_ttl_ns, now_ns)
+        self._stock.add(lease.tier, copies, lease.asked_ttl_ns, now_ns, lease.lifetimes)
         for block, _, _ in copies:
             block.writer = None
-        self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
+        if lease.lifetimes is None:
+            self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
+        else:
+            self._stock.outlast(lease.tree, lease.lifetimes, now_ns)
         for block, _, _ in copies:
             self._stock.offer(block)
         self._counters["stored_blocks"] += len(copies)

@@ -17,8 +17,8 @@ import grpc.aio
 
 from kvstore.blocks.digest import BUCKETS
 from kvstore.config import NodeConfig
-from kvstore.errors import Refused
-from kvstore.node.catalog import Catalog, Record
+from kvstore.errors import ControlUnavailable, Refused
+from kvstore.node.catalog import Catalog, Record, ShardId
 from kvstore.node.retention import Retention
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
@@ -60,6 +60,8 @@ class Publisher:
         self._tasks: list[asyncio.Task[None]] = []
         self._channel: grpc.aio.Channel | None = None
         self._up = True
+        self._changes = 0
+        self.on_nodes_changed: Callable[[], object] = lambda: None
 
     @property
     def registered(self) -> bool:
@@ -79,6 +81,16 @@ class Publisher:
         self._pending.clear()
         self._overflowed = True
         self._wake.set()
+
+    async def holders(self, shard: ShardId, keys: bytes) -> control_pb2.HoldersReply:
+        """Which nodes hold these blocks. Raises ControlUnavailable and what else the control plane answers."""
+        request = control_pb2.HoldersRequest(
+            caller=self._caller, shard_rank=shard.rank, shard_count=shard.count, keys=keys
+        )
+        try:
+            return await self._stub.Holders(request, timeout=_CALL_S)
+        except grpc.RpcError as error:
+            raise from_rpc(error, ControlUnavailable, "control plane") from None
 
     def start(self) -> None:
         self._channel = open_channel(self._config.control)
@@ -204,6 +216,9 @@ class Publisher:
                 continue
             with contextlib.suppress(grpc.RpcError):
                 reply = await self._stub.Heartbeat(self._heartbeat(), timeout=_CALL_S)
+                if reply.changes != self._changes:
+                    self._changes = reply.changes
+                    self.on_nodes_changed()
                 if not reply.known:
                     self._registered = False
                     self._wake.set()

@@ -30,14 +30,15 @@ class Reading:
         now_ns: int,
         deadline_ns: int,
         prefer: Tier | None,
+        touch: bool,
     ) -> Pins:
-        """Pins the preferred or else the fastest copy of each wanted block, and touches the whole chain.
+        """Pins the preferred or else the fastest copy of each wanted block, and touches the whole chain if it is to.
 
         No tree, no blocks.
         """
         blocks: dict[bytes, Block] = {} if tree is None else tree.blocks
         found = [_readable(blocks.get(key), now_ns) for key, want in zip(keys, wanted, strict=True) if want]
-        if tree is not None:
+        if tree is not None and touch:
             self._stock.touch(tree, keys, now_ns)
         return self._pinned(
             [outcome for outcome, _ in found],

@@ -1,12 +1,12 @@
 """How a reservation is filled."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvstore.blocks.keys import KEY_BYTES
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput
-from kvstore.node.answers import Above, Reservation, ShardId, place_of
+from kvstore.node.answers import Above, Lifetime, Reservation, ShardId, place_of
 from kvstore.node.leases import Lease, LeaseTable
 from kvstore.node.pins import PinTable
 from kvstore.node.room import Room
@@ -48,6 +48,7 @@ class Reserving:
         tier: Tier,
         lease_id: bytes,
         above: Above,
+        lifetimes: Mapping[bytes, Lifetime] | None,
     ) -> Reservation:
         """See `Catalog.reserve`."""
         check_shard(shard)
@@ -64,6 +65,7 @@ class Reserving:
         size_class = self._stock.spaces[tier].size_class(namespace.tenant, namespace.layout.block_bytes)
 
         lease = self._leases.new(holder, namespace.tree(shard), tier, keys, ttl_ns, now_ns, lease_id)
+        lease.lifetimes = lifetimes
         self._fill(lease, first, above, private_slots, size_class, now_ns)
         places = [place_of(tier, slot) for slot in lease.slots]
         retry_ns = self._retry_ns(now_ns) if Outcome.REFUSED in lease.outcomes else 0
@@ -72,7 +74,10 @@ class Reserving:
     def _fill(
         self, lease: Lease, first: int, above: Above, private_slots: int, size_class: SizeClass, now_ns: int
     ) -> None:
-        self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
+        if lease.lifetimes is None:
+            self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
+        else:
+            self._stock.outlast(lease.tree, lease.lifetimes, now_ns)
         lease.outcomes = [self._look(lease, key, now_ns) for key in lease.keys[first:]]
         lease.outcomes += [Outcome.GRANTED] * private_slots
         lease.blocks = [*self._enter(lease, first, above), *[None] * private_slots]

@@ -88,3 +88,9 @@ class Retention:
 
     def _rules(self, opened: _Opened) -> NamespaceRules:
         return self._book.rules(opened.namespace.id, opened.namespace.model, opened.asked)
+
+    def asked(self, namespace_id: bytes) -> tuple[Namespace, Mapping[str, Any]] | None:
+        """What a namespace was opened as, and what its clients asked for; None: nobody has opened it since the node
+        started."""
+        known = self._opened.get(namespace_id)
+        return None if known is None else (known.namespace, known.asked)

@@ -8,7 +8,6 @@ from typing import Any
 import grpc.aio
 
 from kvstore.blocks.layout import CHECKSUM_BYTES
-from kvstore.blocks.namespace import HASH_SCHEME, Namespace
 from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, PermissionRefused
@@ -18,16 +17,18 @@ from kvstore.node.custody import Custody
 from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
+from kvstore.node.intake import Intake
 from kvstore.node.loads import Loads
 from kvstore.node.locating import locate
 from kvstore.node.placement import Placement
+from kvstore.node.replicas import Replicas
 from kvstore.node.retention import Retention
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.transfers import Transfers
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.keys import keys_of
-from kvstore.rpc.layouts import layout_of
+from kvstore.rpc.namespaces import opened_of
 from kvstore.rpc.rules import rules_message, rules_of
 from kvstore.rpc.status import streaming, unary
 
@@ -49,6 +50,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         transfers: Transfers,
         placement: Placement | None,
         disks: Disks | None,
+        intake: Intake,
+        replicas: Replicas | None,
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
         address: types_pb2.NodeAddress,
         slab_socket: str,
@@ -63,6 +66,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._transfers = transfers
         self._placement = placement
         self._disks = disks
+        self._intake = intake
+        self._replicas = replicas
         self._lane_loads = lane_loads
         self._address = address
         self._slab_socket = slab_socket
@@ -89,9 +94,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self, request: node_pb2.OpenNamespaceRequest, context: Context
     ) -> node_pb2.OpenNamespaceReply:
         session = self._sessions.get(request.session_id)
-        layout, namespace = layout_of(request.layout), _namespace(request.namespace)
-        if namespace.layout_fingerprint != layout.fingerprint:
-            raise InvalidInput("namespace: the layout's fingerprint is not the namespace's")
+        namespace, layout = opened_of(request.namespace, request.layout)
         if namespace.tenant != session.tenant:
             raise PermissionRefused(f"the session is of tenant {session.tenant!r}, not {namespace.tenant!r}")
         rules = self._retention.opened(namespace, layout, rules_of(request.rules))
@@ -298,11 +301,17 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return self._retention.listed()
 
     @unary
+    async def Replicate(self, request: node_pb2.ReplicateRequest, context: Context) -> node_pb2.ReplicateReply:
+        return await self._intake.take(request)
+
+    @unary
     async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:
         usage = self._custody.catalog.usage()
         counters = {**usage.counters, **self._loads.counters, **self._transfers.counters}
         counters |= self._placement.counters if self._placement is not None else {}
         counters |= self._disks.counters if self._disks is not None else {}
+        counters |= self._intake.counters
+        counters |= self._replicas.counters if self._replicas is not None else {}
         counters |= {
             "sessions": len(self._sessions),
             "handoffs": len(self._handoffs),
@@ -334,19 +343,6 @@ class NodeService(node_pb2_grpc.NodeServicer):
             lanes=self._lane_loads(),
             violations=self._custody.catalog.violations() if request.check else [],
         )
-
-
-def _namespace(message: types_pb2.Namespace) -> Namespace:
-    return Namespace(
-        model=message.model,
-        layout_fingerprint=message.layout_fingerprint,
-        tenant=message.tenant,
-        weights_revision=message.weights_revision,
-        adapter=message.adapter,
-        rope=message.rope,
-        kv_quantisation=message.kv_quantisation,
-        hash_scheme=message.hash_scheme or HASH_SCHEME,
-    )
 
 
 def _split(checksums: bytes, written: Sequence[bool]) -> list[bytes]:

@@ -10,7 +10,7 @@ from itertools import islice
 from operator import attrgetter
 
 from kvstore.blocks.state import SlotState, Tier
-from kvstore.node.answers import CloseSlab, Forget, OpenSlab, SetGeneration, ShardId
+from kvstore.node.answers import CloseSlab, Forget, Lifetime, OpenSlab, SetGeneration, ShardId
 from kvstore.node.journal import Journal
 from kvstore.node.tree import Block, OpenNamespace, Tree
 from kvstore.policy.evict import EvictionOrder, EvictionPolicy, Lru
@@ -85,17 +85,26 @@ class Stock:
 
     # ---- blocks in ---------------------------------------------------------------------------------------------------
 
-    def add(self, tier: Tier, copies: Sequence[tuple[Block, Slot, bytes]], asked_ns: int, now_ns: int) -> None:
+    def add(
+        self,
+        tier: Tier,
+        copies: Sequence[tuple[Block, Slot, bytes]],
+        asked_ns: int,
+        now_ns: int,
+        lifetimes: Mapping[bytes, Lifetime] | None = None,
+    ) -> None:
         """Written slots become copies of blocks of one chain, given root first, with their checksums. The chain is to
         be touched then.
 
-        asked_ns: the time that the store asked for; 0: the namespace's.
+        asked_ns: the time that the store asked for; 0: the namespace's. lifetimes: by key, of copies from another node;
+        they need no touch.
         """
         if not copies:
             return
         self.spaces[tier].move([slot for _, slot, _ in copies], SlotState.LIVE)
-        deadline_ns = now_ns + copies[0][0].tree.namespace.rules.ttl.of_store(asked_ns)
+        ordinary = Lifetime(asked_ns, now_ns + copies[0][0].tree.namespace.rules.ttl.of_store(asked_ns))
         for block, slot, checksums in copies:
+            asked_ns, deadline_ns = ordinary if lifetimes is None else lifetimes[block.key]
             if not block.slots:
                 block.asked_ns = asked_ns
             slot.owner = block
@@ -133,6 +142,24 @@ class Stock:
         for block in fresh:
             if block.first_child is None:
                 self.offer(block)
+
+    def outlast(self, tree: Tree, lifetimes: Mapping[bytes, Lifetime], now_ns: int) -> None:
+        """Copies of another node's blocks live as long as those do. One that is new here is touched first."""
+        touch = self.take_touches(1)
+        for key, lifetime in lifetimes.items():
+            block = tree.blocks.get(key)
+            if block is None or not block.slots:
+                continue
+            if not block.hits:
+                block.touched, block.hits = touch, 1
+                for _, slot in block.slots:
+                    slot.slab.touched = touch
+                if self.owed_from_hits == 1:
+                    self._owe(block)
+            if lifetime.deadline_ns > block.deadline_ns > now_ns:
+                block.deadline_ns = lifetime.deadline_ns
+                if block.deadline_ns - block.published_ns > (block.deadline_ns - now_ns) // _PUBLISHED_PART:
+                    self.journal.prolonged(block, now_ns)
 
     def take_touches(self, count: int) -> int:
         """Numbers for so many touches, later than all before; answers the first."""

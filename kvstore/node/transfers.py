@@ -170,7 +170,7 @@ class _Owned:
             self._owner.config,
             peer,
             self._owner.networks.lane(self._network),
-            TrafficClass.HANDOFF if self._opened.ticket else TrafficClass.LOAD,
+            self._traffic(),
             self._fetch,
             self._custody.clock,
             self._owner.counters,
@@ -193,11 +193,19 @@ class _Owned:
             )
         )
 
+    def _traffic(self) -> TrafficClass:
+        if self._opened.ticket:
+            return TrafficClass.HANDOFF
+        return TrafficClass.BACKGROUND if self._opened.background else TrafficClass.LOAD
+
     def _pin_stored(self, keys: list[bytes], wanted: list[bool]) -> list[Outcome]:
         now_ns = self._custody.clock()
         # The node's own pin: it ends when every send has settled, never by a clock under one that is posted.
         holder = f"node:{self._opened.reader_node_id}"
-        pins = self._custody.catalog.pin(self._namespace_id, self._shard, keys, wanted, holder, now_ns, now_ns)
+        used = not self._opened.background  # to be copied is no use: it prolongs nothing
+        pins = self._custody.catalog.pin(
+            self._namespace_id, self._shard, keys, wanted, holder, now_ns, now_ns, touch=used
+        )
         self._pin_id = pins.pin_id
         self._custody.settle()
         chosen = [key for key, flag in zip(keys, wanted, strict=True) if flag]

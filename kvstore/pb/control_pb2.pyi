@@ -164,8 +164,11 @@ class HeartbeatReply(google.protobuf.message.Message):
 
     KNOWN_FIELD_NUMBER: builtins.int
     RULES_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
     known: builtins.bool
     """false: register again (the control plane lost or expired this node)"""
+    changes: builtins.int
+    """another number than before: nodes were lost, or came"""
     @property
     def rules(self) -> kvstore.pb.types_pb2.RuleBook:
         """only when its version is not the node's"""
@@ -175,9 +178,10 @@ class HeartbeatReply(google.protobuf.message.Message):
         *,
         known: builtins.bool = ...,
         rules: kvstore.pb.types_pb2.RuleBook | None = ...,
+        changes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["known", b"known", "rules", b"rules"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "known", b"known", "rules", b"rules"]) -> None: ...
 
 Global___HeartbeatReply: typing_extensions.TypeAlias = HeartbeatReply
 
@@ -326,6 +330,77 @@ class CompareBucketsReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["differing", b"differing", "known", b"known"]) -> None: ...
 
 Global___CompareBucketsReply: typing_extensions.TypeAlias = CompareBucketsReply
+
+@typing.final
+class HoldersRequest(google.protobuf.message.Message):
+    """Which nodes that are alive hold each block, and which others there are: for those who keep copies."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    SHARD_RANK_FIELD_NUMBER: builtins.int
+    SHARD_COUNT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    shard_rank: builtins.int
+    shard_count: builtins.int
+    """0 means 1"""
+    keys: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        shard_rank: builtins.int = ...,
+        shard_count: builtins.int = ...,
+        keys: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "keys", b"keys", "shard_count", b"shard_count", "shard_rank", b"shard_rank"]) -> None: ...
+
+Global___HoldersRequest: typing_extensions.TypeAlias = HoldersRequest
+
+@typing.final
+class HoldersReply(google.protobuf.message.Message):
+    """Columns of equal length: `nodes[holder_node[i]]` holds block `holder_block[i]`, each pair once."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    USED_BYTES_FIELD_NUMBER: builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: builtins.int
+    HOLDER_BLOCK_FIELD_NUMBER: builtins.int
+    HOLDER_NODE_FIELD_NUMBER: builtins.int
+    HOLDER_REMAINING_MS_FIELD_NUMBER: builtins.int
+    holder_block: builtins.bytes
+    """uint32"""
+    holder_node: builtins.bytes
+    """uint16"""
+    holder_remaining_ms: builtins.bytes
+    """uint32"""
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.NodeAddress]:
+        """all that are alive, at most 256: those that hold something, then the emptiest"""
+
+    @property
+    def used_bytes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """per node, of all its tiers"""
+
+    @property
+    def capacity_bytes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        nodes: collections.abc.Iterable[kvstore.pb.types_pb2.NodeAddress] | None = ...,
+        used_bytes: collections.abc.Iterable[builtins.int] | None = ...,
+        capacity_bytes: collections.abc.Iterable[builtins.int] | None = ...,
+        holder_block: builtins.bytes = ...,
+        holder_node: builtins.bytes = ...,
+        holder_remaining_ms: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capacity_bytes", b"capacity_bytes", "holder_block", b"holder_block", "holder_node", b"holder_node", "holder_remaining_ms", b"holder_remaining_ms", "nodes", b"nodes", "used_bytes", b"used_bytes"]) -> None: ...
+
+Global___HoldersReply: typing_extensions.TypeAlias = HoldersReply
 
 @typing.final
 class MatchRequest(google.protobuf.message.Message):

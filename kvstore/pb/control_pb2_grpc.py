@@ -61,6 +61,11 @@ class ControlStub(object):
                 request_serializer=kvstore_dot_pb_dot_control__pb2.MatchRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_control__pb2.MatchReply.FromString,
                 _registered_method=True)
+        self.Holders = channel.unary_unary(
+                '/kvstore.v1.Control/Holders',
+                request_serializer=kvstore_dot_pb_dot_control__pb2.HoldersRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_control__pb2.HoldersReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer(object):
@@ -98,6 +103,12 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Holders(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +136,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Match,
                     request_deserializer=kvstore_dot_pb_dot_control__pb2.MatchRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_control__pb2.MatchReply.SerializeToString,
+            ),
+            'Holders': grpc.unary_unary_rpc_method_handler(
+                    servicer.Holders,
+                    request_deserializer=kvstore_dot_pb_dot_control__pb2.HoldersRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_control__pb2.HoldersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +280,33 @@ class Control(object):
             '/kvstore.v1.Control/Match',
             kvstore_dot_pb_dot_control__pb2.MatchRequest.SerializeToString,
             kvstore_dot_pb_dot_control__pb2.MatchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Holders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Control/Holders',
+            kvstore_dot_pb_dot_control__pb2.HoldersRequest.SerializeToString,
+            kvstore_dot_pb_dot_control__pb2.HoldersReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,7 +105,23 @@ _ControlMatchType = typing_extensions.TypeVar(
     ],
 )
 
-class ControlStub(typing.Generic[_ControlRegisterType, _ControlHeartbeatType, _ControlPublishType, _ControlCompareBucketsType, _ControlMatchType]):
+_ControlHoldersType = typing_extensions.TypeVar(
+    '_ControlHoldersType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.control_pb2.HoldersRequest,
+        kvstore.pb.control_pb2.HoldersReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.control_pb2.HoldersRequest,
+        kvstore.pb.control_pb2.HoldersReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.control_pb2.HoldersRequest,
+        kvstore.pb.control_pb2.HoldersReply,
+    ],
+)
+
+class ControlStub(typing.Generic[_ControlRegisterType, _ControlHeartbeatType, _ControlPublishType, _ControlCompareBucketsType, _ControlMatchType, _ControlHoldersType]):
     """The control plane: maps prefixes to locations and knows the nodes. It never sees a byte of KV, and what it answers is
     a hint: the owner checks the generation, the receiver checks the bytes.
     """
@@ -132,6 +148,10 @@ class ControlStub(typing.Generic[_ControlRegisterType, _ControlHeartbeatType, _C
             kvstore.pb.control_pb2.MatchRequest,
             kvstore.pb.control_pb2.MatchReply,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.control_pb2.HoldersRequest,
+            kvstore.pb.control_pb2.HoldersReply,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -156,6 +176,10 @@ class ControlStub(typing.Generic[_ControlRegisterType, _ControlHeartbeatType, _C
             kvstore.pb.control_pb2.MatchRequest,
             kvstore.pb.control_pb2.MatchReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.control_pb2.HoldersRequest,
+            kvstore.pb.control_pb2.HoldersReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Register: _ControlRegisterType
@@ -167,6 +191,8 @@ class ControlStub(typing.Generic[_ControlRegisterType, _ControlHeartbeatType, _C
     CompareBuckets: _ControlCompareBucketsType
 
     Match: _ControlMatchType
+
+    Holders: _ControlHoldersType
 
 ControlAsyncStub: typing_extensions.TypeAlias = ControlStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -188,6 +214,10 @@ ControlAsyncStub: typing_extensions.TypeAlias = ControlStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.control_pb2.MatchRequest,
         kvstore.pb.control_pb2.MatchReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.control_pb2.HoldersRequest,
+        kvstore.pb.control_pb2.HoldersReply,
     ],
 ]
 
@@ -230,5 +260,12 @@ class ControlServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.control_pb2.MatchRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.control_pb2.MatchReply, collections.abc.Awaitable[kvstore.pb.control_pb2.MatchReply]]: ...
+
+    @abc.abstractmethod
+    def Holders(
+        self,
+        request: kvstore.pb.control_pb2.HoldersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.control_pb2.HoldersReply, collections.abc.Awaitable[kvstore.pb.control_pb2.HoldersReply]]: ...
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1177,6 +1177,7 @@ class TransferOpen(google.protobuf.message.Message):
     RELAY_FROM_FIELD_NUMBER: builtins.int
     KEEP_FIELD_NUMBER: builtins.int
     SHARED_LAYOUT_FIELD_NUMBER: builtins.int
+    BACKGROUND_FIELD_NUMBER: builtins.int
     transfer_ticket: builtins.bytes
     """signed by the control plane once security is on"""
     reader_node_id: builtins.str
@@ -1197,6 +1198,8 @@ class TransferOpen(google.protobuf.message.Message):
     """how often the reader gave up its fabric connection to this owner"""
     keep: builtins.bool
     """the helper keeps them for a handoff to itself"""
+    background: builtins.bool
+    """a copy for safety: after all other traffic, and no use of the blocks"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
@@ -1227,9 +1230,10 @@ class TransferOpen(google.protobuf.message.Message):
         relay_from: kvstore.pb.types_pb2.NodeAddress | None = ...,
         keep: builtins.bool = ...,
         shared_layout: kvstore.pb.types_pb2.Layout | None = ...,
+        background: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller", "relay_from", b"relay_from", "shared_layout", b"shared_layout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keep", b"keep", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "shared_layout", b"shared_layout", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["background", b"background", "caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keep", b"keep", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "shared_layout", b"shared_layout", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
 
 Global___TransferOpen: typing_extensions.TypeAlias = TransferOpen
 
@@ -1518,6 +1522,86 @@ class NamespaceRules(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["model", b"model", "namespace_id", b"namespace_id", "rules", b"rules", "tenant", b"tenant"]) -> None: ...
 
 Global___NamespaceRules: typing_extensions.TypeAlias = NamespaceRules
+
+@typing.final
+class ReplicateRequest(google.protobuf.message.Message):
+    """The callee is to hold copies of consecutive blocks of one chain: it fetches from `owner` what it does not have, and what
+    it has lives as long as the owner's from now on. See docs/copies.md.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    NAMESPACE_FIELD_NUMBER: builtins.int
+    LAYOUT_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    SHARD_RANK_FIELD_NUMBER: builtins.int
+    SHARD_COUNT_FIELD_NUMBER: builtins.int
+    DEPTH_FIELD_NUMBER: builtins.int
+    PARENT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    REMAINING_MS_FIELD_NUMBER: builtins.int
+    ASKED_MS_FIELD_NUMBER: builtins.int
+    shard_rank: builtins.int
+    shard_count: builtins.int
+    depth: builtins.int
+    """blocks of the chain before keys[0]"""
+    parent: builtins.bytes
+    """the key before keys[0], where it is known"""
+    keys: builtins.bytes
+    remaining_ms: builtins.bytes
+    """uint32 per key"""
+    asked_ms: builtins.bytes
+    """uint64 per key: the time that its store asked for; 0: the namespace's"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def owner(self) -> kvstore.pb.types_pb2.NodeAddress: ...
+    @property
+    def namespace(self) -> kvstore.pb.types_pb2.Namespace: ...
+    @property
+    def layout(self) -> kvstore.pb.types_pb2.Layout: ...
+    @property
+    def rules(self) -> kvstore.pb.types_pb2.Rules:
+        """as clients asked for them at the owner"""
+
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        owner: kvstore.pb.types_pb2.NodeAddress | None = ...,
+        namespace: kvstore.pb.types_pb2.Namespace | None = ...,
+        layout: kvstore.pb.types_pb2.Layout | None = ...,
+        rules: kvstore.pb.types_pb2.Rules | None = ...,
+        shard_rank: builtins.int = ...,
+        shard_count: builtins.int = ...,
+        depth: builtins.int = ...,
+        parent: builtins.bytes = ...,
+        keys: builtins.bytes = ...,
+        remaining_ms: builtins.bytes = ...,
+        asked_ms: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "layout", b"layout", "namespace", b"namespace", "owner", b"owner", "rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["asked_ms", b"asked_ms", "caller", b"caller", "depth", b"depth", "keys", b"keys", "layout", b"layout", "namespace", b"namespace", "owner", b"owner", "parent", b"parent", "remaining_ms", b"remaining_ms", "rules", b"rules", "shard_count", b"shard_count", "shard_rank", b"shard_rank"]) -> None: ...
+
+Global___ReplicateRequest: typing_extensions.TypeAlias = ReplicateRequest
+
+@typing.final
+class ReplicateReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    outcomes: builtins.bytes
+    """per key: STORED, PRESENT, or why there is no copy"""
+    def __init__(
+        self,
+        *,
+        outcomes: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["outcomes", b"outcomes"]) -> None: ...
+
+Global___ReplicateReply: typing_extensions.TypeAlias = ReplicateReply
 
 @typing.final
 class UsageRequest(google.protobuf.message.Message):

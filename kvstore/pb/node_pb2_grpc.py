@@ -105,6 +105,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.TransferUp.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.TransferDown.FromString,
                 _registered_method=True)
+        self.Replicate = channel.unary_unary(
+                '/kvstore.v1.Node/Replicate',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.ReplicateRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.ReplicateReply.FromString,
+                _registered_method=True)
         self.Usage = channel.unary_unary(
                 '/kvstore.v1.Node/Usage',
                 request_serializer=kvstore_dot_pb_dot_node__pb2.UsageRequest.SerializeToString,
@@ -215,6 +220,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Replicate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Usage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -311,6 +322,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Transfer,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.TransferUp.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.TransferDown.SerializeToString,
+            ),
+            'Replicate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Replicate,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.ReplicateRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.ReplicateReply.SerializeToString,
             ),
             'Usage': grpc.unary_unary_rpc_method_handler(
                     servicer.Usage,
@@ -712,6 +728,33 @@ class Node(object):
             '/kvstore.v1.Node/Transfer',
             kvstore_dot_pb_dot_node__pb2.TransferUp.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.TransferDown.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Replicate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Replicate',
+            kvstore_dot_pb_dot_node__pb2.ReplicateRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.ReplicateReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -249,6 +249,22 @@ _NodeTransferType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeReplicateType = typing_extensions.TypeVar(
+    '_NodeReplicateType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ReplicateRequest,
+        kvstore.pb.node_pb2.ReplicateReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ReplicateRequest,
+        kvstore.pb.node_pb2.ReplicateReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ReplicateRequest,
+        kvstore.pb.node_pb2.ReplicateReply,
+    ],
+)
+
 _NodeUsageType = typing_extensions.TypeVar(
     '_NodeUsageType',
     grpc.UnaryUnaryMultiCallable[
@@ -313,7 +329,7 @@ _NodeGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -373,6 +389,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.StreamStreamMultiCallable[
             kvstore.pb.node_pb2.TransferUp,
             kvstore.pb.node_pb2.TransferDown,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ReplicateRequest,
+            kvstore.pb.node_pb2.ReplicateReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.UsageRequest,
@@ -451,6 +471,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.TransferDown,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ReplicateRequest,
+            kvstore.pb.node_pb2.ReplicateReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.UsageRequest,
             kvstore.pb.node_pb2.UsageReply,
         ],
@@ -495,6 +519,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     Locate: _NodeLocateType
 
     Transfer: _NodeTransferType
+
+    Replicate: _NodeReplicateType
 
     Usage: _NodeUsageType
 
@@ -560,6 +586,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.StreamStreamMultiCallable[
         kvstore.pb.node_pb2.TransferUp,
         kvstore.pb.node_pb2.TransferDown,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ReplicateRequest,
+        kvstore.pb.node_pb2.ReplicateReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.UsageRequest,
@@ -679,6 +709,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[kvstore.pb.node_pb2.TransferUp],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[kvstore.pb.node_pb2.TransferDown], collections.abc.AsyncIterator[kvstore.pb.node_pb2.TransferDown]]: ...
+
+    @abc.abstractmethod
+    def Replicate(
+        self,
+        request: kvstore.pb.node_pb2.ReplicateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.ReplicateReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ReplicateReply]]: ...
 
     @abc.abstractmethod
     def Usage(

@@ -1,0 +1,32 @@
+"""Namespaces as messages."""
+
+from dataclasses import asdict
+
+from kvstore.blocks.layout import Layout
+from kvstore.blocks.namespace import HASH_SCHEME, Namespace
+from kvstore.errors import InvalidInput
+from kvstore.pb import types_pb2
+from kvstore.rpc.layouts import layout_of
+
+
+def namespace_message(namespace: Namespace) -> types_pb2.Namespace:
+    return types_pb2.Namespace(**asdict(namespace))
+
+
+def opened_of(namespace: types_pb2.Namespace, layout: types_pb2.Layout) -> tuple[Namespace, Layout]:
+    """A namespace with its layout. Raises InvalidInput for what is none, or when they do not belong together;
+    UnsupportedLayout."""
+    described = layout_of(layout)
+    named = Namespace(
+        model=namespace.model,
+        layout_fingerprint=namespace.layout_fingerprint,
+        tenant=namespace.tenant,
+        weights_revision=namespace.weights_revision,
+        adapter=namespace.adapter,
+        rope=namespace.rope,
+        kv_quantisation=namespace.kv_quantisation,
+        hash_scheme=namespace.hash_scheme or HASH_SCHEME,
+    )
+    if named.layout_fingerprint != described.fingerprint:
+        raise InvalidInput("namespace: the layout's fingerprint is not the namespace's")
+    return named, described
