@@ -180,6 +180,16 @@ async def test_peers_share_the_lane_evenly() -> None:
     await asyncio.gather(*many, *few, return_exceptions=True)
 
 
+async def test_a_peer_that_has_gone_has_no_part() -> None:
+    """With its last byte the others have the whole lane again."""
+    lane = Lane("test", BYTES_MAX)
+    await lane.acquire(10, peer="gone")
+    lane.release(10, peer="gone")
+    async with asyncio.timeout(1):
+        for _ in range(10):
+            await lane.acquire(10, peer="left")
+
+
 async def test_the_rate_counts_carried_bytes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The average goes towards bytes over busy time; what was given back unmoved does not count, nor does idling."""
     now_ns = 0
