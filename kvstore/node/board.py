@@ -103,10 +103,12 @@ class Board:
 
     # ---- taking ------------------------------------------------------------------------------------------------------
 
-    def take(self, path: int, now_ns: int) -> Piece | None:
-        """The piece that a path with room should bring next. None: nothing now; see `next_late_ns`."""
+    def take(self, path: int, now_ns: int, *, spare: bool = True) -> Piece | None:
+        """The piece that a path with room should bring next. None: nothing now; see `next_late_ns`.
+
+        spare: the path's NIC carries nothing for others, so that a piece may be brought twice at nobody's cost."""
         best = self._next_waiting(path)
-        work = self._late(path, now_ns, None if best is None else best[1].order[0])
+        work = self._late(path, now_ns, None if best is None else best[1].order[0]) if spare else None
         if work is None and best is not None:
             paths, work = best
             heapq.heappop(self._waiting[paths])

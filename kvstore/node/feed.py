@@ -52,6 +52,7 @@ class BoardFeed:
         on_arrival: Callable[[int, Arrival], None],
         on_spare: Callable[[int], None],
         on_refused: Callable[[int, Outcome], None],
+        has_spare: Callable[[], bool],
     ) -> None:
         self._board = board
         self._path = path
@@ -60,11 +61,12 @@ class BoardFeed:
         self._on_arrival = on_arrival
         self._on_spare = on_spare
         self._on_refused = on_refused
+        self._has_spare = has_spare
 
     async def next(self) -> Piece | None:
         while not self._changed.over:
             now_ns = self._clock()
-            piece = self._board.take(self._path, now_ns)
+            piece = self._board.take(self._path, now_ns, spare=self._has_spare())
             if piece is not None:
                 return piece
             late_ns = self._board.next_late_ns(self._path)

@@ -217,6 +217,7 @@ class Gathering:
             self._arrived,
             self._resources.landing.give_back,
             self._refused,
+            path.has_spare,
         )
         self._live.add(number)
         try:

@@ -124,6 +124,10 @@ class Incoming:
         """A name for what connects the two nodes."""
         return f"{self._network} {self._peer_address}"
 
+    def has_spare(self) -> bool:
+        """Whether nothing else is coming in over this NIC."""
+        return self._meter.in_flight_bytes <= self._window.in_flight_bytes
+
     # ---- running ---------------------------------------------------------------------------------------------------
 
     async def run(self, feed: Feed) -> None:

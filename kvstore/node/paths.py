@@ -40,6 +40,9 @@ class Path(Protocol):
     def source(self, block: int) -> Source:
         """Where a block comes from. Only once it is open."""
 
+    def has_spare(self) -> bool:
+        """Whether its NIC or disk carries nothing for others."""
+
     async def run(self, feed: Feed) -> None:
         """Brings what the feed asks for, until it ends. Raises KVStoreError when the path ended before."""
 
@@ -73,6 +76,9 @@ class HerePath:
 
     def source(self, block: int) -> Source:
         return Source(self._node_id, self._tiers[block], "local")
+
+    def has_spare(self) -> bool:
+        return True
 
     async def run(self, feed: Feed) -> None:
         workers = [asyncio.create_task(self._work(feed)) for _ in range(self._depth)]
@@ -127,6 +133,9 @@ class NodePath:
 
     def source(self, block: int) -> Source:
         return Source(self.node_id, self.incoming.tiers[self._place[block]], self.route)
+
+    def has_spare(self) -> bool:
+        return self.incoming.has_spare()
 
     async def run(self, feed: Feed) -> None:
         await self.incoming.run(feed)

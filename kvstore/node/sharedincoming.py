@@ -121,6 +121,10 @@ class SharedIncoming:
             outcomes.append(Outcome(outcome))
         return outcomes
 
+    def has_spare(self) -> bool:
+        """Whether nothing else is read over this way."""
+        return self._devices.lane.queued_bytes == 0
+
     async def run(self, feed: Feed) -> None:
         """Brings pieces until the feed ends."""
         workers = [asyncio.create_task(self._work(feed)) for _ in range(self._devices.depth)]

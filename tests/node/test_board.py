@@ -3,6 +3,7 @@
 import copy
 import heapq
 import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -14,9 +15,10 @@ from kvstore.node.board import Board
 from kvstore.node.pieces import Piece
 from kvstore.policy.route import fluid_s
 
-LENGTH = 100 MS = 1_000_000 # A simulated load is thousands of decisions: tracing each of them, to explain a failure,
-takes minutes on a busy machine. SIMULATED = settings(max_examples=40, deadline=None, phases=[Phase.explicit,
-Phase.reuse, Phase.generate])
+LENGTH = 100
+MS = 1_000_000
+# A simulated load is thousands of decisions: tracing each, to explain a failure, takes minutes on a busy machine.
+SIMULATED = settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 def groups_of(blocks: int, groups: int) -> list[list[Piece]]:
@@ -150,9 +152,12 @@ def simulate(board: Board, lanes: dict[int, tuple[float, float]], window: int) -
     under_way = dict.fromkeys(lanes, 0)
     begun = {number: False for number in lanes}
     brought: Counter[int] = Counter()
+    woken: dict[int, float] = {}  # when each lane looks again, without an arrival
     while events:
         now_s, _, number, piece = heapq.heappop(events)
         begun[number] = True
+        if woken.get(number, math.inf) <= now_s:
+            del woken[number]
         if piece is not None:
             under_way[number] -= 1
             brought[number] += board.arrived(number, piece, int(now_s * 1e9))
@@ -164,7 +169,9 @@ def simulate(board: Board, lanes: dict[int, tuple[float, float]], window: int) -
                 busy_until[other] = max(busy_until[other], now_s) + taken.length / lanes[other][0]
                 heapq.heappush(events, (busy_until[other], next(clock), other, taken))
             late_ns = board.next_late_ns(other)
-            if begun[other] and under_way[other] < window and late_ns is not None and late_ns / 1e9 > now_s:
+            idle = begun[other] and under_way[other] < window
+            if idle and late_ns is not None and now_s < late_ns / 1e9 < woken.get(other, math.inf):
+                woken[other] = late_ns / 1e9
                 heapq.heappush(events, (late_ns / 1e9, next(clock), other, None))
     raise AssertionError("the load never ended")
 
@@ -230,3 +237,11 @@ def test_a_lane_that_turns_slow_loses_its_tail(slowed: float) -> None:
     assert board.take(1, late_ns) == stuck
     assert board.arrived(1, stuck, late_ns + 10 * MS)
     assert not board.arrived(2, stuck, late_ns + 200 * MS)
+
+
+def test_who_has_no_bandwidth_to_spare_brings_nothing_twice() -> None:
+    """Where a NIC is busy with other loads, a second copy of a piece would be paid for by them."""
+    board = Board(groups_of(1, 1), {0: frozenset({1, 2})})
+    assert board.take(1, 0) is not None
+    assert board.take(2, 3600 * 1000 * MS, spare=False) is None
+    assert board.take(2, 3600 * 1000 * MS) is not None
