@@ -159,6 +159,12 @@ def interrupt(node: str, options: dict[str, str]) -> None:
     """Is interrupted (SIGINT) in the main thread in the middle of a blocking client's calls, one after the other."""
     seed = int(options["seed"])
     source = random_blocks(LAYOUT, 4, seed)
+
+    def come(number: int, frame: object) -> None:
+        Slow.come.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, come)
     with Client.connect(node=node, namespace=Namespace.of("test", LAYOUT), layout=LAYOUT) as client:
         stored = prompt(4, seed)
         client.store(stored, buffers.contiguous(source, LAYOUT))
@@ -178,6 +184,7 @@ def interrupt(node: str, options: dict[str, str]) -> None:
             "write": lambda kv: client.begin_store(prompt(4, seed + 2), kv).write_layers(0, LAYOUT.layers),
         }
         for name, work in works.items():
+            Slow.come.clear()
             kv = Slow(target, name)
             try:
                 work(kv)
@@ -190,7 +197,9 @@ def interrupt(node: str, options: dict[str, str]) -> None:
 
 
 class Slow(StopsItself):
-    """Buffers whose copies take a while, so that an interrupt finds one running; says so at the first."""
+    """Buffers whose first copy says so, and lasts until the interrupt has come and a while longer."""
+
+    come = threading.Event()
 
     def __init__(self, blocks: Bytes, name: str) -> None:
         super().__init__(blocks, at=0)
@@ -202,7 +211,8 @@ class Slow(StopsItself):
         if self._name:
             say("copying", what=self._name)
             self._name = ""
-        threading.Event().wait(0.2)
+            assert Slow.come.wait(10), "the interrupt did not come"
+            threading.Event().wait(0.1)
         self.busy = False
         return False
 
