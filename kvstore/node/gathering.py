@@ -98,11 +98,11 @@ class Gathering:
         if staged:
             paths.append(self._here(staged))
         paths += self._maker.to_owners(set(absent))
+        numbers = [self._add(path) for path in paths]  # also one that is cancelled while it opens is settled
         # A ticket that is refused is the load's own error; an owner that cannot be reached is one of several.
         answers = await asyncio.gather(*(path.open() if self._start.ticket else opened(path) for path in paths))
         ready: dict[int, set[int]] = {block: set() for block in [*staged, *absent]}
-        for path, outcomes in zip(paths, answers, strict=True):
-            number = self._add(path)
+        for number, path, outcomes in zip(numbers, paths, answers, strict=True):
             for block, outcome in zip(path.blocks, outcomes, strict=True):
                 if outcome is Outcome.READY:
                     ready[block].add(number)
@@ -179,8 +179,8 @@ class Gathering:
 
     async def _join(self, path: NodePath) -> None:
         """A path that is opened while others run already."""
-        outcomes = await opened(path)
         number = self._add(path)
+        outcomes = await opened(path)
         ready = [block for block, outcome in zip(path.blocks, outcomes, strict=True) if outcome is Outcome.READY]
         self._board.extend(number, ready)
         self._changed.set()
@@ -314,10 +314,9 @@ class Gathering:
         self.outcomes[piece.block] = Outcome.CORRUPT
         added = set()
         for path in self._maker.to_owners({piece.block}):
+            number = self._add(path)
             if await opened(path) == [Outcome.READY]:
-                added.add(self._add(path))
-            else:
-                await path.settle()
+                added.add(number)
         if added:
             self.outcomes[piece.block] = Outcome.READY
             self._board.add(self._group_of(piece), piece, frozenset(added))

@@ -62,7 +62,12 @@ class Wanted:
         future: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
         self._waiting.append((piece, future))
         self._changed.set()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.exception() is None:
+                self._on_spare(future.result().place_id)  # it came in the turn in which the asker was cancelled
+            raise
 
     async def next(self) -> Piece | None:
         while self._over is None:
