@@ -53,10 +53,12 @@ class World:
         assert match.blocks == BLOCKS
         before = self.helper.transfers.counters["relayed_bytes"]
         nic(self.reader, STORAGE).faults.stalled = relayed_first > 0
+        nic(self.helper, COMPUTE).faults.delay_s = 0.02 if relayed_first else 0.0  # it has not brought all by then
         load = self.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8, **options)
         await eventually(lambda: self.helper.transfers.counters["relayed_bytes"] - before >= relayed_first)
         nic(self.reader, STORAGE).faults.stalled = False
         result = await load.result()
+        nic(self.helper, COMPUTE).faults.delay_s = 0.0
         assert result.blocks == BLOCKS
         assert np.array_equal(target, self.source)
         return result
