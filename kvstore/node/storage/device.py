@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.errors import ConfigError, DeviceFull
+from kvstore.errors import ConfigError, DeviceFailed, DeviceFull
 from kvstore.node.storage.aligned import ALIGN_BYTES
 from kvstore.node.storage.batch import Batch
 from kvstore.node.storage.clock import StoreClock
@@ -107,6 +107,7 @@ class Device:
             undo.callback(index.close)
             device = cls(path, limits, device_id, files, index, clock or StoreClock())
             device._recover()
+            undo.callback(device._note_time)
             if not device.direct:
                 log.warning("%s: the file system refuses O_DIRECT; the page cache is used", path)
             device._closing = undo.pop_all()
@@ -199,6 +200,10 @@ class Device:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _note_time(self) -> None:
+        with contextlib.suppress(DeviceFailed):  # the time of the last commit stands
+            self._index.apply(Batch(), self.clock.anchor(), sync=True)
+
     # ---- what a restart finds ----------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
@@ -211,8 +216,8 @@ class Device:
         closed = Batch()
         for file in slabs.keys() - self._used:
             closed.close_slab(file)
-        if closed:
-            self._index.apply(closed, self.clock.anchor(), sync=True)
+        # Also when nothing is closed: time that has passed is noted, lest a wall clock set back takes it away again.
+        self._index.apply(closed, self.clock.anchor(), sync=True)
         free_bytes = max(0, self._files.free_bytes() - self._limits.free_bytes_min)
         self.files_max = min(self._limits.files_max, len(self._files) + free_bytes // self._limits.file_bytes)
         if self.files_max < self._limits.files_max:

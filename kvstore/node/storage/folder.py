@@ -53,7 +53,7 @@ class IndexFolder:
 
     def discard(self) -> None:
         """Removes the index's own files, and no others."""
-        self._left = "open synced"
+        self._left = ""  # until it was filled, what comes next is not trusted either
         for name in ("data.mdb", "lock.mdb", "state"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()

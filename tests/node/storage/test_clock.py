@@ -1,26 +1,10 @@
 """The store's clock: never back, exact over a restart where that can be, and never longer than it was."""
 
-from dataclasses import dataclass
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.node.storage.clock import StoreClock, SystemTimes
-
-
-@dataclass
-class SetTimes:
-    """Clocks that stand until they are set."""
-
-    wall: int = 1_000_000
-    boot: int = 500
-    boot_id: str = "a"
-
-    def wall_ms(self) -> int:
-        return self.wall
-
-    def boot_ms(self) -> int:
-        return self.boot
+from tests.node.storage.set_times import SetTimes
 
 
 def test_a_restart_in_the_same_boot_is_exact() -> None:

@@ -1,5 +1,7 @@
 """A device: what was committed is found again, and nothing else."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 
 from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFull
 from kvstore.node.storage.aligned import aligned_empty
+from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.index import Batch
+from tests.node.storage.set_times import SetTimes
 from tests.node.storage.small_device import (
     SLAB_BYTES,
     SLOT_BYTES,
@@ -209,6 +213,55 @@ def test_limits_that_make_no_device_are_refused(bad: tuple[int, int]) -> None:
     """An odd size, none, and a capacity below one file."""
     with pytest.raises(ConfigError):
         DeviceLimits(*bad, 0)
+
+
+@pytest.mark.parametrize("damage", ["short", "foreign", "other number", "gone"])
+def test_a_slab_file_that_is_not_ours_is_free_room(tmp_path: Path, damage: str) -> None:
+    """One that was cut off, came from another device or stands under another number: its blocks are not found, with the
+    index and without; the other file's are."""
+    device = open_device(tmp_path / "device")
+    files = [open_slab(device), open_slab(device)]
+    for file in files:
+        store(device, file, 0, entry(1 + file))
+    device.close()
+    first, second = (tmp_path / "device" / f"{file:08d}.slab" for file in files)
+    match damage:
+        case "short":
+            os.truncate(first, 4096)
+        case "foreign":
+            with open_device(tmp_path / "other") as other:
+                store(other, open_slab(other), 0, entry(9))
+            shutil.copy(tmp_path / "other" / first.name, first)
+        case "other number":
+            shutil.copy(second, first)
+        case "gone":
+            first.unlink()
+    for lost in (False, True):
+        if lost:
+            (tmp_path / "device" / "index" / "data.mdb").unlink()
+        with open_device(tmp_path / "device") as device:
+            assert found(device) == {(files[1], 0): entry(1 + files[1])}
+
+
+def test_deadlines_go_by_the_stores_clock(tmp_path: Path) -> None:
+    """Over a restart of the machine with its wall clock set back by a day, a block has what it had left; then its time
+    runs out."""
+    times = SetTimes()
+    device = open_device(tmp_path, clock=StoreClock(times))
+    file = open_slab(device)
+    store(device, file, 0, entry(1, deadline_ms=device.clock.now_ms() + 1000))
+    device.close()
+    times.boot, times.boot_id, times.wall = 3, "b", times.wall - 86_400_000
+    with open_device(tmp_path, clock=StoreClock(times)) as device:
+        ((_, survivor),) = found(device).items()
+        assert survivor.deadline_ms - device.clock.now_ms() == 1000
+        times.boot += 400  # nothing is committed meanwhile
+    times.boot_id, times.wall = "c", times.wall - 3000
+    with open_device(tmp_path, clock=StoreClock(times)) as device:
+        assert survivor.deadline_ms - device.clock.now_ms() == 600
+    times.boot_id, times.wall = "d", times.wall + 600
+    with open_device(tmp_path, clock=StoreClock(times)) as device:
+        assert found(device) == {}
 
 
 @settings(max_examples=200, deadline=None)
