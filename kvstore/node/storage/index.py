@@ -10,54 +10,41 @@ folder remembers that, and a file whose machine went down is discarded.
 """
 
 import errno
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import lmdb
-import numpy as np
-import numpy.typing as npt
 
 from kvstore.errors import DeviceFailed, DeviceFull
-from kvstore.node.storage.batch import Batch, SlabRecord
+from kvstore.node.storage.batch import Batch
 from kvstore.node.storage.clock import Anchor
-from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.folder import IndexFolder
-from kvstore.node.storage.records import pack_entry, seal, unpack_entries, unsealed
+from kvstore.node.storage.index_records import (
+    META_PLACE,
+    IndexedSlab,
+    file_key,
+    pack_anchor,
+    pack_label,
+    runs_of_files,
+    slot_key,
+    slot_value,
+    touched,
+    unpack_anchor,
+    unpack_label,
+)
+from kvstore.node.storage.records import seal
 
 __all__ = ["Batch", "DamagedIndex", "IndexedSlab", "Loaded", "StorageIndex"]
 
 _MAP_BYTES = 64 * 1024**3  # virtual: the file grows as it is used
-_EMPTY_SLOT = 0xFF  # in the place of an entry's shape
-_GENERATION = struct.Struct("<BQ")
-_LABEL = struct.Struct("<QQ")
-_CLOCK = struct.Struct("<QqQ")
 _CLOCK_KEY, _DEVICE_KEY = b"clock", b"device"
-_META_PLACE = 0
-_SLOT_KEY_BYTES = 8
-_CHUNK_ROWS = 16384
-
-Generations = npt.NDArray[np.uint64]
 
 
 class DamagedIndex(Exception):
     """The index cannot be read, or not be trusted; it is made anew from the slots' headers."""
-
-
-@dataclass(eq=False, slots=True)
-class IndexedSlab:
-    """What the index has of a slab file. generations: of each slot. entries: (slot, entry), ascending.
-
-    damaged: slots whose record was; their generations are not known."""
-
-    record: SlabRecord
-    generations: Generations
-    entries: list[tuple[int, Entry]]
-    damaged: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +99,7 @@ class StorageIndex:
             self._check_device()
 
     def _check_device(self) -> None:
-        expected = seal(self._device_id, _META_PLACE)
+        expected = seal(self._device_id, META_PLACE)
         with self._env.begin(write=True) as txn:
             found = txn.get(_DEVICE_KEY, db=self._meta)
             if found not in (None, expected):
@@ -126,19 +113,19 @@ class StorageIndex:
         """Everything that it has. Raises DamagedIndex."""
         with self._damage(), self._env.begin() as txn:
             slabs = dict(self._read_slabs(txn))
-            for file, rows in _by_file(txn.cursor(self._slots)):
+            for file, slots, sealed in runs_of_files(txn.cursor(self._slots).iternext()):
                 if file in slabs:
-                    _fill(slabs[file], file, rows)
-            loaded = Loaded(slabs, _unpack_anchor(txn.get(_CLOCK_KEY, b"", db=self._meta)))
+                    slabs[file].add(file, slots, sealed)
+            loaded = Loaded(slabs, unpack_anchor(txn.get(_CLOCK_KEY, b"", db=self._meta)))
         self._mark_usable()
         return loaded
 
     def _read_slabs(self, txn: Any) -> Iterator[tuple[int, IndexedSlab]]:
         for key, raw in txn.cursor(self._slabs):
             file = int.from_bytes(key, "big")
-            record = _unpack_label(raw, file)
+            record = unpack_label(raw, file)
             if record is not None:
-                yield file, IndexedSlab(record, np.zeros(record.slots, np.uint64), [], [])
+                yield file, IndexedSlab.without_slots(record)
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
@@ -157,27 +144,25 @@ class StorageIndex:
         for file, record in batch.slabs.items():
             self._forget(txn, file)
             if record is None:
-                txn.delete(_file_key(file), db=self._slabs)
+                txn.delete(file_key(file), db=self._slabs)
             else:
-                txn.put(_file_key(file), _pack_label(record, file), db=self._slabs)
-        values = {_slot_key(*place): _slot_value(value, *place) for place, value in batch.slots.items()}
+                txn.put(file_key(file), pack_label(record, file), db=self._slabs)
+        values = {slot_key(*place): slot_value(value, *place) for place, value in batch.slots.items()}
         values |= self._touched(txn, batch.deadlines)
         txn.cursor(self._slots).putmulti(sorted(values.items()))
-        txn.put(_CLOCK_KEY, _pack_anchor(anchor), db=self._meta)
+        txn.put(_CLOCK_KEY, pack_anchor(anchor), db=self._meta)
 
     def _forget(self, txn: Any, file: int) -> None:
         cursor = txn.cursor(self._slots)
-        found = cursor.set_range(_slot_key(file, 0))
-        while found and _file_of((cursor.key(), b"")) == file:
+        found = cursor.set_range(slot_key(file, 0))
+        while found and cursor.key().startswith(file_key(file)):
             found = cursor.delete()
 
     def _touched(self, txn: Any, deadlines: Mapping[tuple[int, int], int]) -> Iterator[tuple[bytes, bytes]]:
         for place, deadline_ms in deadlines.items():
-            raw = txn.get(_slot_key(*place), db=self._slots)
-            (body,) = unsealed([raw], [_place(*place)]) if raw is not None else (None,)
-            if body is not None and body[0] != _EMPTY_SLOT:
-                (entry,) = unpack_entries([body])
-                yield _slot_key(*place), _slot_value(entry._replace(deadline_ms=deadline_ms), *place)
+            value = touched(txn.get(slot_key(*place), db=self._slots), *place, deadline_ms)
+            if value is not None:
+                yield slot_key(*place), value
 
     def _set_sync(self, sync: bool) -> None:
         """LMDB takes it per environment, so a change opens it again."""
@@ -236,81 +221,3 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def _translated(path: Path, error: Exception, error_number: int = 0) -> DeviceFailed:
     full = error_number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     return (DeviceFull if full else DeviceFailed)(f"{path}: {error}", error_number)
-
-
-# ---- records ---------------------------------------------------------------------------------------------------------
-
-
-def _by_file(cursor: Any) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
-    """The records of slots, in runs of one file: (slot, record)."""
-    rows = cursor.iternext()
-    while chunk := list(islice(rows, _CHUNK_ROWS)):
-        whole = [row for row in chunk if len(row[0]) == _SLOT_KEY_BYTES]
-        places = np.frombuffer(b"".join([key for key, _ in whole]), ">u4").reshape(-1, 2)
-        files, slots = places[:, 0], places[:, 1].tolist()
-        starts = [0, *(np.flatnonzero(np.diff(files)) + 1).tolist(), len(whole)]
-        for start, end in pairwise(starts):
-            if start < end:
-                yield int(files[start]), [(slots[at], whole[at][1]) for at in range(start, end)]
-
-
-def _fill(slab: IndexedSlab, file: int, rows: list[tuple[int, bytes]]) -> None:
-    """Unpacks records of one slab's slots."""
-    first = _place(file, 0)
-    bodies = unsealed([raw for _, raw in rows], [first | slot for slot, _ in rows])
-    known = [(slot, body) for (slot, _), body in zip(rows, bodies, strict=True) if slot < slab.record.slots]
-    slab.damaged += [slot for slot, body in known if body is None]
-    for slot, body in known:
-        if body is not None and body[0] == _EMPTY_SLOT:
-            slab.generations[slot] = _GENERATION.unpack(body)[1]
-    live = [(slot, body) for slot, body in known if body is not None and body[0] != _EMPTY_SLOT]
-    entries = list(unpack_entries([body for _, body in live]))
-    slots = [slot for slot, _ in live]
-    slab.entries += zip(slots, entries, strict=True)
-    slab.generations[slots] = [entry.generation for entry in entries]
-
-
-def _slot_value(value: Entry | int, file: int, slot: int) -> bytes:
-    body = _GENERATION.pack(_EMPTY_SLOT, value) if isinstance(value, int) else pack_entry(value)
-    return seal(body, _place(file, slot))
-
-
-def _place(file: int, slot: int) -> int:
-    return file << 32 | slot
-
-
-def _file_key(file: int) -> bytes:
-    return file.to_bytes(4, "big")
-
-
-def _slot_key(file: int, slot: int) -> bytes:
-    return _place(file, slot).to_bytes(8, "big")
-
-
-def _file_of(row: tuple[bytes, bytes]) -> int:
-    return int.from_bytes(row[0][:4], "big")
-
-
-def _pack_label(record: SlabRecord, file: int) -> bytes:
-    return seal(_LABEL.pack(record.slot_bytes, record.slots) + record.tenant.encode(), file)
-
-
-def _unpack_label(raw: bytes, file: int) -> SlabRecord | None:
-    (body,) = unsealed([raw], [file])
-    if body is None:
-        return None
-    slot_bytes, slots = _LABEL.unpack_from(body)
-    return SlabRecord(slot_bytes, body[_LABEL.size :].decode(), slots)
-
-
-def _pack_anchor(anchor: Anchor) -> bytes:
-    body = _CLOCK.pack(anchor.store_ms, anchor.wall_ms, anchor.boot_ms) + anchor.boot_id.encode()
-    return seal(body, _META_PLACE)
-
-
-def _unpack_anchor(raw: bytes) -> Anchor | None:
-    (body,) = unsealed([raw], [_META_PLACE])
-    if body is None:
-        return None
-    store_ms, wall_ms, boot_ms = _CLOCK.unpack_from(body)
-    return Anchor(store_ms, wall_ms, boot_ms, body[_CLOCK.size :].decode())
