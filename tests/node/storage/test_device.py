@@ -149,6 +149,34 @@ def test_a_lost_index_is_made_from_the_headers(tmp_path: Path) -> None:
     device.close()
 
 
+def test_a_block_in_two_slots_is_found_once(tmp_path: Path) -> None:
+    """Without an index, of one that was moved, or dropped and stored again, the one that lives longer."""
+    device = open_device(tmp_path)
+    file = open_slab(device)
+    for slot, deadline_ms in ((0, 2**50), (1, 2**51), (2, 2**49)):
+        store(device, file, slot, entry(1, deadline_ms=deadline_ms))
+    device.close()
+    (tmp_path / "index" / "data.mdb").unlink()
+    with open_device(tmp_path) as device:
+        assert found(device) == {(file, 1): entry(1, deadline_ms=2**51)}
+
+
+def test_a_slot_whose_record_is_damaged_is_free(tmp_path: Path) -> None:
+    """At a generation that no slot of the device has had: its own is not known."""
+    device = open_device(tmp_path)
+    file = open_slab(device)
+    store(device, file, 0, entry(1, generation=9))
+    store(device, file, 1, entry(2, generation=4))
+    env = device._index._env
+    with env.begin(write=True) as txn:
+        place = (file << 32).to_bytes(8, "big")
+        txn.put(place, txn.get(place, db=device._index._slots)[:-1] + b"x", db=device._index._slots)
+    with reopened(device) as device:
+        (slab,) = device.take_recovered()
+        assert slab.entries == [(1, entry(2, generation=4))]
+        assert slab.generations.tolist() == [5, 4, 0, 0]
+
+
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     """It would write over the first one's slots."""
     device = open_device(tmp_path)

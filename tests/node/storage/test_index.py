@@ -1,6 +1,7 @@
 """The index: what batches said is what is loaded, and what it cannot write it says."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,22 @@ def test_what_was_said_is_loaded(
     assert index.load().anchor == ANCHOR
     index.close()
     shutil.rmtree(path)
+
+
+def test_the_last_word_counts(tmp_path: Path) -> None:
+    """All ways to say three things about one slot in one batch, that held a block, was empty, or new before."""
+    kinds = [("put", 7), ("drop", 8), ("touch", 9), ("open", 1), ("close", 0)]
+    script = product(product(kinds, repeat=3), [("put", 3), ("drop", 4), ("touch", 5)])
+    index, model = StorageIndex(tmp_path, DEVICE), Model()
+    index.restore(Batch(), ANCHOR)
+    for said, (before, number) in script:
+        for words_of_batch in ([("close", 0), ("open", 2), (before, number)], said):
+            batch = Batch()
+            for kind, value in words_of_batch:
+                model.say(batch, (kind, (1, 2), value))
+            index.apply(batch, ANCHOR, sync=False)
+        model.check(index)
+    index.close()
 
 
 def test_another_devices_index_is_not_taken(tmp_path: Path) -> None:
