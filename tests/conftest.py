@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 # The pytest plugin imports this after the last test. On Python 3.11.7 an import that pytest rewrites can fail when
@@ -16,3 +17,13 @@ async def processes(tmp_path: Path) -> AsyncIterator[Cluster]:
     """An empty cluster of real processes; everything started in it is gone after the test."""
     async with cluster(tmp_path) as built:
         yield built
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """A command that is run inside the tests' process sets logging up; the next test has it as before."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

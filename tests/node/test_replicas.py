@@ -80,7 +80,7 @@ async def test_each_block_comes_to_be_on_two_nodes(here: Site) -> None:
             node.catalog.unpin(pins.pin_id)
     asked = nodes[0].replicas
     assert asked is not None
-    assert asked.counters["copies_made"] == BLOCKS
+    await eventually(lambda: asked.counters["copies_made"] == BLOCKS)  # it hears of them a moment later
     assert sum(node.intake.counters["copies_taken"] for node in nodes) == BLOCKS
 
 
