@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from kvbench import bed_faults, machine, testbed, testbed_options
-from kvbench.bed_cluster import ALL, SINGLE, Paths
+from kvbench.bed_cluster import ALL, DUAL, SINGLE, Paths
 from kvbench.bed_engine import GROUPS, LAYOUT
 from kvbench.dualpath_rounds import Measured, Plan, Round, measure
+from kvbench.paired import interval
 from kvbench.result import Result
 from kvbench.topology import COMPUTE, DEVICES, STORAGE, engine_hosts
 from kvstore.cli.options import size
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the first helper's storage NIC, by plain sockets, all the time",
     )
+    group.add_argument(
+        "--overhead",
+        action="store_true",
+        help="what DualPath costs where it cannot help: no helper, each round a pair of loads, with it and with"
+        " --no-relay; the ratios of their seconds and CPU seconds with their intervals (wants --rounds of 10)",
+    )
     bed_faults.add_arguments(parser)
 
 
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> Result:
         },
         machine=machine.describe(),
         results=list(rows(plan, rounds)),
-        ratios=ratios(plan, rounds),
+        ratios=ratios(plan, rounds) | (overhead(rounds) if args.overhead else {}),
     )
 
 
@@ -88,10 +95,12 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise InvalidInput(f"--rounds and --concurrent of 1 or more, --bytes of {LAYOUT.block_bytes} per load or more")
     if args.fault and args.background_load:
         raise InvalidInput("a fault comes when so much of the load has: background load would be taken for it")
-    if not args.helpers and (args.fault or args.background_load or args.handoffs):
+    if (args.overhead or not args.helpers) and (args.fault or args.background_load or args.handoffs):
         raise InvalidInput("a fault, a background load or handoffs need a helper: --helpers of 1 or more")
     if args.handoffs % LAYOUT.block_bytes:
         raise InvalidInput(f"--handoffs must be whole blocks of {LAYOUT.block_bytes} bytes")
+    if args.overhead:
+        args.helpers = 0
     topology = testbed_options.topology(args)
     hosts = tuple(topology.host(name) for name in engine_hosts(args.prefills, args.helpers))
     return Plan(
@@ -176,6 +185,18 @@ def ratios(plan: Plan, rounds: list[Round]) -> dict[str, float]:
             pairs = [(each.loads[paths.name], each.loads[SINGLE.name]) for each in rounds]
             found["dual_vs_single"] = _median(dual.bytes_per_s / single.bytes_per_s for dual, single in pairs)
     return found
+
+
+def overhead(rounds: list[Round]) -> dict[str, float]:
+    """Seconds, and CPU seconds, of the loads with DualPath of those without, pair by pair: their medians, with the
+    bounds between which those lie with a probability of `overhead_level`."""
+    pairs = [(each.loads[DUAL.name], each.loads[SINGLE.name]) for each in rounds]
+    seconds = interval([dual.seconds / single.seconds for dual, single in pairs])
+    cpu = interval([dual.cpu_s / single.cpu_s for dual, single in pairs])
+    found = {}
+    for name, of in (("overhead_seconds", seconds), ("overhead_cpu", cpu)):
+        found |= {name: of.median, f"{name}_low": of.low, f"{name}_high": of.high}
+    return found | {"overhead_level": seconds.level}
 
 
 def _ratios(plan: Plan, each: Round, paths: Paths) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import bed_cluster, bed_streams, testbed
-from kvbench.bed_cluster import ALL, Engines, Store
+from kvbench.bed_cluster import ALL, Engines, Paths, Store
 from kvbench.bed_engine import LAYOUT
 from kvbench.bed_faults import Fault
 from kvbench.bed_handoffs import Handoffs
@@ -119,17 +119,18 @@ async def measure(plan: Plan) -> list[Round]:
         rounds = []
         for number in range(plan.rounds):
             print(f"dualpath: round {number + 1} of {plan.rounds}", file=sys.stderr)
-            rounds.append(await _round(plan, stored))
+            # In turn: what drifts weighs on both ways alike.
+            rounds.append(await _round(plan, stored, ALL if number % 2 == 0 else ALL[::-1]))
         return rounds
 
 
-async def _round(plan: Plan, stored: Store) -> Round:
+async def _round(plan: Plan, stored: Store, order: Sequence[Paths]) -> Round:
     sender = stored.bed.topology.host("storage")
     loading = plan.readers[: len(plan.seeds)]
     own = await bed_streams.rates(stored.bed, sender, loading, plan.limit_s)
     every = await bed_streams.rates(stored.bed, sender, plan.hosts, plan.limit_s)
     loads = {}
-    for paths in ALL:
+    for paths in order:
         attached = plan.readers + plan.helpers[: bool(plan.handoff_blocks)]
         async with bed_cluster.engines(stored, plan.hosts, attached, paths) as engines:
             loads[paths.name] = await _loads(plan, stored, engines)

@@ -62,6 +62,29 @@ def test_ratios_are_medians_of_ratios_within_the_rounds(plan: Plan) -> None:
     assert "of_optimum" not in dualpath.ratios(replace(plan, fault=None), rounds())
 
 
+def test_overhead_is_the_median_of_the_pairs_with_its_interval() -> None:
+    """Of three pairs the interval is all of them, and holds the median three times out of four."""
+    pairs = rounds()
+    pairs[0] = replace(pairs[0], loads=pairs[0].loads | {DUAL.name: replace(pairs[0].loads[DUAL.name], cpu_s=0.11)})
+    assert dualpath.overhead(pairs) == {
+        "overhead_seconds": pytest.approx(0.5),
+        "overhead_seconds_low": pytest.approx(0.25),
+        "overhead_seconds_high": pytest.approx(0.8),
+        "overhead_cpu": pytest.approx(1.0),
+        "overhead_cpu_low": pytest.approx(1.0),
+        "overhead_cpu_high": pytest.approx(1.1),
+        "overhead_level": pytest.approx(0.75),
+    }
+
+
+def test_overhead_is_measured_without_a_helper() -> None:
+    """Whatever --helpers says: there must be nothing that DualPath could use."""
+    parser = argparse.ArgumentParser()
+    dualpath.add_arguments(parser)
+    plan = dualpath._plan(parser.parse_args(["--testbed", "--overhead"]))
+    assert (plan.helpers, len(plan.readers)) == ((), 1)
+
+
 def test_handoffs_are_compared_over_all_rounds_together(plan: Plan) -> None:
     """A percentile of one round alone would say little."""
     with_handoffs = []
@@ -101,6 +124,7 @@ def test_histories_are_shared_out(plan: Plan) -> None:
         (["--bytes", "1MiB"], "--bytes of"),
         (["--rounds", "0"], "--rounds"),
         (["--helpers", "0", "--kill-helper"], "need a helper"),
+        (["--overhead", "--kill-helper"], "need a helper"),
         (["--helpers", "0", "--background-load", "50%"], "need a helper"),
         (["--kill-helper", "--background-load", "50%"], "taken for it"),
         (["--handoffs", "1MiB"], "whole blocks"),

@@ -1,0 +1,35 @@
+"""What pairs of measurements say: a median and an interval that holds whatever the noise looks like."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """The median lies between low and high with the probability `level`; that of all pairs, however many there were."""
+
+    median: float
+    low: float
+    high: float
+    level: float
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The median of independent values, and the narrowest interval between two of them, as far from both ends, that
+    holds it with `level` or more: as likely as that so many coins fall neither nearly all on one side nor on the other.
+
+    Below six values none reaches 0.95; then it is all of them, and the level that they have.
+    """
+    assert values
+    ordered, count = sorted(values), len(values)
+    outside, found = 0, _covered(count, 0)
+    while 2 * (outside + 1) < count and _covered(count, outside + 1) >= level:
+        outside += 1
+        found = _covered(count, outside)
+    return Interval(statistics.median(ordered), ordered[outside], ordered[-1 - outside], found)
+
+
+def _covered(count: int, outside: int) -> float:
+    """How likely the median is between the values of which `outside` others lie beyond, on each side."""
+    return 1 - 2 * sum(math.comb(count, below) for below in range(outside + 1)) / 2**count
