@@ -14,6 +14,8 @@ _DEPTH_S = 0.1
 _PIECES_MIN = 3
 _PIECES_START = 4
 _RATE_WEIGHT = 0.2
+_START_NS = 20_000_000
+"""For so long a new path is taken to have carried RATE_START_BYTES_PER_S."""
 IN_FLIGHT_MAX = 2048
 
 
@@ -29,7 +31,13 @@ class Window:
         self._last_ns = 0
         self.in_flight = 0
         self.in_flight_bytes = 0
-        self.bytes_per_s = float(RATE_START_BYTES_PER_S)
+        # Of arrivals, the older the less. Their rate is that of the sums, not the mean of rates: pieces come in bursts,
+        # and two that come together would make a fast path of any.
+        self._bytes, self._ns = RATE_START_BYTES_PER_S * _START_NS / 1e9, float(_START_NS)
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self._bytes * 1e9 / self._ns
 
     @property
     def _limit_bytes(self) -> int:
@@ -55,7 +63,8 @@ class Window:
         self.in_flight_bytes -= length
         now_ns = self._clock()
         if moved and now_ns > self._last_ns:
-            self.bytes_per_s += _RATE_WEIGHT * (length * 1e9 / (now_ns - self._last_ns) - self.bytes_per_s)
+            self._bytes += length - _RATE_WEIGHT * self._bytes
+            self._ns += now_ns - self._last_ns - _RATE_WEIGHT * self._ns
             self._carried_bytes = max(1, int(self.bytes_per_s * _DEPTH_S))
             self._last_ns = now_ns
         self._room.set()

@@ -52,3 +52,19 @@ async def test_it_holds_what_the_path_carries_in_a_tenth_of_a_second(piece_ns: i
     await filled(window)
     carry(window, clock, 60, piece_ns)
     assert await filled(window) == pytest.approx(pieces, abs=1)
+
+
+async def test_pieces_that_come_in_bursts_make_no_fast_path() -> None:
+    """Two at once every 2 ms are one a millisecond: a window that took the second for the path's speed would leave its
+    path a queue that everybody waits for at the end of each layer group."""
+    clock = Clock()
+    window = Window(10**9, clock)
+    await filled(window)
+    for _ in range(60):
+        for gap_ns in (2_000_000, 1_000):
+            clock.now_ns += gap_ns
+            window.leave(PIECE_BYTES, moved=True)
+            window.enter(PIECE_BYTES)
+    while window.in_flight:
+        window.leave(PIECE_BYTES, moved=False)
+    assert await filled(window) == pytest.approx(100, abs=15)
