@@ -193,7 +193,7 @@ def overhead(rounds: list[Round]) -> dict[str, float]:
     pairs = [(each.loads[DUAL.name], each.loads[SINGLE.name]) for each in rounds]
     seconds = interval([dual.seconds / single.seconds for dual, single in pairs])
     cpu = interval([dual.cpu_s / single.cpu_s for dual, single in pairs])
-    found = {}
+    found: dict[str, float] = {}
     for name, of in (("overhead_seconds", seconds), ("overhead_cpu", cpu)):
         found |= {name: of.median, f"{name}_low": of.low, f"{name}_high": of.high}
     return found | {"overhead_level": seconds.level}

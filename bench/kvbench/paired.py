@@ -32,4 +32,5 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 def _covered(count: int, outside: int) -> float:
     """How likely the median is between the values of which `outside` others lie beyond, on each side."""
-    return 1 - 2 * sum(math.comb(count, below) for below in range(outside + 1)) / 2**count
+    beyond = sum(math.comb(count, below) for below in range(outside + 1))
+    return 1 - beyond / float(2 ** (count - 1))

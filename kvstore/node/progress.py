@@ -17,7 +17,10 @@ class Flow(Protocol):
     """What is under way, and how fast it has been."""
 
     in_flight_bytes: int
-    bytes_per_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Never 0."""
 
 
 @dataclass(eq=False, slots=True)
