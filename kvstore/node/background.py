@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,17 @@ async def to_the_end(work: Awaitable[T]) -> T:
         future.exception()  # it is seen, whatever it was
         raise asyncio.CancelledError
     return future.result()
+
+
+async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Runs all of them at once. When one fails, or this is cancelled, none is left running."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Background:

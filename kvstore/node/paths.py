@@ -6,12 +6,12 @@ direct   from a storage node or a shared directory, over this node's own storage
 relay    from there over a helper's storage NIC, then over the compute network
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError
+from kvstore.node.background import together
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.incoming import Incoming
 from kvstore.node.pieces import Piece
@@ -81,13 +81,7 @@ class HerePath:
         return True
 
     async def run(self, feed: Feed) -> None:
-        workers = [asyncio.create_task(self._work(feed)) for _ in range(self._depth)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(self._work(feed) for _ in range(self._depth))
 
     async def _work(self, feed: Feed) -> None:
         while (piece := await feed.next()) is not None:

@@ -4,7 +4,6 @@ The owner pins them and says where they lie; what is read is proved by the slot'
 checksums. So the owner's bytes cross this node's storage NIC without passing through the owner.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, NodeUnavailable, StaleGeneration
-from kvstore.node.background import to_the_end
+from kvstore.node.background import to_the_end, together
 from kvstore.node.custody import Custody
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.incoming import block_checksums
@@ -127,13 +126,7 @@ class SharedIncoming:
 
     async def run(self, feed: Feed) -> None:
         """Brings pieces until the feed ends."""
-        workers = [asyncio.create_task(self._work(feed)) for _ in range(self._devices.depth)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(self._work(feed) for _ in range(self._devices.depth))
 
     async def _work(self, feed: Feed) -> None:
         while (piece := await feed.next()) is not None:
