@@ -215,7 +215,11 @@ class Incoming:
         assert self.call is not None
         ending = False
         while not ending:
-            await self._write_pace.wait()
+            try:
+                async with asyncio.timeout(self._config.progress_ms / 1000):
+                    await self._write_pace.wait()
+            except TimeoutError:
+                await tell(self.call, node_pb2.TransferUp())  # a sign of life
             ending = self._ending
             credits, self._unsent = self._unsent, node_pb2.Credits()
             corrupt, self._corrupt = self._corrupt, []

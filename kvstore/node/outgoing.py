@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from kvstore.pb import node_pb2
 CREDITS_MAX = 4096
 SIGNS_OF_LIFE = 3
 """How often a sender that has to wait says so, within the progress deadline."""
+_UNHEARD_FACTOR = 6
+"""Of the progress deadline: how long a reader may say nothing. It says something in each."""
 _SETTLE_S = 0.5
 _ONE_BYTE = np.zeros(1, np.uint8)
 log = logging.getLogger(__name__)
@@ -69,11 +71,17 @@ class Outgoing:
         self._refused: set[int] = set()
         self._progress = Progress(config.progress_ms, lane, lambda: bool(self._sends), clock)
         self._silent = False
+        self._unheard_s = _UNHEARD_FACTOR * config.progress_ms / 1000
+        self._heard = True
 
     @property
     def sending(self) -> bool:
         """Whether something is under way to the reader."""
         return bool(self._sends)
+
+    def heard(self) -> None:
+        """The reader has said something."""
+        self._heard = True
 
     def grant(self, credits: node_pb2.Credits) -> None:
         """Serves credits, in their order. Raises InvalidInput, TooLarge for more than anybody needs."""
@@ -144,10 +152,25 @@ class Outgoing:
             end.exception()  # a connection that is lost ends its receives by itself
 
     async def watch(self) -> None:
-        """Gives up a reader that takes nothing any more: what it holds of the lane, others wait for."""
-        await self._progress.stalled()
+        """Gives up a reader that takes nothing any more: what it holds of the lane, others wait for. And one that is
+        not heard of: where the way to it is cut, its last word does not come, and nothing need be under way."""
+        ends: set[asyncio.Task[Any]] = {
+            asyncio.create_task(self._progress.stalled()),
+            asyncio.create_task(self._unheard()),
+        }
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
         self._silent = True
         self._tell(None)
+
+    async def _unheard(self) -> None:
+        while self._heard:
+            self._heard = False
+            await asyncio.sleep(self._unheard_s)
 
     async def settle(self) -> None:
         """Waits for what is in flight; a reader that takes nothing any more loses its connection."""

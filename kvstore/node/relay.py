@@ -201,6 +201,7 @@ class Relayed:
 
     async def _listen(self, requests: AsyncIterator[node_pb2.TransferUp], outgoing: Outgoing) -> None:
         async for request in requests:
+            outgoing.heard()
             kind = request.WhichOneof("message")
             if kind == "credits":
                 outgoing.grant(request.credits)

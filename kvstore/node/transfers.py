@@ -286,6 +286,7 @@ class _Owned:
     async def _listen(self, requests: AsyncIterator[node_pb2.TransferUp], outgoing: Outgoing) -> None:
         """Reads the stream until the reader ends it."""
         async for request in requests:
+            outgoing.heard()
             kind = request.WhichOneof("message")
             if kind == "credits":
                 outgoing.grant(request.credits)
