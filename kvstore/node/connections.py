@@ -21,6 +21,7 @@ class Connections:
         self._given_up: Counter[str] = Counter()
         self._counted: weakref.WeakSet[Peer] = weakref.WeakSet()
         self._moves: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
+        self._sent: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
         self._readers: OrderedDict[bytes, int] = OrderedDict()
 
     def number(self, owner: str) -> int:
@@ -34,8 +35,12 @@ class Connections:
             self._given_up[owner] += 1
 
     def moves(self, peer: Peer) -> Moves:
-        """What the transfers over a connection count together."""
+        """What the transfers that come over a connection count together."""
         return self._moves.setdefault(peer, Moves())
+
+    def sent(self, peer: Peer) -> Moves:
+        """What those that go over it do."""
+        return self._sent.setdefault(peer, Moves())
 
     async def to_reader(self, fabric: Fabric, address: bytes, number: int) -> Peer:
         """The owner's connection to a reader, made anew when the reader gave the last one up. Raises InvalidInput."""

@@ -18,7 +18,7 @@ from kvstore.config import NodeConfig
 from kvstore.errors import ChecksumMismatch, Closed, DeviceFailed, InvalidInput, KVStoreError, PeerLost, TooLarge
 from kvstore.fabric.base import Buffer, Peer
 from kvstore.node.lanes import Lane, TrafficClass
-from kvstore.node.progress import Progress
+from kvstore.node.progress import Moves, Progress
 from kvstore.pb import node_pb2
 
 CREDITS_MAX = 4096
@@ -46,13 +46,15 @@ DeviceFailed tell why, anything else means that the block has moved on. Cleans u
 class Outgoing:
     """Of one transfer. Belongs to the event loop. `settle` always, last.
 
-    tell: takes a message for the reader; None ends the transfer. counters: pushed_bytes and push_failures are counted.
+    moves: of all transfers that go over the connection. tell: takes a message for the reader; None ends the transfer.
+    counters: pushed_bytes and push_failures are counted.
     """
 
     def __init__(
         self,
         config: NodeConfig,
         peer: Peer,
+        moves: Moves,
         lane: Lane,
         traffic: TrafficClass,
         fetch: Fetch,
@@ -70,6 +72,7 @@ class Outgoing:
         self._sends: set[asyncio.Future[None]] = set()
         self._refused: set[int] = set()
         self._progress = Progress(config.progress_ms, lane, lambda: bool(self._sends), clock)
+        self._progress.share(moves)
         self._silent = False
         self._unheard_s = _UNHEARD_FACTOR * config.progress_ms / 1000
         self._heard = True

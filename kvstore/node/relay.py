@@ -171,6 +171,7 @@ class Relayed:
         self._outgoing = Outgoing(
             self._resources.config,
             peer,
+            networks.connections.sent(peer),
             networks.lane(COMPUTE),
             TrafficClass.RELAY,
             self._fetch,

@@ -169,6 +169,7 @@ class _Owned:
         self._outgoing = Outgoing(
             self._owner.config,
             peer,
+            connections.sent(peer),
             self._owner.networks.lane(self._network),
             self._traffic(),
             self._fetch,
