@@ -49,6 +49,7 @@ class ControlConfig:
     """The control plane."""
 
     listen: str = option("127.0.0.1:0", "host:port or unix:path to listen on; port 0 picks a free one")
+    insecure: bool = option(False, "listen where other hosts reach it too, without encryption or authentication")
     index_path: str = option("", "directory of the LMDB index; empty: a temporary one")
     index_bytes_max: int = option(16 * GIB, "upper bound of the index file (virtual, not reserved)")
     heartbeat_ms: int = option(500, "how often nodes report")
@@ -62,6 +63,7 @@ class NodeConfig:
 
     node_id: str = option("", "name in the cluster; empty: host name and process id")
     listen: str = option("127.0.0.1:0", "host:port for other nodes and operators")
+    insecure: bool = option(False, "listen where other hosts reach it too, without encryption or authentication")
     socket: str = option("", "path of the unix socket for engines on this host; empty: a temporary one")
     control: str = option("", "address of the control plane; empty: none, only local matches")
     roles: tuple[str, ...] = option((), "prefill, decode, storage; for display and for choosing helpers")

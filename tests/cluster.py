@@ -63,10 +63,17 @@ class Cluster:
         options = {"index_path": str(self.folder / "index"), **options}
         return await self._start("control", options)
 
-    async def node(self, name: str, control: str = "", prefix: tuple[str, ...] = (), **options: str) -> Running:
-        """prefix: a command to run it under, ("ip", "netns", "exec", …)."""
+    async def node(
+        self,
+        name: str,
+        control: str = "",
+        prefix: tuple[str, ...] = (),
+        flags: tuple[str, ...] = (),
+        **options: str,
+    ) -> Running:
+        """prefix: a command to run it under, ("ip", "netns", "exec", …). flags: options that take no value."""
         options = {"node_id": name, "socket": str(self.folder / f"{name}.sock"), "control": control, **options}
-        return await self._start("node", options, prefix)
+        return await self._start("node", options, prefix, flags)
 
     async def client(
         self, node: Running, layout: Layout = LAYOUT, model: str = "test", **options: object
@@ -101,10 +108,12 @@ class Cluster:
             assert asyncio.get_running_loop().time() < until, f"{node.values['node_id']} still holds {left}"
             await asyncio.sleep(0.02)
 
-    async def _start(self, command: str, options: dict[str, str], prefix: tuple[str, ...] = ()) -> Running:
+    async def _start(
+        self, command: str, options: dict[str, str], prefix: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+    ) -> Running:
         argv = [part for name, value in options.items() if value for part in ("--" + name.replace("_", "-"), value)]
         process = await asyncio.create_subprocess_exec(
-            *prefix, sys.executable, "-m", "kvstore", command, *argv, stdout=asyncio.subprocess.PIPE
+            *prefix, sys.executable, "-m", "kvstore", command, *flags, *argv, stdout=asyncio.subprocess.PIPE
         )
         assert process.stdout is not None
         running = Running(process, dict(options))

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens of a prompt (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=300, help="matches measured (default: %(default)s)")
     parser.add_argument(
-        "--listen", default="127.0.0.1:0", help="where the control plane listens (default: %(default)s)"
+        "--listen", default="127.0.0.1:0", help="where the control plane listens, on this host (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the keys and of the draw (default: %(default)s)")
 

@@ -35,6 +35,7 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_service(name: str, service: Service, args: argparse.Namespace) -> int:
     """Runs a service until a signal comes, and returns the exit code. Errors of the start are raised."""
+    os.umask(0o077)  # what a server makes (sockets, slabs, index, address file) is its owner's alone
     log.set_up(args.log_level, name)
     _spare_the_collector()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

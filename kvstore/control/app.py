@@ -16,9 +16,10 @@ from kvstore.control.index.lmdb import LmdbIndex
 from kvstore.control.repair import Membership
 from kvstore.control.service import ControlService
 from kvstore.control.sweeper import Sweeper
-from kvstore.errors import ConfigError, KVStoreError
+from kvstore.errors import KVStoreError
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc
 from kvstore.rpc.address_file import write_address
+from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import make_server
 
 _GRACE_S = 1.0
@@ -69,7 +70,7 @@ class ControlServer:
         health_ = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_, server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        address = _bind(server, config.listen)
+        address = bind(server, "control.listen", config.listen, insecure=config.insecure)
         await server.start()
         for service in ("", *_SERVICES):
             await health_.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -116,13 +117,3 @@ class Tick:
             log.warning("node %s has been silent for too long and is forgotten", name)
         self._membership.look([state.ref for state in self._directory.able(now_ms)])
         await self._sweeper.step(now_ms)
-
-
-def _bind(server: grpc.aio.Server, listen: str) -> str:
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise ConfigError(f"control.listen {listen}: {error}") from error
-    if listen.startswith("unix:"):
-        return listen
-    return f"{listen.rpartition(':')[0]}:{port}"

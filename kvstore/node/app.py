@@ -56,6 +56,7 @@ from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace, Space
 from kvstore.rpc.address_file import write_address
+from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import make_server
 
 log = logging.getLogger(__name__)
@@ -157,17 +158,8 @@ class NodeServer:
         if self.disks is not None:
             await self.disks.adopt()
         self._server = make_server()
-        try:
-            port = self._server.add_insecure_port(config.listen)
-            if self._server.add_insecure_port(f"unix:{socket_path}") == 0:
-                raise ConfigError(f"node: cannot listen on unix:{socket_path}")
-        except RuntimeError as error:
-            raise ConfigError(f"node: cannot listen on {config.listen}: {error}") from error
-        if port == 0:
-            raise ConfigError(f"node: cannot listen on {config.listen}")
-        host = config.listen.rpartition(":")[0]
-        self.address = config.listen if config.listen.startswith("unix:") else f"{host}:{port}"
-        self.socket = f"unix:{socket_path}"
+        self.address = bind(self._server, "node.listen", config.listen, insecure=config.insecure)
+        self.socket = bind(self._server, "node.socket", f"unix:{socket_path}", insecure=False)
         slab_path = Path(f"{socket_path}.slabs")
         address = types_pb2.NodeAddress(
             node_id=self.node_id,

@@ -1,8 +1,10 @@
 """Child processes that never outlive their parent."""
 
 import asyncio
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,6 +22,24 @@ async def test_a_server_is_known_by_its_ready_line() -> None:
         await writer.wait_closed()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(host, int(port))
+
+
+def rights_of_others(folder: Path) -> dict[Path, int]:
+    return {path.relative_to(folder): path.stat().st_mode & 0o077 for path in folder.rglob("*")}
+
+
+async def test_what_a_server_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    """Index, slab files, address file, and both sockets from the moment they exist."""
+    nvme = ("--nvme-paths", str(tmp_path / "nvme"), "--nvme-bytes", "1GiB", "--dram-bytes", "64MiB")
+    paths = ("--socket", str(tmp_path / "node.sock"), "--address-file", str(tmp_path / "address"))
+    before = os.umask(0o022)  # what the server inherits lets others read
+    try:
+        async with spawn.server("serve", *nvme, *paths, "--control-index-path", str(tmp_path / "index")):
+            modes = rights_of_others(tmp_path)
+    finally:
+        os.umask(before)
+    assert {Path("address"), Path("index"), Path("node.sock"), Path("node.sock.slabs"), Path("nvme")} <= modes.keys()
+    assert [path for path, others in modes.items() if others] == []
 
 
 async def test_a_server_that_does_not_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:

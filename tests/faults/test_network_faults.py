@@ -51,7 +51,8 @@ async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts
         for host, options in zip(made.topology.hosts, (NODE, NARROW), strict=True):
             nic = host.nic(COMPUTE)
             network = {"listen": f"{nic.address}:0", "compute_device": nic.device}
-            nodes.append(await built.node(host.name, prefix=made.prefix(host), **network, **options))
+            place = {"prefix": made.prefix(host), "flags": ("--insecure",)}
+            nodes.append(await built.node(host.name, **place, **network, **options))
         owner, node = nodes
         yield Hosts(made, built, owner, await built.client(owner), node, await built.client(node))
 

@@ -101,7 +101,7 @@ async def test_an_address_that_cannot_be_bound(scratch: Path, listen: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match="listen"):
-            await serve(config(listen=listen.format(port=port)))
+            await serve(config(listen=listen.format(port=port), insecure=True))
     assert left_in(scratch) == []
 
 
