@@ -1,6 +1,7 @@
 """The node's ends of its networks: one fabric per NIC, with a lane outwards and a meter inwards."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput
@@ -9,9 +10,11 @@ from kvstore.fabric.base import Fabric
 from kvstore.node.connections import Connections
 from kvstore.node.lanes import Lane, Meter
 from kvstore.pb import types_pb2
+from kvstore.rpc.bind import is_local
 
 COMPUTE = "compute"
 STORAGE = "storage"
+LOOPBACK = "lo"
 
 
 class Networks:
@@ -25,8 +28,13 @@ class Networks:
 
     @classmethod
     def open(cls, config: NodeConfig) -> "Networks":
-        """Raises FabricUnavailable."""
+        """A node that only this host reaches keeps to the loopback device, unless it is given another.
+
+        Raises FabricUnavailable.
+        """
         nics = {COMPUTE: config.compute} | ({STORAGE: config.storage} if config.storage is not None else {})
+        if not config.insecure and is_local(config.listen):
+            nics = {name: nic if nic.device else replace(nic, device=LOOPBACK) for name, nic in nics.items()}
         fabrics = {name: make_fabric(nic) for name, nic in nics.items()}
         return cls(fabrics, config.lane_bytes_max, {name: nic.bytes_per_s for name, nic in nics.items()})
 
