@@ -1,7 +1,8 @@
 """Configuration: frozen dataclasses. Every default is written here and nowhere else; the CLI reads them off the fields.
 
 A TOML file has one table per class: [control], [node] with [node.compute] and [node.storage], [client]; beside them
-[namespaces."PATTERN"] with rules of namespaces (`kvstore.policy.rulebook`). Options of the command line lie over it.
+[namespaces."PATTERN"] with rules of namespaces (`kvstore.policy.rulebook`). The environment
+lies over it, options of the command line over both (`kvstore.cli.layers`).
 """
 
 import dataclasses
@@ -136,14 +137,18 @@ class Config:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a TOML file. Raises ConfigError with the place and a suggestion."""
-        try:
-            with open(path, "rb") as file:
-                tables = tomllib.load(file)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        except ValueError as error:  # no TOML, or no UTF-8
-            raise ConfigError(f"{path}: {error}") from error
-        return overlay(cls(), tables)
+        return overlay(cls(), read_tables(path))
+
+
+def read_tables(path: str | Path) -> dict[str, Any]:
+    """What a TOML file says, as it stands there. Raises ConfigError."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise ConfigError(f"{path}: {error}") from error
 
 
 T = TypeVar("T")

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from kvstore.cli.options import add_config_file, add_options, load_config
+from kvstore.cli.layers import load_config
+from kvstore.cli.options import add_config_file, add_options
 from kvstore.cli.process import add_process_arguments, run_service
 from kvstore.config import ControlConfig
 from kvstore.control import app

@@ -9,6 +9,7 @@ COMMANDS = {
     "serve": Command("kvstore.cli.serve", "control plane and one node in one process, on loopback"),
     "control": Command("kvstore.cli.control", "a control plane"),
     "node": Command("kvstore.cli.node", "a node"),
+    "config": Command("kvstore.cli.config", "what file, environment and options come to, and where each value is from"),
     "demo": Command("kvstore.cli.demo", "agent sessions over real processes, every byte checked"),
     "admin": Command("kvstore.cli.admin", "what the cluster holds: stats, nodes, blocks"),
 }

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from kvstore.cli.options import add_config_file, add_options, load_config
+from kvstore.cli.layers import load_config
+from kvstore.cli.options import add_config_file, add_options
 from kvstore.cli.process import add_process_arguments, run_service
 from kvstore.config import NodeConfig
 from kvstore.node import app

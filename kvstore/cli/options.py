@@ -8,10 +8,9 @@ import argparse
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
 from typing import Any
 
-from kvstore.config import Config, overlay
+from kvstore.config import Config
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
@@ -35,7 +34,9 @@ def shown_size(count: int) -> str:
 
 
 def add_config_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="TOML file; options lie over it")
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file; variables KVSTORE_TABLE__NAME and options lie over it"
+    )
 
 
 def add_options(
@@ -49,18 +50,12 @@ def add_options(
     _add_fields(parser.add_argument_group(f"[{table}]"), type(defaults), table, prefix, leave_out)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """The file that --config names, with the options over it. Raises ConfigError."""
-    config = Config.load(args.config) if args.config else Config()
-    return overlay(config, _nested(vars(args)))
-
-
 def _add_fields(group: Any, cls: type, place: str, prefix: str, leave_out: frozenset[str]) -> None:
     types = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in leave_out:
             continue
-        text, nested = field.metadata["help"], _dataclass_of(types[field.name])
+        text, nested = field.metadata["help"], dataclass_of(types[field.name])
         if nested is not None:
             _add_fields(group, nested, f"{place}.{field.name}", f"{prefix}{field.name}-", frozenset())
             continue
@@ -73,7 +68,7 @@ def _add_fields(group: Any, cls: type, place: str, prefix: str, leave_out: froze
         )
 
 
-def _dataclass_of(annotation: Any) -> type | None:
+def dataclass_of(annotation: Any) -> type | None:
     """The nested table's class, also of an optional one."""
     options = [annotation, *typing.get_args(annotation)]
     return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
@@ -86,12 +81,12 @@ def _form(name: str, annotation: Any) -> dict[str, Any]:
         is_size = "bytes" in name.split("_")
         return {"type": size if is_size else int, "metavar": "SIZE" if is_size else "N"}
     if typing.get_origin(annotation) is tuple:
-        return {"type": _names, "metavar": "NAME,…"}
+        return {"type": names, "metavar": "NAME,…"}
     assert annotation is str, f"no option can be made of {name}: {annotation}"
     return {"metavar": "TEXT"}
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -104,16 +99,3 @@ def _shown(field: "dataclasses.Field[Any]") -> str:
     if isinstance(default, tuple):
         return ",".join(default) or "none"
     return str(default) or "empty"
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"node.compute.device": x} → {"node": {"compute": {"device": x}}}; a name without a dot is no setting."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *tables, name = path.split(".")
-        if tables:
-            branch = tree
-            for table in tables:
-                branch = branch.setdefault(table, {})
-            branch[name] = value
-    return tree

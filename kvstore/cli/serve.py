@@ -10,8 +10,9 @@ from dataclasses import replace
 from functools import partial
 
 from kvstore.cli.control import control_plane
+from kvstore.cli.layers import load_config
 from kvstore.cli.node import node
-from kvstore.cli.options import add_config_file, add_options, load_config
+from kvstore.cli.options import add_config_file, add_options
 from kvstore.cli.process import add_process_arguments, run_service
 from kvstore.config import Config
 

@@ -17,24 +17,28 @@ def bind(server: grpc.aio.Server, setting: str, listen: str, *, insecure: bool) 
     reach are neither encrypted nor authenticated; each start warns of it. Raises ConfigError for such an address
     without that, and for one that cannot be bound.
     """
-    exposed = not is_local(listen)
-    if exposed and not insecure:
-        raise ConfigError(
-            f"{setting} {listen}: other hosts may reach this address, and calls are neither encrypted nor"
-            " authenticated: listen on 127.0.0.1 or unix:PATH, or say --insecure (insecure = true) if everyone who"
-            " reaches it may read, change and delete what is stored"
-        )
+    expect_accepted(setting, listen, insecure=insecure)
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
         raise ConfigError(f"{setting}: cannot listen on {listen}: {error}") from error
     if port == 0:
         raise ConfigError(f"{setting}: cannot listen on {listen}")
-    if exposed:
+    if not is_local(listen):
         log.warning(
             "%s %s is insecure: everyone who reaches it may read, change and delete what is stored", setting, listen
         )
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+
+def expect_accepted(setting: str, listen: str, *, insecure: bool) -> None:
+    """Raises ConfigError for an address that other hosts reach, unless the operator accepts that."""
+    if not is_local(listen) and not insecure:
+        raise ConfigError(
+            f"{setting} {listen}: other hosts may reach this address, and calls are neither encrypted nor"
+            " authenticated: listen on 127.0.0.1 or unix:PATH, or say --insecure (insecure = true) if everyone who"
+            " reaches it may read, change and delete what is stored"
+        )
 
 
 def is_local(listen: str) -> bool:

@@ -5,7 +5,8 @@ import dataclasses
 
 import pytest
 
-from kvstore.cli.options import add_config_file, add_options, load_config, shown_size, size
+from kvstore.cli.layers import load_config
+from kvstore.cli.options import add_config_file, add_options, shown_size, size
 from kvstore.config import MIB, Config, FabricConfig, NodeConfig
 from kvstore.errors import ConfigError
 

@@ -1,0 +1,85 @@
+"""Shows what the configuration comes to, or checks it, as a server with the same file and environment would see it.
+
+`show` prints a TOML file that says the same, each line with the place it comes from. `check` prints nothing but errors.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kvstore.cli.layers import Layer, combined, layers, source_of
+from kvstore.cli.options import add_config_file, add_options
+from kvstore.config import Config
+from kvstore.policy.policies import eviction_of_tiers
+from kvstore.policy.rulebook import RuleBook
+from kvstore.policy.rules import NamespaceRules
+from kvstore.rpc.bind import expect_accepted
+
+_TABLES = ("control", "node", "client")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("verb", choices=["show", "check"], help="print it, or only say what is wrong with it")
+    add_config_file(parser)
+    for name in _TABLES:
+        add_options(parser, name, prefix=f"{name}-")
+
+
+def run(args: argparse.Namespace) -> int:
+    laid = layers(args)
+    config = combined(laid)
+    check(config)
+    if args.verb == "show":
+        sys.stdout.writelines(f"{line}\n" for line in shown(config, laid))
+    return 0
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for values that a server would refuse before it looks at this machine."""
+    expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure)
+    expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure)
+    eviction_of_tiers(config.node)
+    RuleBook(NamespaceRules.from_fields({"ttl_ms": config.node.ttl_ms}), config.namespaces)
+
+
+def shown(config: Config, laid: Sequence[Layer]) -> Iterator[str]:
+    """Lines of a TOML file that says what `config` holds, each with its source."""
+    for name in _TABLES:
+        yield from _table((name,), getattr(config, name), laid)
+    for pattern, rules in config.namespaces.items():
+        yield f"[namespaces.{_text(pattern)}]"
+        for name, value in rules.items():
+            yield f"{name} = {_value(value)}  # {source_of(('namespaces', pattern, name), laid)}"
+        yield ""
+
+
+def _table(path: tuple[str, ...], table: Any, laid: Sequence[Layer]) -> Iterator[str]:
+    nested = []
+    yield f"[{'.'.join(path)}]"
+    for field in dataclasses.fields(table):
+        value, place = getattr(table, field.name), (*path, field.name)
+        if dataclasses.is_dataclass(value):
+            nested.append((place, value))
+        elif value is not None:
+            yield f"{field.name} = {_value(value)}  # {source_of(place, laid)}"
+    yield ""
+    for place, value in nested:
+        yield from _table(place, value, laid)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_text(name)} = {_value(each)}" for name, each in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool | float) else str(value)
+
+
+def _text(value: str) -> str:
+    """A TOML string: JSON's, but that DEL may not stand in it as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
