@@ -9,6 +9,8 @@ from kvstore.cli.options import shown_size
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
 
+_SPANS_S = {"1 min": 60, "10 min": 600, "60 min": 3600}
+
 
 def show_stats(reply: admin_pb2.StatsReply) -> None:
     ratio = f"{reply.matched_blocks / reply.asked_blocks:.1%}" if reply.asked_blocks else "–"
@@ -32,16 +34,27 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
 
 def show_lanes(reply: admin_pb2.StatsReply) -> None:
     rows = (row for node in reply.nodes for row in _lane_rows(node))
-    show(table(("node", "lane", "queued", "per s", "rate", "moved"), rows, title="lanes"), *_balance(reply))
+    show(table(("node", "lane", "queued", "per s", "rate", "moved", *_SPANS_S), rows, title="lanes"), *_balance(reply))
 
 
 def _lane_rows(node: admin_pb2.NodeUsage) -> Iterator[tuple[str, ...]]:
     if not node.reachable:
         yield (node.node_id, f"not reachable: {node.error}")
+    moved = {lane.lane: lane for lane in node.usage.moved}
     for lane in node.usage.lanes:
         known = "configured" if lane.nominal_bytes_per_s else "measured" if lane.moved_bytes else "a guess"
         per_s = shown_bytes(lane.bytes_per_s)
-        yield (node.node_id, lane.lane, shown_bytes(lane.queued_bytes), per_s, known, shown_bytes(lane.moved_bytes))
+        yield (
+            *(node.node_id, lane.lane, shown_bytes(lane.queued_bytes), per_s, known, shown_bytes(lane.moved_bytes)),
+            *(_rates(moved[lane.lane]) if lane.lane in moved else ()),
+        )
+
+
+def _rates(moved: node_pb2.LaneMoved) -> Iterator[str]:
+    """Bytes per second, on average over each span."""
+    counts = (moved.last_1min_bytes, moved.last_10min_bytes, moved.last_60min_bytes)
+    for count, span_s in zip(counts, _SPANS_S.values(), strict=True):
+        yield f"{shown_bytes(count / span_s)}/s"
 
 
 def _balance(reply: admin_pb2.StatsReply) -> list[str]:

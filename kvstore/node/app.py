@@ -26,16 +26,17 @@ from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog, Record
 from kvstore.node.custody import Custody
 from kvstore.node.devices import close_devices, open_devices, space_of
-from kvstore.node.disklane import disk_load
+from kvstore.node.disklane import DiskLane, disk_load
 from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.intake import Intake
 from kvstore.node.kept import Kept
 from kvstore.node.landing import Landing
+from kvstore.node.lanes import Meter
 from kvstore.node.loads import Loads
 from kvstore.node.neighbours import Neighbours
-from kvstore.node.networks import Networks
+from kvstore.node.networks import Networks, lane_moved
 from kvstore.node.placement import Placement
 from kvstore.node.publisher import Publisher
 from kvstore.node.replicas import Replicas
@@ -227,6 +228,7 @@ class NodeServer:
             self.intake,
             self.replicas,
             self._lane_loads,
+            self._lanes_moved,
             address,
             slab_socket,
         )
@@ -271,9 +273,17 @@ class NodeServer:
         return self._scratch / "node.sock"
 
     def _lane_loads(self) -> list[types_pb2.LaneLoad]:
+        return [*self.networks.loads(), *(disk_load(lane) for lane in self._disk_lanes())]
+
+    def _lanes_moved(self) -> list[node_pb2.LaneMoved]:
+        now_ns = time.monotonic_ns()
+        lanes: list[Meter | DiskLane] = [*self.networks.both_ways(), *self._disk_lanes()]
+        return [lane_moved(lane.name, lane.recent, now_ns) for lane in lanes]
+
+    def _disk_lanes(self) -> list[DiskLane]:
         disks = () if self.disks is None else [bank.lane for bank in self.disks.nvme.banks]
         shared = () if self.shared is None else [self.shared.lane]
-        return [*self.networks.loads(), *(disk_load(lane) for lane in (*disks, *shared))]
+        return [*disks, *shared]
 
     def _tell(self, records: list[Record]) -> None:
         assert self._publisher is not None

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from kvstore.errors import Closed
+from kvstore.node.lanes import recent_bytes
 from kvstore.pb import types_pb2
 from kvstore.policy.share import BACKGROUND_PART_MIN, Shares
 
@@ -40,6 +41,7 @@ class DiskLane:
         self.name = name
         self.background_part = BACKGROUND_PART_MIN
         self.moved_bytes = 0
+        self.recent = recent_bytes()
         self.background_bytes = 0
         self.bytes_per_s = float(_RATE_START_BYTES_PER_S)
         self._depth = depth
@@ -125,6 +127,7 @@ class DiskLane:
         error = thread.exception()
         if error is None:
             self.moved_bytes += piece.length
+            self.recent.add(piece.length, time.monotonic_ns())
             self.background_bytes += piece.length * piece.background
             self._measure(piece)
         if not piece.done.done():

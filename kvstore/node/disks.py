@@ -17,6 +17,7 @@ from kvstore.node.scrub import Scrub
 from kvstore.node.spill import Spill
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.pb import node_pb2
+from kvstore.policy.recent import HOUR_NS
 
 _FLUSH_S = 1.0
 _LIMIT_LIFTED_S = 60.0
@@ -133,7 +134,7 @@ class Disks:
                 bytes_per_s=int(bank.lane.bytes_per_s),
                 moved_bytes=bank.lane.moved_bytes,
                 written_bytes=bank.written_bytes,
-                written_day_bytes=bank.wear.last_day(self._custody.clock()),
+                written_day_bytes=bank.written.within(24 * HOUR_NS, self._custody.clock()),
             )
             for bank, (capacity_bytes, used_bytes) in zip(self.nvme.banks, banks, strict=True)
         ]

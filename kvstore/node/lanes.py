@@ -10,6 +10,7 @@ import enum
 import time
 from collections import Counter, OrderedDict, deque
 
+from kvstore.policy.recent import HOUR_NS, SECOND_NS, Recent
 from kvstore.policy.route import RATE_START_BYTES_PER_S
 
 _RATE_WEIGHT = 0.2
@@ -30,6 +31,11 @@ _PART = {TrafficClass.HANDOFF: 1.0, TrafficClass.LOAD: 1.0, TrafficClass.RELAY: 
 """Of the lane's bytes in flight, how much a class may have."""
 
 
+def recent_bytes() -> Recent:
+    """What a lane remembers of the bytes that it moved: an hour, by the second."""
+    return Recent(SECOND_NS, HOUR_NS // SECOND_NS)
+
+
 class Meter:
     """What moves over one direction of a NIC. promised_bytes: of loads under way, expected here and not yet asked for.
 
@@ -43,6 +49,7 @@ class Meter:
         self.in_flight_bytes = 0
         self.promised_bytes = 0
         self.moved_bytes = 0
+        self.recent = recent_bytes()
         self.bytes_per_s = float(RATE_START_BYTES_PER_S)
         self._since_ns = 0
         self._bytes = 0
@@ -73,6 +80,7 @@ class Meter:
         assert self.in_flight_bytes >= 0
         if moved:
             self.moved_bytes += length
+            self.recent.add(length, time.monotonic_ns())
             self._bytes += length
         self._measure()
 

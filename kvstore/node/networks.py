@@ -9,7 +9,8 @@ from kvstore.fabric import make_fabric
 from kvstore.fabric.base import Fabric
 from kvstore.node.connections import Connections
 from kvstore.node.lanes import Lane, Meter
-from kvstore.pb import types_pb2
+from kvstore.pb import node_pb2, types_pb2
+from kvstore.policy.recent import HOUR_NS, MINUTE_NS, Recent
 from kvstore.rpc.bind import is_local
 
 COMPUTE = "compute"
@@ -57,8 +58,11 @@ class Networks:
         """Inwards."""
         return self.meters.get(name) or self.meters[COMPUTE]
 
+    def both_ways(self) -> list[Meter]:
+        return [*self.lanes.values(), *self.meters.values()]
+
     def loads(self) -> list[types_pb2.LaneLoad]:
-        return [lane_load(meter) for meter in (*self.lanes.values(), *self.meters.values())]
+        return [lane_load(meter) for meter in self.both_ways()]
 
     async def close(self) -> None:
         for fabric in self._fabrics.values():
@@ -72,4 +76,14 @@ def lane_load(meter: Meter) -> types_pb2.LaneLoad:
         bytes_per_s=int(meter.capacity_bytes_per_s),
         moved_bytes=meter.moved_bytes,
         nominal_bytes_per_s=meter.nominal_bytes_per_s,
+    )
+
+
+def lane_moved(name: str, recent: Recent, now_ns: int) -> node_pb2.LaneMoved:
+    """What a lane of a NIC or a disk carried lately."""
+    return node_pb2.LaneMoved(
+        lane=name,
+        last_1min_bytes=recent.within(MINUTE_NS, now_ns),
+        last_10min_bytes=recent.within(10 * MINUTE_NS, now_ns),
+        last_60min_bytes=recent.within(HOUR_NS, now_ns),
     )

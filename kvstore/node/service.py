@@ -53,6 +53,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         intake: Intake,
         replicas: Replicas | None,
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
+        lanes_moved: Callable[[], Sequence[node_pb2.LaneMoved]],
         address: types_pb2.NodeAddress,
         slab_socket: str,
     ) -> None:
@@ -69,6 +70,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._intake = intake
         self._replicas = replicas
         self._lane_loads = lane_loads
+        self._lanes_moved = lanes_moved
         self._address = address
         self._slab_socket = slab_socket
 
@@ -341,6 +343,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             devices=self._disks.usage() if self._disks is not None else [],
             counters=counters,
             lanes=self._lane_loads(),
+            moved=self._lanes_moved(),
             violations=self._custody.catalog.violations() if request.check else [],
         )
 

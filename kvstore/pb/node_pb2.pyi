@@ -1650,6 +1650,7 @@ class UsageReply(google.protobuf.message.Message):
     VIOLATIONS_FIELD_NUMBER: builtins.int
     DEVICES_FIELD_NUMBER: builtins.int
     LANES_FIELD_NUMBER: builtins.int
+    MOVED_FIELD_NUMBER: builtins.int
     @property
     def node(self) -> kvstore.pb.types_pb2.NodeAddress: ...
     @property
@@ -1666,6 +1667,10 @@ class UsageReply(google.protobuf.message.Message):
     def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.LaneLoad]:
         """now"""
 
+    @property
+    def moved(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LaneMoved]:
+        """one per lane, in the order of `lanes`"""
+
     def __init__(
         self,
         *,
@@ -1675,11 +1680,38 @@ class UsageReply(google.protobuf.message.Message):
         violations: collections.abc.Iterable[builtins.str] | None = ...,
         devices: collections.abc.Iterable[Global___DeviceUsage] | None = ...,
         lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
+        moved: collections.abc.Iterable[Global___LaneMoved] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["node", b"node"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["counters", b"counters", "devices", b"devices", "lanes", b"lanes", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counters", b"counters", "devices", b"devices", "lanes", b"lanes", "moved", b"moved", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
 
 Global___UsageReply: typing_extensions.TypeAlias = UsageReply
+
+@typing.final
+class LaneMoved(google.protobuf.message.Message):
+    """What one lane carried lately, counted by whole seconds, the present one among them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LANE_FIELD_NUMBER: builtins.int
+    LAST_1MIN_BYTES_FIELD_NUMBER: builtins.int
+    LAST_10MIN_BYTES_FIELD_NUMBER: builtins.int
+    LAST_60MIN_BYTES_FIELD_NUMBER: builtins.int
+    lane: builtins.str
+    last_1min_bytes: builtins.int
+    last_10min_bytes: builtins.int
+    last_60min_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        lane: builtins.str = ...,
+        last_1min_bytes: builtins.int = ...,
+        last_10min_bytes: builtins.int = ...,
+        last_60min_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lane", b"lane", "last_10min_bytes", b"last_10min_bytes", "last_1min_bytes", b"last_1min_bytes", "last_60min_bytes", b"last_60min_bytes"]) -> None: ...
+
+Global___LaneMoved: typing_extensions.TypeAlias = LaneMoved
 
 @typing.final
 class DeviceUsage(google.protobuf.message.Message):

@@ -1,9 +1,8 @@
-"""How many bytes a day may be written to a disk, and how many were: flash wears out."""
+"""How many bytes a day may be written to a disk: flash wears out."""
 
-from collections import deque
+from kvstore.policy.recent import HOUR_NS
 
-_HOUR_NS = 3600 * 1_000_000_000
-_DAY_NS = 24 * _HOUR_NS
+_DAY_NS = 24 * HOUR_NS
 _BURST_PART = 1 / 24
 
 
@@ -29,26 +28,3 @@ class ByteBudget:
             return False
         self._room_bytes -= length
         return True
-
-
-class Wear:
-    """Bytes written within a day, by the hour. Time is an argument, in nanoseconds, and must not fall."""
-
-    def __init__(self) -> None:
-        self._hours: deque[tuple[int, int]] = deque()
-
-    def wrote(self, length: int, now_ns: int) -> None:
-        hour = now_ns // _HOUR_NS
-        if self._hours and self._hours[-1][0] == hour:
-            length += self._hours.pop()[1]
-        self._hours.append((hour, length))
-        self._forget(hour)
-
-    def last_day(self, now_ns: int) -> int:
-        """Of this hour and the 23 before it."""
-        self._forget(now_ns // _HOUR_NS)
-        return sum(length for _, length in self._hours)
-
-    def _forget(self, hour: int) -> None:
-        while self._hours and self._hours[0][0] <= hour - 24:
-            self._hours.popleft()

@@ -29,6 +29,9 @@ LANES = [
     types_pb2.LaneLoad(lane="compute-out", bytes_per_s=125 * 10**6),
     types_pb2.LaneLoad(lane="nvme0", bytes_per_s=900 * 10**6, moved_bytes=7 * 10**12),
 ]
+MOVED = node_pb2.LaneMoved(
+    lane="nvme0", last_1min_bytes=6 * 10**10, last_10min_bytes=3 * 10**11, last_60min_bytes=36 * 10**8
+)
 
 
 class Answers(admin_pb2_grpc.AdminServicer):
@@ -42,7 +45,7 @@ class Answers(admin_pb2_grpc.AdminServicer):
         good = admin_pb2.NodeUsage(
             node_id="n1",
             reachable=True,
-            usage=node_pb2.UsageReply(tiers=[tier], lanes=LANES, violations=["one slot too many"]),
+            usage=node_pb2.UsageReply(tiers=[tier], lanes=LANES, moved=[MOVED], violations=["one slot too many"]),
         )
         gone = admin_pb2.NodeUsage(node_id="n2", error="connection refused")
         return admin_pb2.StatsReply(
@@ -110,15 +113,15 @@ def test_stats_as_tables(control: tuple[str, Answers], capsys: pytest.CaptureFix
 
 
 def test_lanes_as_a_table(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each with what waits, what it can carry and from where that is known, and what it has moved."""
+    """Each with what waits, what it can carry and from where that is known, and what it has moved, lately too."""
     assert main(["admin", "lanes", "--control", control[0]]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│ n" in line]
     assert rows == [
-        ["n1", "storage-in", "4 kB", "50 GB", "configured", "0 B"],
-        ["n1", "compute-out", "0 B", "125 MB", "a guess", "0 B"],
-        ["n1", "nvme0", "0 B", "900 MB", "measured", "7 TB"],
-        ["n2", "not reachable: connection refused", "", "", "", ""],
+        ["n1", "storage-in", "4 kB", "50 GB", "configured", "0 B", "", "", ""],
+        ["n1", "compute-out", "0 B", "125 MB", "a guess", "0 B", "", "", ""],
+        ["n1", "nvme0", "0 B", "900 MB", "measured", "7 TB", "1 GB/s", "500 MB/s", "1 MB/s"],
+        ["n2", "not reachable: connection refused", "", "", "", "", "", "", ""],
     ]
     assert lines[-1] == "storage NIC traffic inwards, max/avg over 3: 1.18"
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from kvstore.errors import Closed, DeviceFailed
 from kvstore.node.disklane import DiskLane
+from kvstore.policy.recent import HOUR_NS
 from tests.waiting import eventually
 
 MIB = 1024 * 1024
@@ -62,6 +64,7 @@ async def test_no_more_than_its_depth_is_under_way(lane: DiskLane, gate: Gate) -
     gate.open_all()
     assert await asyncio.gather(*pieces) == ["a", "b", "c"]
     assert (lane.queued_bytes, lane.moved_bytes, lane.background_bytes) == (0, 3 * MIB, 0)
+    assert lane.recent.within(HOUR_NS, time.monotonic_ns()) == 3 * MIB
 
 
 async def test_loads_go_before_the_background(lane: DiskLane, gate: Gate) -> None:

@@ -137,6 +137,8 @@ async def test_an_operator_sees_what_a_nic_carried(world: World) -> None:
     moved = {lane.lane: lane.moved_bytes for lane in usage.lanes}
     assert moved.keys() == {"compute-in", "compute-out", "storage-in", "storage-out"}
     assert moved["storage-in"] == world.helper.networks.meter(STORAGE).moved_bytes > 0
+    lately = [(lane.lane, lane.last_1min_bytes, lane.last_60min_bytes) for lane in usage.moved]
+    assert lately == [(lane.lane, lane.moved_bytes, lane.moved_bytes) for lane in usage.lanes]
     assert moved["compute-out"] > 0
 
 

@@ -20,7 +20,7 @@ from kvstore.node.storage.device import Device
 from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.index import Batch
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
-from kvstore.policy.budget import Wear
+from kvstore.policy.recent import HOUR_NS, Recent
 from kvstore.rpc.lanes import DISK_PREFIX
 
 _ERRORS_WITHIN_NS = 3600 * 1_000_000_000
@@ -65,7 +65,7 @@ class Bank:
         self.in_service = device is not None
         self.failures = 0
         self.written_bytes = 0
-        self.wear = Wear()
+        self.written = Recent(HOUR_NS, 24)
         self._device = device
         self._errors: deque[int] = deque(maxlen=max(1, errors_max))
         self._sync = sync
@@ -205,7 +205,7 @@ class Bank:
         running.add_done_callback(self._note)
         if writes:
             self.written_bytes += length
-            self.wear.wrote(length, self._clock())
+            self.written.add(length, self._clock())
         return running
 
     def _note(self, done: "asyncio.Future[None]") -> None:
