@@ -17,8 +17,8 @@ from kvstore.rpc.rules import rules_message, rules_of
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_FIELDS = ("ttl_ms", "ttl_kind", "ttl_ms_min", "ttl_ms_max", "probe_extends", "copies", "compression", "keep_copy")
-_COLUMNS = ("ttl", "kind", "least", "most", "probe extends", "copies", "compression", "keep copy")
+_FIELDS = ("ttl_ms", "ttl_kind", "ttl_ms_min", "ttl_ms_max", "probe_extends", "copies", "compression")
+_COLUMNS = ("ttl", "kind", "least", "most", "probe extends", "copies", "compression")
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -40,7 +40,6 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     change.add_argument("--copies", type=int, metavar="N", help="nodes that each block is to be on")
     change.add_argument("--compression", choices=[each.value for each in Compression], help="of blocks on NVMe")
-    change.add_argument("--keep-copy", action=argparse.BooleanOptionalAction, help="loads leave a copy at the reader")
     change.set_defaults(ask=_set, show=show_reached)
     remove = verbs.add_parser("remove", parents=[shared], help="nothing is set for a pattern any more")
     _add_pattern(remove)

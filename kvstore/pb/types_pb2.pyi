@@ -266,7 +266,6 @@ class Rules(google.protobuf.message.Message):
     PROBE_EXTENDS_FIELD_NUMBER: builtins.int
     COPIES_FIELD_NUMBER: builtins.int
     COMPRESSION_FIELD_NUMBER: builtins.int
-    KEEP_COPY_FIELD_NUMBER: builtins.int
     ttl_kind: builtins.str
     """sliding | fixed"""
     ttl_ms: builtins.int
@@ -281,8 +280,6 @@ class Rules(google.protobuf.message.Message):
     """nodes that each block is to be on"""
     compression: builtins.str
     """off | zstd | shuffle; of blocks on NVMe"""
-    keep_copy: builtins.bool
-    """a load leaves a copy at the reader's node"""
     def __init__(
         self,
         *,
@@ -293,16 +290,13 @@ class Rules(google.protobuf.message.Message):
         probe_extends: builtins.bool | None = ...,
         copies: builtins.int | None = ...,
         compression: builtins.str | None = ...,
-        keep_copy: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_compression", b"_compression", "_copies", b"_copies", "_keep_copy", b"_keep_copy", "_probe_extends", b"_probe_extends", "_ttl_kind", b"_ttl_kind", "_ttl_ms", b"_ttl_ms", "_ttl_ms_max", b"_ttl_ms_max", "_ttl_ms_min", b"_ttl_ms_min", "compression", b"compression", "copies", b"copies", "keep_copy", b"keep_copy", "probe_extends", b"probe_extends", "ttl_kind", b"ttl_kind", "ttl_ms", b"ttl_ms", "ttl_ms_max", b"ttl_ms_max", "ttl_ms_min", b"ttl_ms_min"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_compression", b"_compression", "_copies", b"_copies", "_keep_copy", b"_keep_copy", "_probe_extends", b"_probe_extends", "_ttl_kind", b"_ttl_kind", "_ttl_ms", b"_ttl_ms", "_ttl_ms_max", b"_ttl_ms_max", "_ttl_ms_min", b"_ttl_ms_min", "compression", b"compression", "copies", b"copies", "keep_copy", b"keep_copy", "probe_extends", b"probe_extends", "ttl_kind", b"ttl_kind", "ttl_ms", b"ttl_ms", "ttl_ms_max", b"ttl_ms_max", "ttl_ms_min", b"ttl_ms_min"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_compression", b"_compression", "_copies", b"_copies", "_probe_extends", b"_probe_extends", "_ttl_kind", b"_ttl_kind", "_ttl_ms", b"_ttl_ms", "_ttl_ms_max", b"_ttl_ms_max", "_ttl_ms_min", b"_ttl_ms_min", "compression", b"compression", "copies", b"copies", "probe_extends", b"probe_extends", "ttl_kind", b"ttl_kind", "ttl_ms", b"ttl_ms", "ttl_ms_max", b"ttl_ms_max", "ttl_ms_min", b"ttl_ms_min"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_compression", b"_compression", "_copies", b"_copies", "_probe_extends", b"_probe_extends", "_ttl_kind", b"_ttl_kind", "_ttl_ms", b"_ttl_ms", "_ttl_ms_max", b"_ttl_ms_max", "_ttl_ms_min", b"_ttl_ms_min", "compression", b"compression", "copies", b"copies", "probe_extends", b"probe_extends", "ttl_kind", b"ttl_kind", "ttl_ms", b"ttl_ms", "ttl_ms_max", b"ttl_ms_max", "ttl_ms_min", b"ttl_ms_min"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_compression", b"_compression"]) -> typing.Literal["compression"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_copies", b"_copies"]) -> typing.Literal["copies"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_keep_copy", b"_keep_copy"]) -> typing.Literal["keep_copy"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_probe_extends", b"_probe_extends"]) -> typing.Literal["probe_extends"] | None: ...
     @typing.overload

@@ -38,14 +38,13 @@ class NamespaceRules:
     """The rules of one namespace.
 
     ttl: how long its blocks live. probe_extends: a match without a load is a touch too. copies: nodes that each block
-    is to be on. compression: on NVMe. keep_copy: a load leaves a copy at the reader's node.
+    is to be on. compression: on NVMe.
     """
 
     ttl: TtlRule
     probe_extends: bool = False
     copies: int = 1
     compression: Compression = Compression.OFF
-    keep_copy: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.copies <= COPIES_MAX:
@@ -61,7 +60,6 @@ class NamespaceRules:
             "probe_extends": self.probe_extends,
             "copies": self.copies,
             "compression": self.compression.value,
-            "keep_copy": self.keep_copy,
         }
 
     def changed(self, fields: Mapping[str, Any]) -> "NamespaceRules":

@@ -199,14 +199,13 @@ def test_rules_as_tables(control: tuple[str, Answers], capsys: pytest.CaptureFix
 
 def test_rules_are_set_by_what_is_named(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing else is sent; who does not follow yet is said."""
-    options = ["--ttl", "2h", "--kind", "fixed", "--max", "0s", "--no-keep-copy", "--copies", "2"]
+    options = ["--ttl", "2h", "--kind", "fixed", "--max", "0s", "--copies", "2"]
     assert main(["admin", "ttl", "set", "llama-*", *options, "--control", control[0]]) == 0
     assert (control[1].told.pattern, control[1].told.remove) == ("llama-*", False)
     assert rules_of(control[1].told.rules) == {
         "ttl_ms": 7_200_000,
         "ttl_kind": "fixed",
         "ttl_ms_max": 0,
-        "keep_copy": False,
         "copies": 2,
     }
     text = capsys.readouterr().out

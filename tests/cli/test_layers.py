@@ -92,7 +92,7 @@ VALUES = {
 @given(st.fixed_dictionaries({}, optional=VALUES), st.text(st.characters(exclude_categories=["Cs"])))
 def test_what_is_shown_says_the_same(node: dict[str, object], pattern: str) -> None:
     """Any configuration, printed and read again, is itself."""
-    config = overlay(Config(), {"node": node, "namespaces": {pattern: {"ttl_ms": 1000, "keep_copy": True}}})
+    config = overlay(Config(), {"node": node, "namespaces": {pattern: {"ttl_ms": 1000, "probe_extends": True}}})
     assert overlay(Config(), tomllib.loads("\n".join(shown(config, [])))) == config
 
 

@@ -62,9 +62,9 @@ def test_clients_of_a_namespace_share_what_they_ask() -> None:
     """One that asks for nothing, or another field, takes nothing back."""
     world = World()
     world.open(copies=2)
-    assert world.open(keep_copy=True) == 2
+    assert world.open(probe_extends=True) == 2
     assert world.open() == 2
-    assert world.catalog.rules(LLAMA.id).keep_copy
+    assert world.catalog.rules(LLAMA.id).probe_extends
 
 
 def test_refused_rules_change_nothing() -> None:
@@ -100,10 +100,10 @@ def test_what_is_heard_twice_is_followed_once() -> None:
 def test_what_holds_is_listed() -> None:
     """What is set, and all fields for each namespace."""
     world = World()
-    world.open(keep_copy=True)
+    world.open(probe_extends=True)
     world.retention.set(book(7, llama={"copies": 3}))
     listed = world.retention.listed()
     assert listed.book == book(7, llama={"copies": 3})
     (only,) = listed.namespaces
     assert (only.namespace_id, only.tenant, only.model) == (LLAMA.id, LLAMA.tenant, "llama")
-    assert rules_of(only.rules) == {**DEFAULT_RULES.to_fields(), "copies": 3, "keep_copy": True}
+    assert rules_of(only.rules) == {**DEFAULT_RULES.to_fields(), "copies": 3, "probe_extends": True}

@@ -33,8 +33,8 @@ def test_each_source_lies_over_the_one_before() -> None:
 def test_what_a_source_does_not_name_it_leaves() -> None:
     """Fields of all of them come together."""
     made = book({"*": {"ttl_ms_max": 70}}, **{"*": {"copies": 4}})
-    fields = made.rules(NAMESPACE, "llama", {"keep_copy": True}).to_fields()
-    assert fields == {**DEFAULT_RULES.to_fields(), "ttl_ms_max": 70, "copies": 4, "keep_copy": True}
+    fields = made.rules(NAMESPACE, "llama", {"probe_extends": True}).to_fields()
+    assert fields == {**DEFAULT_RULES.to_fields(), "ttl_ms_max": 70, "copies": 4, "probe_extends": True}
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,7 @@ bounds = st.tuples(st.integers(0, TTL_MS_MAX), st.integers(0, TTL_MS_MAX)).map(s
 ttls = st.tuples(st.sampled_from(TtlKind), st.integers(1, TTL_MS_MAX), bounds).map(
     lambda drawn: TtlRule(drawn[0], *(ms * 1_000_000 for ms in (drawn[1], *drawn[2])))
 )
-rules = st.builds(
-    NamespaceRules, ttls, st.booleans(), st.integers(1, COPIES_MAX), st.sampled_from(Compression), st.booleans()
-)
+rules = st.builds(NamespaceRules, ttls, st.booleans(), st.integers(1, COPIES_MAX), st.sampled_from(Compression))
 
 
 @given(rules)
@@ -46,8 +44,8 @@ def test_what_is_not_named_stays() -> None:
 
 def test_a_field_may_be_changed_back_to_nothing() -> None:
     """Zero and false are values, also on the wire."""
-    rules = NamespaceRules.from_fields({"ttl_ms_max": 5, "keep_copy": True})
-    changes = {"ttl_ms_max": 0, "keep_copy": False}
+    rules = NamespaceRules.from_fields({"ttl_ms_max": 5, "probe_extends": True})
+    changes = {"ttl_ms_max": 0, "probe_extends": False}
     assert rules.changed(rules_of(rules_message(changes))) == DEFAULT_RULES
 
 
@@ -71,7 +69,7 @@ def test_the_default() -> None:
         ({"compression": "lz4"}, "compression: 'lz4' is none of off, zstd, shuffle"),
         ({"copies": 0}, "copies: 0 is not from 1"),
         ({"copies": COPIES_MAX + 1}, "copies: 17 is not from 1 to 16"),
-        ({"keep_copy": 1}, "keep_copy: bool is needed, not 1"),
+        ({"probe_extends": 1}, "probe_extends: bool is needed, not 1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], expected: str) -> None:

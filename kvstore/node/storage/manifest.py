@@ -18,6 +18,8 @@ from kvstore.node.storage.sealed import seal_json, unseal_json
 from kvstore.policy.rules import NamespaceRules
 
 _NAME = "namespaces.json"
+_RETIRED_RULES = {"keep_copy"}
+"""That manifests may still name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +80,5 @@ def _from_json(fields: dict[str, Any]) -> KnownNamespace:
         bytes.fromhex(fields["id"]),
         fields["tenant"],
         layout_from_fields(fields["block_tokens"], fields["groups"]),
-        NamespaceRules.from_fields(fields["rules"]),
+        NamespaceRules.from_fields({k: v for k, v in fields["rules"].items() if k not in _RETIRED_RULES}),
     )

@@ -8,6 +8,7 @@ import pytest
 from kvstore.blocks.layout import Layout
 from kvstore.errors import ChecksumMismatch, DeviceFailed, VersionMismatch
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.node.storage.sealed import seal_json, unseal_json
 from kvstore.policy.rules import NamespaceRules
 
 
@@ -32,6 +33,16 @@ async def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     await manifest.save(KNOWN[:1])
     assert await manifest.load() == KNOWN[:1]
     assert os.listdir(tmp_path) == [manifest.path.name]
+
+
+async def test_a_rule_that_is_no_more_is_passed_over(tmp_path: Path) -> None:
+    """The blocks of a device outlive it."""
+    manifest = Manifest(tmp_path)
+    await manifest.save(KNOWN)
+    saved = unseal_json(manifest.path.read_bytes())
+    saved[0]["rules"]["keep_copy"] = True
+    manifest.path.write_text(seal_json(saved))
+    assert await manifest.load() == KNOWN
 
 
 async def test_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
