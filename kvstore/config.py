@@ -1,8 +1,8 @@
 """Configuration: frozen dataclasses. Every default is written here and nowhere else; the CLI reads them off the fields.
 
 A TOML file has one table per class: [control], [node] with [node.compute] and [node.storage], [client]; beside them
-[namespaces."PATTERN"] with rules of namespaces (`kvstore.policy.rulebook`). The environment
-lies over it, options of the command line over both (`kvstore.cli.layers`).
+[namespaces."PATTERN"] with rules of namespaces (`kvstore.policy.rulebook`). The environment lies over it, options of
+the command line over both (`kvstore.cli.layers`).
 """
 
 import dataclasses

@@ -60,8 +60,7 @@ async def store(bed: Testbed, folder: Path, capacity: Sequence[str]) -> AsyncIte
     """capacity: options of the storage node's tiers."""
     async with AsyncExitStack() as stack:
         host = bed.topology.host("control")
-        listen = ("--listen", f"{host.nic(CONTROL).address}:0", "--insecure")
-        control = await stack.enter_async_context(running("control", *listen, *_LOG, prefix=bed.prefix(host)))
+        control = await stack.enter_async_context(running("control", *_listen(host), *_LOG, prefix=bed.prefix(host)))
         address, host = control.said["address"], bed.topology.host("storage")
         options = ("--roles", "storage", "--compute-device", host.nic(STORAGE).device, *capacity)
         node = await stack.enter_async_context(_node(bed, folder, address, host, options))
@@ -111,15 +110,13 @@ def cpu_seconds(process_ids: Iterable[int]) -> dict[int, float]:
     return spent
 
 
+def _listen(host: Host) -> tuple[str, ...]:
+    return ("--listen", f"{host.nic(CONTROL).address}:0", "--insecure")
+
+
 @asynccontextmanager
 async def _node(bed: Testbed, folder: Path, control: str, host: Host, options: Sequence[str]) -> AsyncIterator[Server]:
-    address = (
-        "--listen",
-        f"{host.nic(CONTROL).address}:0",
-        "--insecure",
-        "--socket",
-        str(folder / f"{host.name}.sock"),
-    )
+    address = (*_listen(host), "--socket", str(folder / f"{host.name}.sock"))
     named = ("--node-id", host.name, "--control", control)
     async with running("node", *named, *address, *_LOG, *options, prefix=bed.prefix(host)) as node:
         yield node

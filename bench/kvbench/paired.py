@@ -23,11 +23,9 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """
     assert values
     ordered, count = sorted(values), len(values)
-    outside, found = 0, _covered(count, 0)
-    while 2 * (outside + 1) < count and _covered(count, outside + 1) >= level:
-        outside += 1
-        found = _covered(count, outside)
-    return Interval(statistics.median(ordered), ordered[outside], ordered[-1 - outside], found)
+    inner = range(1, (count + 1) // 2)
+    outside = max((each for each in inner if _covered(count, each) >= level), default=0)
+    return Interval(statistics.median(ordered), ordered[outside], ordered[-1 - outside], _covered(count, outside))
 
 
 def _covered(count: int, outside: int) -> float:

@@ -42,7 +42,7 @@ def check(config: Config) -> None:
     expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure)
     expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure)
     eviction_of_tiers(config.node)
-    RuleBook(NamespaceRules.from_fields({"ttl_ms": config.node.ttl_ms}), config.namespaces)
+    RuleBook(NamespaceRules.of_node(config.node), config.namespaces)
 
 
 def shown(config: Config, laid: Sequence[Layer]) -> Iterator[str]:

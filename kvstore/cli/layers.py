@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from kvstore.cli.options import dataclass_of, names, size
+from kvstore.cli.options import dataclass_of, is_size, parser_of
 from kvstore.config import Config, overlay, read_tables
 from kvstore.errors import ConfigError
 
@@ -85,15 +85,13 @@ def _parser(path: Sequence[str]) -> Callable[[str], Any]:
     annotation = _annotation(path)
     if annotation is bool:
         return lambda text: _SWITCH[text.lower()]
-    if annotation is int:
-        return size if "bytes" in path[-1].split("_") else int
-    return names if typing.get_origin(annotation) is tuple else str
+    return parser_of(path[-1], annotation)
 
 
 def _kind(path: Sequence[str]) -> str:
     if _annotation(path) is bool:
         return "switch: true or false"
-    return "size: 4096, 64KiB, 512MiB, 1.5GiB" if "bytes" in path[-1].split("_") else "whole number"
+    return "size: 4096, 64KiB, 512MiB, 1.5GiB" if is_size(path[-1]) else "whole number"
 
 
 def _annotation(path: Sequence[str]) -> Any:

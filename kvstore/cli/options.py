@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import re
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from kvstore.config import Config
@@ -78,15 +79,28 @@ def _form(name: str, annotation: Any) -> dict[str, Any]:
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
     if annotation is int:
-        is_size = "bytes" in name.split("_")
-        return {"type": size if is_size else int, "metavar": "SIZE" if is_size else "N"}
-    if typing.get_origin(annotation) is tuple:
-        return {"type": names, "metavar": "NAME,…"}
-    assert annotation is str, f"no option can be made of {name}: {annotation}"
-    return {"metavar": "TEXT"}
+        metavar = "SIZE" if is_size(name) else "N"
+    elif typing.get_origin(annotation) is tuple:
+        metavar = "NAME,…"
+    else:
+        assert annotation is str, f"no option can be made of {name}: {annotation}"
+        metavar = "TEXT"
+    return {"type": parser_of(name, annotation), "metavar": metavar}
 
 
-def names(text: str) -> tuple[str, ...]:
+def parser_of(name: str, annotation: Any) -> Callable[[str], Any]:
+    """What reads the text of a setting that is no switch."""
+    if annotation is int:
+        return size if is_size(name) else int
+    return _names if typing.get_origin(annotation) is tuple else str
+
+
+def is_size(name: str) -> bool:
+    """Whether a number of this name counts bytes."""
+    return "bytes" in name.split("_")
+
+
+def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -95,7 +109,7 @@ def _shown(field: "dataclasses.Field[Any]") -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, int):
-        return shown_size(default) if "bytes" in field.name.split("_") else str(default)
+        return shown_size(default) if is_size(field.name) else str(default)
     if isinstance(default, tuple):
         return ",".join(default) or "none"
     return str(default) or "empty"

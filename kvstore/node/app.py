@@ -116,7 +116,7 @@ class NodeServer:
         self.background = Background()
         self.neighbours = Neighbours()
 
-        rules = NamespaceRules.from_fields({"ttl_ms": config.ttl_ms})
+        rules = NamespaceRules.of_node(config)
         slab_ids = count(1)
         spaces: dict[Tier, Space] = {Tier.DRAM: SlotSpace(config.dram_bytes, config.slab_bytes, slab_ids)}
         dram = DramMemory(hugepages=config.hugepages)

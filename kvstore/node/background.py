@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,16 @@ async def to_the_end(work: Awaitable[T]) -> T:
 
 async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Runs all of them at once. When one fails, or this is cancelled, none is left running."""
+    async with at_work(*works) as tasks:
+        await asyncio.gather(*tasks)
+
+
+@asynccontextmanager
+async def at_work(*works: Coroutine[Any, Any, Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """Runs all of them beside the block, at whose end none is left running. How they ended is the block's to ask."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        await asyncio.gather(*tasks)
+        yield tasks
     finally:
         for task in tasks:
             task.cancel()

@@ -126,10 +126,11 @@ class DiskLane:
         self._running.discard(piece)
         error = thread.exception()
         if error is None:
+            now_ns = time.monotonic_ns()
             self.moved_bytes += piece.length
-            self.recent.add(piece.length, time.monotonic_ns())
+            self.recent.add(piece.length, now_ns)
             self.background_bytes += piece.length * piece.background
-            self._measure(piece)
+            self._measure(piece, now_ns)
         if not piece.done.done():
             if error is None:
                 piece.done.set_result(thread.result())
@@ -139,9 +140,9 @@ class DiskLane:
         if not self._running:
             self._idle.set()
 
-    def _measure(self, piece: _Piece) -> None:
+    def _measure(self, piece: _Piece, now_ns: int) -> None:
         """What one piece got, times those beside it, is about what the disk gives."""
-        elapsed_ns = max(1, time.monotonic_ns() - piece.began_ns)
+        elapsed_ns = max(1, now_ns - piece.began_ns)
         rate = piece.length * 1e9 / elapsed_ns * (len(self._running) + 1)
         self.bytes_per_s += _RATE_WEIGHT * (rate - self.bytes_per_s)
 

@@ -14,6 +14,7 @@ from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import KVStoreError, NodeUnavailable, PeerLost
 from kvstore.fabric.base import Peer
+from kvstore.node.background import at_work
 from kvstore.node.custody import Custody
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.landers import Landed, Lander
@@ -137,18 +138,12 @@ class Incoming:
             asyncio.create_task(self._read_stream()),
             asyncio.create_task(self._write_stream()),
         ]
-        watch = asyncio.create_task(self._watch())
-        pull = asyncio.create_task(self._pull(feed))
-        try:
+        async with at_work(self._pull(feed), self._watch()) as (pull, _):
             ends: set[asyncio.Future[Any]] = {pull, self._lost}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not pull.done():
                 raise self._lost.result()
             pull.result()
-        finally:
-            pull.cancel()
-            watch.cancel()
-            await asyncio.gather(pull, watch, return_exceptions=True)
 
     async def _pull(self, feed: Feed) -> None:
         while True:
@@ -304,15 +299,9 @@ class Incoming:
     async def _drain(self) -> None:
         """Others use the connection too, and closing it ends theirs as well: what was granted is taken while it
         moves."""
-        drained = asyncio.create_task(self._received_all())
-        stalled = asyncio.create_task(self._progress.stalled())
-        ends: set[asyncio.Future[Any]] = {drained, stalled, self._lost}
-        try:
+        async with at_work(self._received_all(), self._progress.stalled()) as tasks:
+            ends: set[asyncio.Future[Any]] = {*tasks, self._lost}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            drained.cancel()
-            stalled.cancel()
-            await asyncio.gather(drained, stalled, return_exceptions=True)
 
     async def _received_all(self) -> None:
         await asyncio.wait(set(self._receives.values()))

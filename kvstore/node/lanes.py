@@ -76,16 +76,16 @@ class Meter:
 
     def leave(self, length: int, moved: bool = True) -> None:
         """They are no more; `moved` counts them as carried."""
+        now_ns = time.monotonic_ns()
         self.in_flight_bytes -= length
         assert self.in_flight_bytes >= 0
         if moved:
             self.moved_bytes += length
-            self.recent.add(length, time.monotonic_ns())
+            self.recent.add(length, now_ns)
             self._bytes += length
-        self._measure()
+        self._measure(now_ns)
 
-    def _measure(self) -> None:
-        now_ns = time.monotonic_ns()
+    def _measure(self, now_ns: int) -> None:
         elapsed_ns = now_ns - self._since_ns
         if elapsed_ns >= _MEASURE_NS or (self.in_flight_bytes == 0 and elapsed_ns > 0):
             if self._bytes:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from kvstore.errors import DeadlineExceeded, InvalidInput
-from kvstore.node.background import Background
+from kvstore.node.background import Background, together
 from kvstore.node.gathering import Gathering, Told
 from kvstore.node.paths import Source
 from kvstore.node.resources import Resources
@@ -86,13 +86,7 @@ class _Load:
             self._plan = node_pb2.LoadPlan(outcomes=bytes(self._gathering.outcomes), route=self._gathering.route)
             self._pace.set(urgent=True)
             self._gathering.run()
-            sides = [asyncio.create_task(self._finish()), asyncio.create_task(self._listen(requests))]
-            try:
-                await asyncio.gather(*sides)
-            finally:
-                for side in sides:
-                    side.cancel()
-                await asyncio.gather(*sides, return_exceptions=True)
+            await together([self._finish(), self._listen(requests)])
         finally:
             self._closed = True
             self._pace.set(urgent=True)

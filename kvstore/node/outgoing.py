@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
 from kvstore.errors import ChecksumMismatch, Closed, DeviceFailed, InvalidInput, KVStoreError, PeerLost, TooLarge
 from kvstore.fabric.base import Buffer, Peer
+from kvstore.node.background import at_work
 from kvstore.node.lanes import Lane, TrafficClass
 from kvstore.node.progress import Moves, Progress
 from kvstore.pb import node_pb2
@@ -157,16 +158,8 @@ class Outgoing:
     async def watch(self) -> None:
         """Gives up a reader that takes nothing any more: what it holds of the lane, others wait for. And one that is
         not heard of: where the way to it is cut, its last word does not come, and nothing need be under way."""
-        ends: set[asyncio.Task[Any]] = {
-            asyncio.create_task(self._progress.stalled()),
-            asyncio.create_task(self._unheard()),
-        }
-        try:
+        async with at_work(self._progress.stalled(), self._unheard()) as ends:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
         self._silent = True
         self._tell(None)
 

@@ -15,7 +15,7 @@ import xxhash
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import HandoffLost, InvalidInput, KVStoreError
-from kvstore.node.background import Background
+from kvstore.node.background import Background, at_work
 from kvstore.node.catalog import PinnedBlock, Place, ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.diskfetch import DiskFetch
@@ -97,17 +97,12 @@ class Transfers:
         try:
             async with asyncio.timeout(self._longest_s(first.open)):
                 yield await transfer.pin()
-                work = [asyncio.create_task(part) for part in transfer.work(requests)]
-                for task in work:
-                    task.add_done_callback(lambda task: _ended(task, transfer))
-                try:
+                async with at_work(*transfer.work(requests)) as work:
+                    for task in work:
+                        task.add_done_callback(lambda task: _ended(task, transfer))
                     while (message := await transfer.outbox.get()) is not None:
                         yield message
                     _raise_first(work)
-                finally:
-                    for task in work:
-                        task.cancel()
-                    await asyncio.gather(*work, return_exceptions=True)
         except TimeoutError:
             pass  # the reader's deadline is its own; the stream simply ends
         finally:

@@ -77,6 +77,11 @@ class NamespaceRules:
         return replace(self, **_values(self.ttl, fields))
 
     @staticmethod
+    def of_node(config: NodeConfig) -> "NamespaceRules":
+        """What holds on a node where nothing else is said."""
+        return NamespaceRules.from_fields({"ttl_ms": config.ttl_ms})
+
+    @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "NamespaceRules":
         """The default rules with some fields changed. Raises InvalidInput as `changed` does."""
         return DEFAULT_RULES.changed(fields)

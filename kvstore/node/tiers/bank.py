@@ -23,7 +23,7 @@ from kvstore.node.storage.manifest import KnownNamespace, Manifest
 from kvstore.policy.recent import HOUR_NS, Recent
 from kvstore.rpc.lanes import DISK_PREFIX
 
-_ERRORS_WITHIN_NS = 3600 * 1_000_000_000
+_ERRORS_WITHIN_NS = HOUR_NS
 log = logging.getLogger(__name__)
 
 
