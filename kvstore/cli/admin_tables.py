@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from rich.table import Table
 
 from kvstore.blocks.state import Tier
+from kvstore.cli.admin_copies import copies_table
 from kvstore.cli.options import shown_size
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
@@ -28,6 +29,7 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
             title="nodes",
         ),
         *([_devices(devices), _disk_traffic(reply.nodes)] if devices else []),
+        *([copies_table(reply.copies)] if reply.copies else []),
         *_balance(reply),
     )
 

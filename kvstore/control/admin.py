@@ -9,6 +9,7 @@ import grpc.aio
 
 from kvstore.blocks.keys import KEY_BYTES
 from kvstore.control import wire
+from kvstore.control.copies import added_up
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.index.base import Index
 from kvstore.control.rules import SetRules
@@ -58,6 +59,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             nodes=usages,
             storage_nics=len(moved),
             storage_nic_max_to_avg=max_to_avg(moved),
+            copies=added_up(each for node in usages for each in node.usage.copies),
         )
 
     @unary

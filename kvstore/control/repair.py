@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.blocks.state import Tier
 from kvstore.control.directory import NodeState
 from kvstore.control.index.base import Locations
 from kvstore.pb import control_pb2
@@ -31,11 +32,13 @@ class Membership:
 
 
 class Holders(NamedTuple):
-    """Columns of equal length; each (block, ref) once. remaining_ms: of the copy that lives longest."""
+    """Columns of equal length; each (block, ref) once. remaining_ms: of the copy that lives longest. durable: whether
+    one of the node's copies is on NVMe."""
 
     block: npt.NDArray[np.int64]
     ref: npt.NDArray[np.uint32]
     remaining_ms: npt.NDArray[np.uint64]
+    durable: npt.NDArray[np.bool_]
 
 
 def holders_of(found: Locations, rank: int, count: int, answerable: Callable[[int], bool], now_ms: int) -> Holders:
@@ -48,9 +51,11 @@ def holders_of(found: Locations, rank: int, count: int, answerable: Callable[[in
     # The longest-lived of a node's tiers comes first of its pair, and `unique` keeps the first.
     order = np.lexsort((-remaining_ms.astype(np.int64), usable.entries["node"], usable.block))
     pairs = np.stack((usable.block[order], usable.entries["node"][order].astype(np.int64)))
-    _, first = np.unique(pairs, axis=1, return_index=True)
-    kept = order[np.sort(first)]
-    return Holders(usable.block[kept], usable.entries["node"][kept], remaining_ms[kept])
+    _, first, pair = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+    on_nvme = usable.tier[order] == np.uint64(Tier.NVME)
+    durable = np.bincount(pair.ravel(), on_nvme, len(first)) > 0
+    kept = order[first]
+    return Holders(usable.block[kept], usable.entries["node"][kept], remaining_ms[kept], durable)
 
 
 def holders_reply(holders: Holders, alive: Sequence[NodeState]) -> control_pb2.HoldersReply:
@@ -67,6 +72,7 @@ def holders_reply(holders: Holders, alive: Sequence[NodeState]) -> control_pb2.H
         holder_block=holders.block[known].astype("<u4").tobytes(),
         holder_node=node.tobytes(),
         holder_remaining_ms=np.minimum(holders.remaining_ms[known], np.uint64(2**32 - 1)).astype("<u4").tobytes(),
+        holder_durable=holders.durable[known].astype(np.uint8).tobytes(),
     )
 
 

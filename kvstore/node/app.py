@@ -24,6 +24,7 @@ from kvstore.config import NodeConfig
 from kvstore.errors import ConfigError
 from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog, Record
+from kvstore.node.census import Census
 from kvstore.node.custody import Custody
 from kvstore.node.devices import close_devices, open_devices, space_of
 from kvstore.node.disklane import DiskLane, disk_load
@@ -109,6 +110,7 @@ class NodeServer:
         self._server: grpc.aio.Server | None = None
         self._publisher: Publisher | None = None
         self.replicas: Replicas | None = None
+        self.census: Census | None = None
         self.address = ""
         self.socket = ""
         self.node_id = config.node_id or f"{socket.gethostname()}-{os.getpid()}"
@@ -175,15 +177,17 @@ class NodeServer:
             self._publisher = Publisher(
                 config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads
             )
-            self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, self._publisher.holders)
+            holders = self._publisher.holders
+            self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, holders)
+            self.census = Census(self.custody, self.retention, self.node_id, holders, self.replicas.owing)
         self._add_services(address, str(slab_path))
         self.sessions.listen(slab_path)
         await self._server.start()
         os.chmod(socket_path, 0o600)
-        if self._publisher is not None and self.replicas is not None:
+        if self._publisher is not None and self.replicas is not None and self.census is not None:
             self.custody.on_records = self._tell
             self._publisher.on_nodes_changed = self.replicas.nodes_changed
-            self._loops.append(asyncio.create_task(self.replicas.run()))
+            self._loops += [asyncio.create_task(self.replicas.run()), asyncio.create_task(self.census.run())]
             if self.disks is not None:
                 self.disks.on_adopted = self._publisher.compare
             self._publisher.start()
@@ -227,6 +231,7 @@ class NodeServer:
             disks,
             self.intake,
             self.replicas,
+            self.census,
             self._lane_loads,
             self._lanes_moved,
             address,

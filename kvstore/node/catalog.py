@@ -158,6 +158,11 @@ class Catalog:
         """All that were opened. `namespace_changes` tells whether they, or their rules, are others than before."""
         return iter(self._stock.namespaces.values())
 
+    def keys(self, namespace_id: bytes) -> list[tuple[ShardId, list[bytes]]]:
+        """Of all blocks that the namespace has, or had a moment ago, by shard; parents mostly before their children."""
+        namespace = self._stock.namespaces.get(namespace_id)
+        return [] if namespace is None else [(shard, list(tree.blocks)) for shard, tree in namespace.trees.items()]
+
     def layout(self, namespace_id: bytes) -> Layout:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).layout

@@ -110,6 +110,13 @@ class Replicas:
         self._look_at_all = True
         self._wake.set()
 
+    def owing(self, shard: Shard, keys: Iterable[bytes]) -> None:
+        """Blocks of which this node is the first holder were found on too few nodes."""
+        due = self._due.setdefault(shard, {})
+        for key in keys:
+            due.setdefault(key, False)
+        self._wake.set()
+
     def _copies(self, namespace_id: bytes) -> int:
         return self._custody.catalog.rules(namespace_id).copies
 

@@ -13,6 +13,7 @@ from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, PermissionRefused
 from kvstore.node.answers import Above
 from kvstore.node.catalog import Place, ShardId
+from kvstore.node.census import Census
 from kvstore.node.custody import Custody
 from kvstore.node.disks import Disks
 from kvstore.node.handoff import Handoffs
@@ -52,6 +53,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         disks: Disks | None,
         intake: Intake,
         replicas: Replicas | None,
+        census: Census | None,
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
         lanes_moved: Callable[[], Sequence[node_pb2.LaneMoved]],
         address: types_pb2.NodeAddress,
@@ -69,6 +71,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._disks = disks
         self._intake = intake
         self._replicas = replicas
+        self._census = census
         self._lane_loads = lane_loads
         self._lanes_moved = lanes_moved
         self._address = address
@@ -344,6 +347,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             counters=counters,
             lanes=self._lane_loads(),
             moved=self._lanes_moved(),
+            copies=self._census.usage() if self._census is not None else [],
             violations=self._custody.catalog.violations() if request.check else [],
         )
 

@@ -26,7 +26,7 @@ from kvstore.pb import node_pb2 as kvstore_dot_pb_dot_node__pb2
 from kvstore.pb import types_pb2 as kvstore_dot_pb_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/pb/admin.proto\x12\nkvstore.v1\x1a\x15kvstore/pb/node.proto\x1a\x16kvstore/pb/types.proto\"A\n\x0cStatsRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"\xda\x01\n\nStatsReply\x12\x16\n\x0eindexed_blocks\x18\x01 \x01(\x04\x12\x19\n\x11indexed_locations\x18\x02 \x01(\x04\x12\x0f\n\x07matches\x18\x03 \x01(\x04\x12\x16\n\x0ematched_blocks\x18\x04 \x01(\x04\x12\x14\n\x0c\x61sked_blocks\x18\x05 \x01(\x04\x12$\n\x05nodes\x18\x06 \x03(\x0b\x32\x15.kvstore.v1.NodeUsage\x12\x14\n\x0cstorage_nics\x18\x07 \x01(\r\x12\x1e\n\x16storage_nic_max_to_avg\x18\x08 \x01(\x01\"e\n\tNodeUsage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x16.kvstore.v1.UsageReply\"2\n\x0cNodesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"2\n\nNodesReply\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.kvstore.v1.NodeState\"y\n\tNodeState\x12(\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\r\n\x05roles\x18\x02 \x03(\t\x12\r\n\x05\x61live\x18\x03 \x01(\x08\x12\x11\n\tsilent_ms\x18\x04 \x01(\x04\x12\x11\n\tlocations\x18\x05 \x01(\x04\"]\n\x13PrefixBlocksRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x14\n\x0cnamespace_id\x18\x02 \x01(\x0c\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\"?\n\x11PrefixBlocksReply\x12*\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1a.kvstore.v1.BlockLocations\"K\n\x0e\x42lockLocations\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12,\n\tlocations\x18\x02 \x03(\x0b\x32\x19.kvstore.v1.BlockLocation\"\x87\x01\n\rBlockLocation\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x61live\x18\x02 \x01(\x08\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12 \n\x05shard\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Shard\x12\x14\n\x0cremaining_ms\x18\x05 \x01(\r\"j\n\x14SetNodeDeviceRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x04 \x01(\x08\"}\n\x14\x41\x64minSetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12 \n\x05rules\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Rules\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"`\n\x12\x41\x64minSetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.kvstore.v1.NodeReached\"-\n\x0bNodeReached\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\":\n\x14\x41\x64minGetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"^\n\x12\x41\x64minGetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12$\n\x05nodes\x18\x02 \x03(\x0b\x32\x15.kvstore.v1.NodeRules\"U\n\tNodeRules\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12(\n\x05rules\x18\x03 \x01(\x0b\x32\x19.kvstore.v1.GetRulesReply2\xb4\x03\n\x05\x41\x64min\x12\x39\n\x05Stats\x12\x18.kvstore.v1.StatsRequest\x1a\x16.kvstore.v1.StatsReply\x12\x39\n\x05Nodes\x12\x18.kvstore.v1.NodesRequest\x1a\x16.kvstore.v1.NodesReply\x12N\n\x0cPrefixBlocks\x12\x1f.kvstore.v1.PrefixBlocksRequest\x1a\x1d.kvstore.v1.PrefixBlocksReply\x12I\n\tSetDevice\x12 .kvstore.v1.SetNodeDeviceRequest\x1a\x1a.kvstore.v1.SetDeviceReply\x12L\n\x08SetRules\x12 .kvstore.v1.AdminSetRulesRequest\x1a\x1e.kvstore.v1.AdminSetRulesReply\x12L\n\x08GetRules\x12 .kvstore.v1.AdminGetRulesRequest\x1a\x1e.kvstore.v1.AdminGetRulesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/pb/admin.proto\x12\nkvstore.v1\x1a\x15kvstore/pb/node.proto\x1a\x16kvstore/pb/types.proto\"A\n\x0cStatsRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"\x87\x02\n\nStatsReply\x12\x16\n\x0eindexed_blocks\x18\x01 \x01(\x04\x12\x19\n\x11indexed_locations\x18\x02 \x01(\x04\x12\x0f\n\x07matches\x18\x03 \x01(\x04\x12\x16\n\x0ematched_blocks\x18\x04 \x01(\x04\x12\x14\n\x0c\x61sked_blocks\x18\x05 \x01(\x04\x12$\n\x05nodes\x18\x06 \x03(\x0b\x32\x15.kvstore.v1.NodeUsage\x12\x14\n\x0cstorage_nics\x18\x07 \x01(\r\x12\x1e\n\x16storage_nic_max_to_avg\x18\x08 \x01(\x01\x12+\n\x06\x63opies\x18\t \x03(\x0b\x32\x1b.kvstore.v1.NamespaceCopies\"e\n\tNodeUsage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x16.kvstore.v1.UsageReply\"2\n\x0cNodesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"2\n\nNodesReply\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.kvstore.v1.NodeState\"y\n\tNodeState\x12(\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\r\n\x05roles\x18\x02 \x03(\t\x12\r\n\x05\x61live\x18\x03 \x01(\x08\x12\x11\n\tsilent_ms\x18\x04 \x01(\x04\x12\x11\n\tlocations\x18\x05 \x01(\x04\"]\n\x13PrefixBlocksRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x14\n\x0cnamespace_id\x18\x02 \x01(\x0c\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\"?\n\x11PrefixBlocksReply\x12*\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1a.kvstore.v1.BlockLocations\"K\n\x0e\x42lockLocations\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12,\n\tlocations\x18\x02 \x03(\x0b\x32\x19.kvstore.v1.BlockLocation\"\x87\x01\n\rBlockLocation\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x61live\x18\x02 \x01(\x08\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12 \n\x05shard\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Shard\x12\x14\n\x0cremaining_ms\x18\x05 \x01(\r\"j\n\x14SetNodeDeviceRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x04 \x01(\x08\"}\n\x14\x41\x64minSetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12 \n\x05rules\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Rules\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"`\n\x12\x41\x64minSetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.kvstore.v1.NodeReached\"-\n\x0bNodeReached\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\":\n\x14\x41\x64minGetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"^\n\x12\x41\x64minGetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12$\n\x05nodes\x18\x02 \x03(\x0b\x32\x15.kvstore.v1.NodeRules\"U\n\tNodeRules\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12(\n\x05rules\x18\x03 \x01(\x0b\x32\x19.kvstore.v1.GetRulesReply2\xb4\x03\n\x05\x41\x64min\x12\x39\n\x05Stats\x12\x18.kvstore.v1.StatsRequest\x1a\x16.kvstore.v1.StatsReply\x12\x39\n\x05Nodes\x12\x18.kvstore.v1.NodesRequest\x1a\x16.kvstore.v1.NodesReply\x12N\n\x0cPrefixBlocks\x12\x1f.kvstore.v1.PrefixBlocksRequest\x1a\x1d.kvstore.v1.PrefixBlocksReply\x12I\n\tSetDevice\x12 .kvstore.v1.SetNodeDeviceRequest\x1a\x1a.kvstore.v1.SetDeviceReply\x12L\n\x08SetRules\x12 .kvstore.v1.AdminSetRulesRequest\x1a\x1e.kvstore.v1.AdminSetRulesReply\x12L\n\x08GetRules\x12 .kvstore.v1.AdminGetRulesRequest\x1a\x1e.kvstore.v1.AdminGetRulesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,37 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATSREQUEST']._serialized_start=85
   _globals['_STATSREQUEST']._serialized_end=150
   _globals['_STATSREPLY']._serialized_start=153
-  _globals['_STATSREPLY']._serialized_end=371
-  _globals['_NODEUSAGE']._serialized_start=373
-  _globals['_NODEUSAGE']._serialized_end=474
-  _globals['_NODESREQUEST']._serialized_start=476
-  _globals['_NODESREQUEST']._serialized_end=526
-  _globals['_NODESREPLY']._serialized_start=528
-  _globals['_NODESREPLY']._serialized_end=578
-  _globals['_NODESTATE']._serialized_start=580
-  _globals['_NODESTATE']._serialized_end=701
-  _globals['_PREFIXBLOCKSREQUEST']._serialized_start=703
-  _globals['_PREFIXBLOCKSREQUEST']._serialized_end=796
-  _globals['_PREFIXBLOCKSREPLY']._serialized_start=798
-  _globals['_PREFIXBLOCKSREPLY']._serialized_end=861
-  _globals['_BLOCKLOCATIONS']._serialized_start=863
-  _globals['_BLOCKLOCATIONS']._serialized_end=938
-  _globals['_BLOCKLOCATION']._serialized_start=941
-  _globals['_BLOCKLOCATION']._serialized_end=1076
-  _globals['_SETNODEDEVICEREQUEST']._serialized_start=1078
-  _globals['_SETNODEDEVICEREQUEST']._serialized_end=1184
-  _globals['_ADMINSETRULESREQUEST']._serialized_start=1186
-  _globals['_ADMINSETRULESREQUEST']._serialized_end=1311
-  _globals['_ADMINSETRULESREPLY']._serialized_start=1313
-  _globals['_ADMINSETRULESREPLY']._serialized_end=1409
-  _globals['_NODEREACHED']._serialized_start=1411
-  _globals['_NODEREACHED']._serialized_end=1456
-  _globals['_ADMINGETRULESREQUEST']._serialized_start=1458
-  _globals['_ADMINGETRULESREQUEST']._serialized_end=1516
-  _globals['_ADMINGETRULESREPLY']._serialized_start=1518
-  _globals['_ADMINGETRULESREPLY']._serialized_end=1612
-  _globals['_NODERULES']._serialized_start=1614
-  _globals['_NODERULES']._serialized_end=1699
-  _globals['_ADMIN']._serialized_start=1702
-  _globals['_ADMIN']._serialized_end=2138
+  _globals['_STATSREPLY']._serialized_end=416
+  _globals['_NODEUSAGE']._serialized_start=418
+  _globals['_NODEUSAGE']._serialized_end=519
+  _globals['_NODESREQUEST']._serialized_start=521
+  _globals['_NODESREQUEST']._serialized_end=571
+  _globals['_NODESREPLY']._serialized_start=573
+  _globals['_NODESREPLY']._serialized_end=623
+  _globals['_NODESTATE']._serialized_start=625
+  _globals['_NODESTATE']._serialized_end=746
+  _globals['_PREFIXBLOCKSREQUEST']._serialized_start=748
+  _globals['_PREFIXBLOCKSREQUEST']._serialized_end=841
+  _globals['_PREFIXBLOCKSREPLY']._serialized_start=843
+  _globals['_PREFIXBLOCKSREPLY']._serialized_end=906
+  _globals['_BLOCKLOCATIONS']._serialized_start=908
+  _globals['_BLOCKLOCATIONS']._serialized_end=983
+  _globals['_BLOCKLOCATION']._serialized_start=986
+  _globals['_BLOCKLOCATION']._serialized_end=1121
+  _globals['_SETNODEDEVICEREQUEST']._serialized_start=1123
+  _globals['_SETNODEDEVICEREQUEST']._serialized_end=1229
+  _globals['_ADMINSETRULESREQUEST']._serialized_start=1231
+  _globals['_ADMINSETRULESREQUEST']._serialized_end=1356
+  _globals['_ADMINSETRULESREPLY']._serialized_start=1358
+  _globals['_ADMINSETRULESREPLY']._serialized_end=1454
+  _globals['_NODEREACHED']._serialized_start=1456
+  _globals['_NODEREACHED']._serialized_end=1501
+  _globals['_ADMINGETRULESREQUEST']._serialized_start=1503
+  _globals['_ADMINGETRULESREQUEST']._serialized_end=1561
+  _globals['_ADMINGETRULESREPLY']._serialized_start=1563
+  _globals['_ADMINGETRULESREPLY']._serialized_end=1657
+  _globals['_NODERULES']._serialized_start=1659
+  _globals['_NODERULES']._serialized_end=1744
+  _globals['_ADMIN']._serialized_start=1747
+  _globals['_ADMIN']._serialized_end=2183
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,7 @@ class StatsReply(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     STORAGE_NICS_FIELD_NUMBER: builtins.int
     STORAGE_NIC_MAX_TO_AVG_FIELD_NUMBER: builtins.int
+    COPIES_FIELD_NUMBER: builtins.int
     indexed_blocks: builtins.int
     indexed_locations: builtins.int
     matches: builtins.int
@@ -64,6 +65,10 @@ class StatsReply(google.protobuf.message.Message):
     """of the bytes that came in over each since its node started; 0: none did"""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeUsage]: ...
+    @property
+    def copies(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.node_pb2.NamespaceCopies]:
+        """of all nodes that answered, added up; one per namespace and number wanted"""
+
     def __init__(
         self,
         *,
@@ -75,8 +80,9 @@ class StatsReply(google.protobuf.message.Message):
         nodes: collections.abc.Iterable[Global___NodeUsage] | None = ...,
         storage_nics: builtins.int = ...,
         storage_nic_max_to_avg: builtins.float = ...,
+        copies: collections.abc.Iterable[kvstore.pb.node_pb2.NamespaceCopies] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["asked_blocks", b"asked_blocks", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_blocks", b"matched_blocks", "matches", b"matches", "nodes", b"nodes", "storage_nic_max_to_avg", b"storage_nic_max_to_avg", "storage_nics", b"storage_nics"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asked_blocks", b"asked_blocks", "copies", b"copies", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_blocks", b"matched_blocks", "matches", b"matches", "nodes", b"nodes", "storage_nic_max_to_avg", b"storage_nic_max_to_avg", "storage_nics", b"storage_nics"]) -> None: ...
 
 Global___StatsReply: typing_extensions.TypeAlias = StatsReply
 

@@ -372,12 +372,15 @@ class HoldersReply(google.protobuf.message.Message):
     HOLDER_BLOCK_FIELD_NUMBER: builtins.int
     HOLDER_NODE_FIELD_NUMBER: builtins.int
     HOLDER_REMAINING_MS_FIELD_NUMBER: builtins.int
+    HOLDER_DURABLE_FIELD_NUMBER: builtins.int
     holder_block: builtins.bytes
     """uint32"""
     holder_node: builtins.bytes
     """uint16"""
     holder_remaining_ms: builtins.bytes
     """uint32"""
+    holder_durable: builtins.bytes
+    """uint8: 1 where that node has it on NVMe"""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.NodeAddress]:
         """all that are alive, at most 256: those that hold something, then the emptiest"""
@@ -397,8 +400,9 @@ class HoldersReply(google.protobuf.message.Message):
         holder_block: builtins.bytes = ...,
         holder_node: builtins.bytes = ...,
         holder_remaining_ms: builtins.bytes = ...,
+        holder_durable: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["capacity_bytes", b"capacity_bytes", "holder_block", b"holder_block", "holder_node", b"holder_node", "holder_remaining_ms", b"holder_remaining_ms", "nodes", b"nodes", "used_bytes", b"used_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capacity_bytes", b"capacity_bytes", "holder_block", b"holder_block", "holder_durable", b"holder_durable", "holder_node", b"holder_node", "holder_remaining_ms", b"holder_remaining_ms", "nodes", b"nodes", "used_bytes", b"used_bytes"]) -> None: ...
 
 Global___HoldersReply: typing_extensions.TypeAlias = HoldersReply
 

@@ -1651,6 +1651,7 @@ class UsageReply(google.protobuf.message.Message):
     DEVICES_FIELD_NUMBER: builtins.int
     LANES_FIELD_NUMBER: builtins.int
     MOVED_FIELD_NUMBER: builtins.int
+    COPIES_FIELD_NUMBER: builtins.int
     @property
     def node(self) -> kvstore.pb.types_pb2.NodeAddress: ...
     @property
@@ -1671,6 +1672,10 @@ class UsageReply(google.protobuf.message.Message):
     def moved(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LaneMoved]:
         """one per lane, in the order of `lanes`"""
 
+    @property
+    def copies(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NamespaceCopies]:
+        """of namespaces that want more than one"""
+
     def __init__(
         self,
         *,
@@ -1681,11 +1686,59 @@ class UsageReply(google.protobuf.message.Message):
         devices: collections.abc.Iterable[Global___DeviceUsage] | None = ...,
         lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
         moved: collections.abc.Iterable[Global___LaneMoved] | None = ...,
+        copies: collections.abc.Iterable[Global___NamespaceCopies] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["node", b"node"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["counters", b"counters", "devices", b"devices", "lanes", b"lanes", "moved", b"moved", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["copies", b"copies", "counters", b"counters", "devices", b"devices", "lanes", b"lanes", "moved", b"moved", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
 
 Global___UsageReply: typing_extensions.TypeAlias = UsageReply
+
+@typing.final
+class NamespaceCopies(google.protobuf.message.Message):
+    """On how many nodes the blocks of a namespace are, as last counted (docs/copies.md). A node counts the blocks of which it
+    is the first holder by name, so that the figures of all nodes add up. A block counts once per shard.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    WANTED_FIELD_NUMBER: builtins.int
+    BLOCKS_ON_FIELD_NUMBER: builtins.int
+    COPIES_OWED_FIELD_NUMBER: builtins.int
+    DURABLE_BLOCKS_FIELD_NUMBER: builtins.int
+    COUNTED_MS_AGO_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    tenant: builtins.str
+    model: builtins.str
+    """empty: no client has opened it since the node started"""
+    wanted: builtins.int
+    """N"""
+    copies_owed: builtins.int
+    """that are still to be made"""
+    durable_blocks: builtins.int
+    """on NVMe at N nodes or more"""
+    counted_ms_ago: builtins.int
+    @property
+    def blocks_on(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """on 1, 2, … N nodes, and on more"""
+
+    def __init__(
+        self,
+        *,
+        namespace_id: builtins.bytes = ...,
+        tenant: builtins.str = ...,
+        model: builtins.str = ...,
+        wanted: builtins.int = ...,
+        blocks_on: collections.abc.Iterable[builtins.int] | None = ...,
+        copies_owed: builtins.int = ...,
+        durable_blocks: builtins.int = ...,
+        counted_ms_ago: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks_on", b"blocks_on", "copies_owed", b"copies_owed", "counted_ms_ago", b"counted_ms_ago", "durable_blocks", b"durable_blocks", "model", b"model", "namespace_id", b"namespace_id", "tenant", b"tenant", "wanted", b"wanted"]) -> None: ...
+
+Global___NamespaceCopies: typing_extensions.TypeAlias = NamespaceCopies
 
 @typing.final
 class LaneMoved(google.protobuf.message.Message):

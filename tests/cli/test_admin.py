@@ -48,7 +48,21 @@ class Answers(admin_pb2_grpc.AdminServicer):
             usage=node_pb2.UsageReply(tiers=[tier], lanes=LANES, moved=[MOVED], violations=["one slot too many"]),
         )
         gone = admin_pb2.NodeUsage(node_id="n2", error="connection refused")
+        copies = [
+            node_pb2.NamespaceCopies(
+                namespace_id=NAMESPACE.id,
+                tenant="t",
+                model="tiny",
+                wanted=2,
+                blocks_on=[17, 3456, 9],
+                copies_owed=17,
+                durable_blocks=2345,
+                counted_ms_ago=3000,
+            ),
+            node_pb2.NamespaceCopies(namespace_id=bytes(16), tenant="t", wanted=3, blocks_on=[0, 0, 5, 0]),
+        ]
         return admin_pb2.StatsReply(
+            copies=copies,
             indexed_blocks=1234,
             matches=5,
             asked_blocks=8,
@@ -110,6 +124,18 @@ def test_stats_as_tables(control: tuple[str, Answers], capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     for words in ("1,234", "75.0%", "12.5 MB", "1GiB", "connection refused", "max/avg over 3: 1.18"):
         assert words in text
+
+
+def test_copies_as_a_table(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """A column per number of nodes, as far as any namespace wants; what is owed, what is durable, how old it is."""
+    assert main(["admin", "stats", "--control", control[0]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    title = next(number for number, line in enumerate(lines) if line.strip() == "copies")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines[title:] if line.startswith("│")]
+    assert rows == [
+        [NAMESPACE.id.hex(), "tiny", "t", "2", "17", "3,456", "–", "9", "17", "2,345", "3 s ago"],
+        [bytes(16).hex(), "–", "t", "3", "0", "0", "5", "0", "0", "0", "0 s ago"],
+    ]
 
 
 def test_lanes_as_a_table(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:

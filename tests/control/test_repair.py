@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore.blocks.state import Tier
 from kvstore.control.directory import NodeState
 from kvstore.control.index.base import assemble, pack_location
 from kvstore.control.repair import NODES_MAX, Membership, holders_of, holders_reply
@@ -30,6 +31,13 @@ def test_holders_are_each_nodes_longest_copy(blocks: list[list[tuple[int, ...]]]
                 expected[number, ref] = max(left, expected.get((number, ref), 0))
     pairs = list(zip(found.block.tolist(), found.ref.tolist(), strict=True))
     assert dict(zip(pairs, found.remaining_ms.tolist(), strict=True)) == expected
+    on_nvme = {
+        (number, ref)
+        for number, block in enumerate(blocks)
+        for ref, rank, count, tier, left in block
+        if (rank, count, tier) == (0, 1, Tier.NVME) and left > 0
+    }
+    assert found.durable.tolist() == [pair in on_nvme for pair in pairs]
     assert len(pairs) == len(set(pairs))
     assert found.block.tolist() == sorted(found.block.tolist())
 
@@ -42,7 +50,7 @@ def state(ref: int, used: int = 0) -> NodeState:
 
 def test_an_answer_names_holders_then_the_emptiest() -> None:
     """Of very many nodes; a holder that has just gone is left out."""
-    packed = [pack_location(7, 0, 1, 2, NOW_MS + 9), pack_location(9999, 0, 1, 2, NOW_MS + 9)]
+    packed = [pack_location(7, 0, 1, 3, NOW_MS + 9), pack_location(9999, 0, 1, 2, NOW_MS + 9)]
     holders = holders_of(assemble(packed), 0, 1, lambda ref: True, NOW_MS)
     reply = holders_reply(holders, [state(ref, used=1000 - ref) for ref in range(1, NODES_MAX + 100)])
     assert len(reply.nodes) == NODES_MAX
@@ -52,6 +60,7 @@ def test_an_answer_names_holders_then_the_emptiest() -> None:
     assert np.frombuffer(reply.holder_block, "<u4").tolist() == [0]
     assert np.frombuffer(reply.holder_node, "<u2").tolist() == [0]
     assert np.frombuffer(reply.holder_remaining_ms, "<u4").tolist() == [9]
+    assert reply.holder_durable == b"\1"
 
 
 @pytest.mark.parametrize(("then", "changes"), [([1, 2], 1), ([2, 1], 1), ([1], 2), ([1, 3], 2), ([], 2)])
