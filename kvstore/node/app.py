@@ -148,7 +148,7 @@ class NodeServer:
         self.handoffs = Handoffs(self.custody, config.parking_bytes_max)
         self.holds = Holds(config, self.custody, self.neighbours, self.node_id)
         self.landing = Landing(self.custody, config.landing_bytes_max)
-        self.disks = None if nvme is None else Disks(config, self.custody, nvme, self.landing)
+        self.disks = None if nvme is None else Disks(config, self.custody, self.retention, nvme, self.landing)
         self.kept = Kept(self.custody, config.kept_bytes_max, config.kept_ms * 1_000_000)
         self.placement = Placement(self.custody) if config.hbm_bytes else None
         self.shared = SharedDevices(config.shared_paths, config.nvme_depth_max) if config.shared_paths else None

@@ -167,6 +167,10 @@ class Catalog:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).layout
 
+    def knows(self, namespace_id: bytes) -> bool:
+        """Whether a namespace was opened here."""
+        return namespace_id in self._stock.namespaces
+
     def may_use(self, tenant: str, namespace_id: bytes) -> bool:
         """Whether a namespace is the tenant's, or nobody's yet."""
         known = self._stock.namespaces.get(namespace_id)

@@ -14,13 +14,13 @@ from kvstore.config import NodeConfig
 from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFailed, InvalidInput
 from kvstore.node.adopt import Adoption
 from kvstore.node.catalog import Catalog
+from kvstore.node.retention import Retention
 from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.entry import PLAIN
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
-from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.node.storage.manifest import Manifest
 from kvstore.node.storage.shared import SharedDevice
 from kvstore.node.tiers.nvme import NvmeTier
-from kvstore.node.tree import OpenNamespace
 from kvstore.policy.slots import BankedSpace, SizeClass, SlotSpace
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,14 @@ def space_of(devices: Sequence[Device | None], slab_bytes: int, slab_ids: Iterat
     return BankedSpace(banks)
 
 
-async def adopt(catalog: Catalog, nvme: NvmeTier, now_ns: int, banks: Sequence[int] | None = None) -> None:
+async def adopt(
+    catalog: Catalog, retention: Retention, nvme: NvmeTier, now_ns: int, banks: Sequence[int] | None = None
+) -> None:
     """Brings what devices had into the catalog, and the namespaces that it is of. Nothing is read of the blocks."""
     began_ns = time.monotonic_ns()
     chosen = [bank for bank in nvme.banks if bank.in_service and (banks is None or bank.number in banks)]
     for bank in chosen:
-        await _open_namespaces(catalog, bank.path)
+        await _open_namespaces(retention, bank.path)
     with paused_collector():
         adoption = catalog.adopt(Tier.NVME, now_ns)
         for bank in chosen:
@@ -110,7 +112,7 @@ def _adopt_device(adoption: Adoption, nvme: NvmeTier, bank: int, device: Device)
             nvme.forget(slab_id, slot, generation)
 
 
-async def _open_namespaces(catalog: Catalog, path: Path) -> None:
+async def _open_namespaces(retention: Retention, path: Path) -> None:
     try:
         known = await Manifest(path).load()
     except ChecksumMismatch as error:
@@ -118,14 +120,9 @@ async def _open_namespaces(catalog: Catalog, path: Path) -> None:
         return
     for namespace in known:
         try:
-            catalog.open_namespace(namespace.namespace_id, namespace.tenant, namespace.layout, namespace.rules)
+            retention.adopted(namespace)
         except InvalidInput as error:
             log.warning("%s: %s", path, error)
-
-
-def known_namespace(namespace: OpenNamespace) -> KnownNamespace:
-    """What a device must remember of a namespace."""
-    return KnownNamespace(namespace.namespace_id, namespace.tenant, namespace.layout, namespace.rules)
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.node.custody import Custody
-from kvstore.node.devices import adopt, capacity_of, known_namespace, open_device
+from kvstore.node.devices import adopt, capacity_of, open_device
 from kvstore.node.landing import Landing
 from kvstore.node.recall import Recalls
+from kvstore.node.retention import Retention
 from kvstore.node.scrub import Scrub
 from kvstore.node.spill import Spill
 from kvstore.node.tiers.nvme import NvmeTier
@@ -29,12 +30,15 @@ log = logging.getLogger(__name__)
 class Disks:
     """Belongs to the event loop. `adopt`, then `start`; `close` always, last."""
 
-    def __init__(self, config: NodeConfig, custody: Custody, nvme: NvmeTier, landing: Landing) -> None:
+    def __init__(
+        self, config: NodeConfig, custody: Custody, retention: Retention, nvme: NvmeTier, landing: Landing
+    ) -> None:
         self._config = config
         self._custody = custody
         self._catalog = custody.catalog
+        self._retention = retention
         self._loops: list[asyncio.Task[None]] = []
-        self._namespaces_seen = 0
+        self._namespaces_seen = (0, 0)
         self._limited: set[int] = set()
         self._switching = asyncio.Lock()
         self._withdrawing: set[asyncio.Task[None]] = set()
@@ -50,7 +54,7 @@ class Disks:
 
     async def adopt(self) -> None:
         """What the devices had before is served again."""
-        await adopt(self._catalog, self.nvme, self._custody.clock())
+        await adopt(self._catalog, self._retention, self.nvme, self._custody.clock())
         self._custody.settle()
 
     def start(self) -> None:
@@ -62,9 +66,10 @@ class Disks:
 
     def remember_namespaces(self) -> None:
         """Has the devices remember all namespaces, if there are others than before."""
-        if self._namespaces_seen != self._catalog.namespace_changes:
-            self._namespaces_seen = self._catalog.namespace_changes
-            self.nvme.remember([known_namespace(namespace) for namespace in self._catalog.namespaces()])
+        changes = self._catalog.namespace_changes, self._retention.changes
+        if self._namespaces_seen != changes:
+            self._namespaces_seen = changes
+            self.nvme.remember(self._retention.known())
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -110,8 +115,8 @@ class Disks:
             self._custody.settle()
             await bank.enable(lambda: open_device(bank.path, self._config))
             self._catalog.reopen_bank(Tier.NVME, bank.number, capacity_of(bank.device))
-            await adopt(self._catalog, self.nvme, self._custody.clock(), [bank.number])
-            self._namespaces_seen = 0  # this device has to be told of them
+            await adopt(self._catalog, self._retention, self.nvme, self._custody.clock(), [bank.number])
+            self._namespaces_seen = (0, 0)  # this device has to be told of them
             self._custody.settle()
             self.on_adopted()
 

@@ -84,7 +84,7 @@ class Replicas:
         self._recent_until_ns = 0
         self._wake = asyncio.Event()
         self._look_at_all = False
-        self._namespace_changes = 0
+        self._namespace_changes = (0, 0)
         self._made = {"copies_made": 0, "copies_asked": 0, "copies_failed": 0}
 
     @property
@@ -143,7 +143,7 @@ class Replicas:
         for shard, keys in self._again.items():
             self._due[shard] = {**keys, **self._due.get(shard, {})}
         self._again.clear()
-        changes = self._custody.catalog.namespace_changes
+        changes = self._custody.catalog.namespace_changes, self._retention.changes
         self._look_at_all |= changes != self._namespace_changes
         self._namespace_changes = changes
 
@@ -187,7 +187,7 @@ class Replicas:
         if now_ns >= self._recent_until_ns:
             self._recent, self._recent_until_ns = {}, now_ns + _RECENT_NS
         if self._retention.asked(namespace_id) is None:
-            return  # adopted from a disk, and nobody has opened it since
+            return  # from a disk that does not say what it was opened as; looked at again when a client has opened it
         reply = await self._holders(shard_id, b"".join(keys))
         standings = self._custody.catalog.standings(namespace_id, shard_id, keys, now_ns)
         nodes = {node.node_id: node for node in reply.nodes}

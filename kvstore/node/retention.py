@@ -9,6 +9,8 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.errors import InvalidInput
 from kvstore.node.catalog import Catalog
+from kvstore.node.storage.manifest import KnownNamespace
+from kvstore.node.tree import OpenNamespace
 from kvstore.pb import node_pb2, types_pb2
 from kvstore.policy.rulebook import RuleBook, check_asked
 from kvstore.policy.rules import NamespaceRules
@@ -26,13 +28,16 @@ class _Opened:
 
 
 class Retention:
-    """Belongs to the event loop."""
+    """Belongs to the event loop. changes: rises when namespaces are opened as others than before, or others asked for
+    something else."""
 
     def __init__(self, catalog: Catalog, book: RuleBook) -> None:
         self._catalog = catalog
         self._book = book
         self._set = types_pb2.RuleBook()
+        self._told = False
         self._opened: dict[bytes, _Opened] = {}
+        self.changes = 0
 
     @property
     def version(self) -> int:
@@ -49,8 +54,29 @@ class Retention:
         opened = _Opened(namespace, {**(known.asked if known is not None else {}), **asked})
         rules = self._rules(opened)
         self._catalog.open_namespace(namespace.id, namespace.tenant, layout, rules)
-        self._opened[namespace.id] = opened
+        self._note(opened)
         return rules
+
+    def adopted(self, known: KnownNamespace) -> None:
+        """A device has blocks of a namespace. Where it is new here, the rules that it was stored under hold until the
+        control plane tells its own, or a client opens it. Raises InvalidInput when it is known with another layout."""
+        rules = None if self._catalog.knows(known.namespace_id) else known.rules
+        self._catalog.open_namespace(known.namespace_id, known.tenant, known.layout, rules)
+        if known.named is not None and known.namespace_id not in self._opened:
+            self._note(_Opened(known.named, known.asked))
+
+    def _note(self, opened: _Opened) -> None:
+        if self._opened.get(opened.namespace.id) != opened:
+            self._opened[opened.namespace.id] = opened
+            self.changes += 1
+
+    def known(self) -> list[KnownNamespace]:
+        """All namespaces, as a device is to remember them."""
+        return [self._known(each) for each in self._catalog.namespaces()]
+
+    def _known(self, namespace: OpenNamespace) -> KnownNamespace:
+        named, asked = self.asked(namespace.namespace_id) or (None, {})
+        return KnownNamespace(namespace.namespace_id, namespace.tenant, namespace.layout, namespace.rules, named, asked)
 
     def set(self, book: types_pb2.RuleBook) -> None:
         """Follows what operators have set, in place of what they had set before.
@@ -59,13 +85,14 @@ class Retention:
         noted all the same, so that the control plane does not send them again and again.
         """
         self._set = book
+        self._told = True
         self._book.set({pattern: rules_of(rules) for pattern, rules in book.rules.items()})
         for namespace_id, opened in self._opened.items():
             self._catalog.set_rules(namespace_id, self._rules(opened))
 
     def heard(self, book: types_pb2.RuleBook) -> None:
         """`set`, for a control plane that tells of its own accord: what cannot be is logged."""
-        if book.version != self.version:
+        if not self._told or book.version != self.version:
             try:
                 self.set(book)
             except InvalidInput as error:
@@ -91,6 +118,6 @@ class Retention:
 
     def asked(self, namespace_id: bytes) -> tuple[Namespace, Mapping[str, Any]] | None:
         """What a namespace was opened as, and what its clients asked for; None: nobody has opened it since the node
-        started."""
+        started, and its device does not say."""
         known = self._opened.get(namespace_id)
         return None if known is None else (known.namespace, known.asked)

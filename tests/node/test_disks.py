@@ -17,12 +17,14 @@ from kvstore.errors import DeviceFailed, InvalidInput, Refused
 from kvstore.node import disks as disks_module
 from kvstore.node.devices import open_devices
 from kvstore.node.disks import Disks
+from kvstore.node.retention import Retention
 from kvstore.node.storage.device import Device
 from kvstore.node.storage.faults import Fault, FaultDisk
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.index import Batch
 from kvstore.node.storage.verified import SlotReader
-from kvstore.policy.rules import NamespaceRules
+from kvstore.policy.rulebook import RuleBook
+from kvstore.policy.rules import DEFAULT_RULES, NamespaceRules
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.node.nvme_world import (
     LAYOUT,
@@ -47,7 +49,8 @@ async def disks_on(folder: Path, *disks: FaultDisk, files: int = 4) -> AsyncIter
     world = NvmeWorld(
         devices, nvme_bytes=files * (SLAB_HEADER_BYTES + SLAB_BYTES), nvme_slab_bytes=SLAB_BYTES, nvme_free_bytes_min=0
     )
-    tier = Disks(world.config, world.custody, world.nvme, world.landing)
+    retention = Retention(world.catalog, RuleBook(DEFAULT_RULES, {}))
+    tier = Disks(world.config, world.custody, retention, world.nvme, world.landing)
     world.spill = tier.spill
     yield world, tier
     assert world.catalog.violations() == []

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kvstore.control.app import ControlServer
 from kvstore.errors import InvalidInput
 from kvstore.node.answers import ShardId
 from kvstore.node.app import NodeServer
+from kvstore.node.storage.manifest import Manifest
 from kvstore.pb import node_pb2
 from kvstore.rpc.channel import caller
 from tests.cluster import LAYOUT, random_blocks
@@ -160,6 +162,52 @@ async def test_rules_that_come_later(here: Site, monkeypatch: pytest.MonkeyPatch
     await writer_of(here, nodes[0])
     await eventually(lambda: copies(nodes, client) == [BLOCKS, BLOCKS])
     await settled(*nodes)
+
+
+def on_disk(folder: Path) -> dict[str, Any]:
+    """Options of a node with a device."""
+    paths = (str(folder / "device"),)
+    return {"nvme_paths": paths, "nvme_bytes": 9 * MIB, "nvme_slab_bytes": 4 * MIB, "nvme_free_bytes_min": 0}
+
+
+async def test_a_restarted_node_has_its_blocks_copied_before_any_client_comes(here: Site, tmp_path: Path) -> None:
+    """It knows from its disk what they are of, and how many copies were asked for; the taker learns it from there."""
+    control = await here.control(**FAST)
+    fast = {"control": control.address, "publish_ms": 1, "tick_ms": 10}
+    first = await here.node(node_id="stored", **fast, **on_disk(tmp_path))
+    client = await writer_of(here, first)
+    await client.store(tokens(BLOCKS), kv_of())
+    await eventually(lambda: first.disks is not None and first.disks.counters["durable_blocks"] == BLOCKS)
+    await client.close()
+    await first.stop()
+    here.nodes.remove(first)
+    nodes = [await here.node(node_id="other", **fast), await here.node(node_id="stored", **fast, **on_disk(tmp_path))]
+    await eventually(lambda: copies(nodes, client) == [BLOCKS, BLOCKS])
+    assert nodes[0].catalog.rules(client.namespace.id).copies == 2
+    await settled(*nodes)
+
+
+async def test_a_namespace_that_a_disk_does_not_name_is_copied_once_a_client_opens_it(
+    here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the client asks for what holds already."""
+    monkeypatch.setattr("kvstore.node.replicas._LOOK_S", 0.05)
+    control = await here.control(**FAST)
+    fast = {"control": control.address, "publish_ms": 1, "tick_ms": 10}
+    first = await here.node(node_id="stored", **fast, **on_disk(tmp_path))
+    client = await writer_of(here, first)
+    await client.store(tokens(BLOCKS), kv_of())
+    await eventually(lambda: first.disks is not None and first.disks.counters["durable_blocks"] == BLOCKS)
+    await client.close()
+    await first.stop()
+    here.nodes.remove(first)
+    manifest = Manifest(tmp_path / "device")
+    await manifest.save([replace(known, named=None, asked={}) for known in await manifest.load()])
+    nodes = [await here.node(node_id="other", **fast), await here.node(node_id="stored", **fast, **on_disk(tmp_path))]
+    await settled(*nodes)
+    assert copies(nodes, client) == [0, BLOCKS]
+    await writer_of(here, nodes[1])
+    await eventually(lambda: copies(nodes, client) == [BLOCKS, BLOCKS])
 
 
 def deadlines(node: NodeServer, client: AsyncClient) -> list[int]:

@@ -1,6 +1,7 @@
 """Retention: the catalog follows the rules that are asked for, and those that operators set."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.errors import InvalidInput
 from kvstore.node.retention import Retention
+from kvstore.node.storage.manifest import KnownNamespace
 from kvstore.pb import types_pb2
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import DEFAULT_RULES
@@ -107,3 +109,60 @@ def test_what_holds_is_listed() -> None:
     (only,) = listed.namespaces
     assert (only.namespace_id, only.tenant, only.model) == (LLAMA.id, LLAMA.tenant, "llama")
     assert rules_of(only.rules) == {**DEFAULT_RULES.to_fields(), "copies": 3, "probe_extends": True}
+
+
+def known(world: World, namespace: Namespace = LLAMA) -> KnownNamespace:
+    (found,) = [each for each in world.retention.known() if each.namespace_id == namespace.id]
+    return found
+
+
+def test_what_a_device_remembers_is_what_was_opened() -> None:
+    """What clients asked for apart from what holds; it is news when either is another."""
+    world = World()
+    world.retention.set(book(1, llama={"copies": 3}))
+    world.open(copies=2)
+    remembered = known(world)
+    assert (remembered.named, remembered.asked, remembered.rules.copies) == (LLAMA, {"copies": 2}, 3)
+    changes = world.retention.changes
+    world.open(copies=2)
+    assert world.retention.changes == changes
+    world.open(copies=4)  # which changes no rule, for the operator's lies over it
+    assert world.retention.changes == changes + 1
+    assert known(world).asked == {"copies": 4}
+
+
+def test_an_adopted_namespace_follows_operators_before_any_client_comes() -> None:
+    """Until the control plane has said what is set, even if that is nothing, it keeps the rules it was stored under."""
+    world = World()
+    before = World()
+    before.retention.set(book(1, llama={"copies": 3}))
+    before.open(copies=2)
+    world.retention.adopted(known(before))
+    assert world.copies() == 3
+    assert world.retention.asked(LLAMA.id) == (LLAMA, {"copies": 2})
+    world.retention.heard(types_pb2.RuleBook())
+    assert world.copies() == 2
+    world.retention.heard(book(2, llama={"copies": 5}))
+    assert world.copies() == 5
+
+
+def test_adoption_changes_nothing_that_is_open() -> None:
+    """A device that comes back knows an older state; what clients and operators say now holds."""
+    world, before = World(), World()
+    before.open(copies=2)
+    world.open(copies=4)
+    world.retention.adopted(known(before))
+    assert world.copies() == 4
+    assert world.retention.asked(LLAMA.id) == (LLAMA, {"copies": 4})
+
+
+def test_an_adopted_namespace_without_a_name_is_known_by_its_rules() -> None:
+    """From a device of a former release."""
+    world, before = World(), World()
+    before.open(copies=2)
+    world.retention.adopted(replace(known(before), named=None, asked={}))
+    assert world.copies() == 2
+    assert world.retention.asked(LLAMA.id) is None
+    assert known(world).named is None
+    world.open(copies=3)
+    assert known(world).named == LLAMA

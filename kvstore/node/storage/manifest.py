@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import aiofiles
 import aiofiles.os
 
 from kvstore.blocks.layout import Layout, layout_from_fields
+from kvstore.blocks.namespace import Namespace
 from kvstore.errors import ChecksumMismatch, InvalidInput
 from kvstore.node.storage.files import device_errors
 from kvstore.node.storage.folder import sync_directory
@@ -24,12 +25,15 @@ _RETIRED_RULES = {"keep_copy"}
 
 @dataclass(frozen=True, slots=True)
 class KnownNamespace:
-    """rules: those that held when it was saved."""
+    """rules: those that held when it was saved. named, asked: what clients opened it as, and what they asked for; None
+    where none had since the node's start, and it was not known either."""
 
     namespace_id: bytes
     tenant: str
     layout: Layout
     rules: NamespaceRules
+    named: Namespace | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Manifest:
@@ -72,13 +76,34 @@ def _to_json(known: KnownNamespace) -> dict[str, Any]:
         "block_tokens": known.layout.block_tokens,
         "groups": [asdict(group) for group in known.layout.groups],
         "rules": known.rules.to_fields(),
+        "named": None if known.named is None else _named_json(known.named),
+        "asked": dict(known.asked),
     }
 
 
+def _named_json(named: Namespace) -> dict[str, str]:
+    return asdict(named) | {"layout_fingerprint": named.layout_fingerprint.hex()}
+
+
 def _from_json(fields: dict[str, Any]) -> KnownNamespace:
-    return KnownNamespace(
+    """Files of former releases say nothing of what it was opened as."""
+    named = fields.get("named")
+    known = KnownNamespace(
         bytes.fromhex(fields["id"]),
         fields["tenant"],
         layout_from_fields(fields["block_tokens"], fields["groups"]),
-        NamespaceRules.from_fields({k: v for k, v in fields["rules"].items() if k not in _RETIRED_RULES}),
+        NamespaceRules.from_fields(_in_use(fields["rules"])),
+        None if named is None else _named(named),
+        _in_use(fields.get("asked", {})),
     )
+    if known.named is not None and known.named.id != known.namespace_id:
+        raise ValueError(f"namespace {fields['id']} was opened as another one")
+    return known
+
+
+def _named(fields: dict[str, Any]) -> Namespace:
+    return Namespace(**fields | {"layout_fingerprint": bytes.fromhex(fields["layout_fingerprint"])})
+
+
+def _in_use(rules: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in rules.items() if name not in _RETIRED_RULES}

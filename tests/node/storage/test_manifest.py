@@ -1,11 +1,13 @@
 """The manifest: the namespaces that were saved, or a typed error."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvstore.blocks.layout import Layout
+from kvstore.blocks.namespace import Namespace
 from kvstore.errors import ChecksumMismatch, DeviceFailed, VersionMismatch
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
 from kvstore.node.storage.sealed import seal_json, unseal_json
@@ -16,11 +18,14 @@ def rules(**fields: object) -> NamespaceRules:
     return NamespaceRules.from_fields(fields)
 
 
+OPENED = Layout.dense(layers=2, kv_heads=1, head_dim=8)
+NAMED = Namespace.of("llama é", OPENED, tenant="c", adapter="lora")
 KNOWN = [
     KnownNamespace(
         bytes(range(16)), "tenant é", Layout.dense(layers=4, kv_heads=2, head_dim=8), rules(ttl_kind="fixed", ttl_ms=5)
     ),
     KnownNamespace(bytes(16), "b", Layout.dense(layers=9, kv_heads=1, head_dim=64), rules(compression="shuffle")),
+    KnownNamespace(NAMED.id, "c", OPENED, rules(copies=3), NAMED, {"copies": 2, "ttl_ms": 5}),
 ]
 
 
@@ -40,9 +45,28 @@ async def test_a_rule_that_is_no_more_is_passed_over(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path)
     await manifest.save(KNOWN)
     saved = unseal_json(manifest.path.read_bytes())
-    saved[0]["rules"]["keep_copy"] = True
+    saved[0]["rules"]["keep_copy"] = saved[2]["asked"]["keep_copy"] = True
     manifest.path.write_text(seal_json(saved))
     assert await manifest.load() == KNOWN
+
+
+async def test_a_file_of_before_does_not_say_what_was_opened(tmp_path: Path) -> None:
+    """Its namespaces are known all the same, with the rules that they were stored under."""
+    manifest = Manifest(tmp_path)
+    await manifest.save(KNOWN)
+    saved = unseal_json(manifest.path.read_bytes())
+    for fields in saved:
+        del fields["named"], fields["asked"]
+    manifest.path.write_text(seal_json(saved))
+    assert await manifest.load() == [replace(known, named=None, asked={}) for known in KNOWN]
+
+
+async def test_a_namespace_under_another_ones_name_is_an_error(tmp_path: Path) -> None:
+    """Its id is made of what it was opened as."""
+    manifest = Manifest(tmp_path)
+    await manifest.save([replace(KNOWN[2], named=replace(NAMED, model="qwen"))])
+    with pytest.raises(ChecksumMismatch):
+        await manifest.load()
 
 
 async def test_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
