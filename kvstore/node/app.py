@@ -46,6 +46,7 @@ from kvstore.node.retention import Retention
 from kvstore.node.service import NodeService
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.shared import SharedDevices
+from kvstore.node.shedding import Shedding
 from kvstore.node.storage.device import Device
 from kvstore.node.tiers.base import TierMemory
 from kvstore.node.tiers.dram import DramMemory
@@ -179,7 +180,8 @@ class NodeServer:
             )
             holders = self._publisher.holders
             self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, holders)
-            self.census = Census(self.custody, self.retention, self.node_id, holders, self.replicas.owing)
+            shedding = Shedding(self.custody, self.neighbours, address)
+            self.census = Census(self.custody, self.retention, self.node_id, holders, self.replicas.owing, shedding)
         self._add_services(address, str(slab_path))
         self.sessions.listen(slab_path)
         await self._server.start()

@@ -412,6 +412,13 @@ class Catalog:
         self._stock.remove_copy(block, place.tier, slot, f"dropped_{reason}")
         return True
 
+    def shed(self, namespace_id: bytes, shard: ShardId, keys: Sequence[bytes]) -> set[bytes]:
+        """More nodes than are wanted have these blocks: gives up those that came as copies and that nothing here needs
+        (nobody holds them, nothing descends from them); counted as shed_blocks. Answers their keys."""
+        tree = self._stock.tree(namespace_id, shard)
+        known = [] if tree is None else [block for key in keys if (block := tree.blocks.get(key)) and block.slots]
+        return self._stock.shed(known, "shed_blocks")
+
     def limit_bank(self, tier: Tier, bank: int, *, limited: bool) -> None:
         """A device has no room for more slabs than it has; or the limit is lifted."""
         self._stock.spaces[tier].banks[bank].limit(limited)

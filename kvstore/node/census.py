@@ -2,7 +2,8 @@
 
 Round after round through this node's blocks of such namespaces, at its own pace; the control plane says who holds each.
 A block is counted by its first holder by name. One that is found on too few nodes is due for copies: pressure at
-another node, or a disk that was lost, takes copies without a word to those who have the others.
+another node, or a disk that was lost, takes copies without a word to those who have the others. Of one that is on too
+many, copies are given up at the end of the round.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from kvstore.errors import KVStoreError
 from kvstore.node.custody import Custody
 from kvstore.node.replicas import HoldersOf, Shard
 from kvstore.node.retention import Retention
+from kvstore.node.shedding import Shedding
 from kvstore.pb import control_pb2, node_pb2
 from kvstore.policy.census import Survey, Tally, survey
 
@@ -35,6 +37,7 @@ class Census:
         node_id: str,
         holders: HoldersOf,
         owing: Callable[[Shard, Iterable[bytes]], None],
+        shedding: Shedding,
     ) -> None:
         self._custody = custody
         self._catalog = custody.catalog
@@ -42,6 +45,7 @@ class Census:
         self._node_id = node_id
         self._holders = holders
         self._owing = owing
+        self._shedding = shedding
         self._counted: dict[bytes, tuple[Tally, int]] = {}
 
     async def run(self) -> None:
@@ -63,6 +67,7 @@ class Census:
                 for start in range(0, len(keys), _AT_ONCE):
                     await self._look((namespace_id, shard), keys[start : start + _AT_ONCE], tally)
             self._counted[namespace_id] = tally, self._custody.clock()
+        await self._shedding.run()
 
     async def _look(self, shard: Shard, keys: Sequence[bytes], tally: Tally) -> None:
         namespace_id, shard_id = shard
@@ -76,6 +81,9 @@ class Census:
         lacking = found.first & (found.nodes < min(tally.wanted, len(reply.nodes)))
         if lacking.any():
             self._owing(shard, [live[block] for block in np.flatnonzero(lacking).tolist()])
+        many = found.first & (found.known > tally.wanted)
+        if many.any():
+            self._shedding.found(shard, live, np.flatnonzero(many).tolist(), reply, tally.wanted)
         await asyncio.sleep(len(live) / _BLOCKS_PER_S)
 
     def usage(self) -> list[node_pb2.NamespaceCopies]:

@@ -191,7 +191,7 @@ class Replicas:
         reply = await self._holders(shard_id, b"".join(keys))
         standings = self._custody.catalog.standings(namespace_id, shard_id, keys, now_ns)
         nodes = {node.node_id: node for node in reply.nodes}
-        others = _others(reply, len(keys), self._address.node_id)
+        others = others_of(reply, len(keys), self._address.node_id)
         peers, copies = self._peers(reply), self._copies(namespace_id)
         due = []
         for key, standing, known in zip(keys, standings, others, strict=True):
@@ -286,7 +286,7 @@ class Replicas:
                 self._avoided[node.node_id] = self._custody.clock() + _AVOID_NS
 
 
-def _others(reply: control_pb2.HoldersReply, blocks: int, own: str) -> list[list[Copyholder]]:
+def others_of(reply: control_pb2.HoldersReply, blocks: int, own: str) -> list[list[Copyholder]]:
     """The other holders of each block."""
     others: list[list[Copyholder]] = [[] for _ in range(blocks)]
     columns = zip(

@@ -310,6 +310,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return await self._intake.take(request)
 
     @unary
+    async def Shed(self, request: node_pb2.ShedRequest, context: Context) -> node_pb2.ShedReply:
+        keys, shard = keys_of(request.keys), ShardId(request.shard_rank, request.shard_count)
+        shed = self._custody.catalog.shed(request.namespace_id, shard, keys)
+        self._custody.settle()
+        return node_pb2.ShedReply(shed=bytes(key in shed for key in keys))
+
+    @unary
     async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:
         usage = self._custody.catalog.usage()
         counters = {**usage.counters, **self._loads.counters, **self._transfers.counters}

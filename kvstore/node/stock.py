@@ -107,6 +107,7 @@ class Stock:
             asked_ns, deadline_ns = ordinary if lifetimes is None else lifetimes[block.key]
             if not block.slots:
                 block.asked_ns = asked_ns
+                block.guest = lifetimes is not None
             slot.owner = block
             block.slots.append((tier, slot))
             if len(block.slots) > 1:
@@ -186,6 +187,7 @@ class Stock:
                 continue
             block.touched = touch
             block.hits += 1
+            block.guest &= asked_ns is None
             used.append(block)
             if block.hits == self.owed_from_hits:
                 self._owe(block)
@@ -257,6 +259,17 @@ class Stock:
         if tier is Tier.NVME:
             self._owe(block)
         self.offer(block)
+
+    def shed(self, blocks: Sequence[Block], counter: str) -> set[bytes]:
+        """Removes those that came as copies, that nobody holds or writes, and that nothing here descends from; the
+        deepest go first. Answers the keys of those that went."""
+        shed = set()
+        for block in sorted(blocks, key=lambda block: -block.depth):
+            held = block.writer is not None or any(slot.pins for _, slot in block.slots)
+            if block.guest and block.first_child is None and not held:
+                shed.add(block.key)
+                self.remove(block, counter)
+        return shed
 
     def lose(self, tier: Tier, bank: int, count: int, counter: str) -> int:
         """Removes up to `count` of the copies that a device has; answers how many."""

@@ -55,7 +55,7 @@ class Block:
     uses, used_ns, kind: see `policy.evict.Habit`.
     hits: touches since it came. asked_ns: the time that its store asked for, 0: the namespace's. published_ns: the
     deadline that the control plane knows. writer: the open lease that is writing it. owed: the slot that must not be
-    given up before the block is on NVMe."""
+    given up before the block is on NVMe. guest: it came as a copy of another node's, and nobody has stored it here."""
 
     __slots__ = (
         "asked_ns",
@@ -63,6 +63,7 @@ class Block:
         "deadline_ns",
         "depth",
         "first_child",
+        "guest",
         "hits",
         "key",
         "kind",
@@ -91,6 +92,7 @@ class Block:
         self.used_ns = 0
         self.kind = 0
         self.owed: Slot | None = None
+        self.guest = False
         self.deadline_ns = 0
         self.published_ns = 0
         self.asked_ns = 0

@@ -1604,6 +1604,55 @@ class ReplicateReply(google.protobuf.message.Message):
 Global___ReplicateReply: typing_extensions.TypeAlias = ReplicateReply
 
 @typing.final
+class ShedRequest(google.protobuf.message.Message):
+    """More nodes than are wanted have these blocks: the callee gives up those that came to it as copies. What it stored
+    itself, what somebody holds, and what other blocks there descend from, it keeps. See docs/copies.md.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    SHARD_RANK_FIELD_NUMBER: builtins.int
+    SHARD_COUNT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    shard_rank: builtins.int
+    shard_count: builtins.int
+    keys: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+        shard_rank: builtins.int = ...,
+        shard_count: builtins.int = ...,
+        keys: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "keys", b"keys", "namespace_id", b"namespace_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank"]) -> None: ...
+
+Global___ShedRequest: typing_extensions.TypeAlias = ShedRequest
+
+@typing.final
+class ShedReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHED_FIELD_NUMBER: builtins.int
+    shed: builtins.bytes
+    """per key: 1 where the callee had it and has it no more"""
+    def __init__(
+        self,
+        *,
+        shed: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["shed", b"shed"]) -> None: ...
+
+Global___ShedReply: typing_extensions.TypeAlias = ShedReply
+
+@typing.final
 class UsageRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -110,6 +110,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.ReplicateRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.ReplicateReply.FromString,
                 _registered_method=True)
+        self.Shed = channel.unary_unary(
+                '/kvstore.v1.Node/Shed',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.ShedRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.ShedReply.FromString,
+                _registered_method=True)
         self.Usage = channel.unary_unary(
                 '/kvstore.v1.Node/Usage',
                 request_serializer=kvstore_dot_pb_dot_node__pb2.UsageRequest.SerializeToString,
@@ -226,6 +231,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Shed(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Usage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -327,6 +338,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Replicate,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.ReplicateRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.ReplicateReply.SerializeToString,
+            ),
+            'Shed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Shed,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.ShedRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.ShedReply.SerializeToString,
             ),
             'Usage': grpc.unary_unary_rpc_method_handler(
                     servicer.Usage,
@@ -755,6 +771,33 @@ class Node(object):
             '/kvstore.v1.Node/Replicate',
             kvstore_dot_pb_dot_node__pb2.ReplicateRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.ReplicateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Shed',
+            kvstore_dot_pb_dot_node__pb2.ShedRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.ShedReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -265,6 +265,22 @@ _NodeReplicateType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeShedType = typing_extensions.TypeVar(
+    '_NodeShedType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ShedRequest,
+        kvstore.pb.node_pb2.ShedReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ShedRequest,
+        kvstore.pb.node_pb2.ShedReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ShedRequest,
+        kvstore.pb.node_pb2.ShedReply,
+    ],
+)
+
 _NodeUsageType = typing_extensions.TypeVar(
     '_NodeUsageType',
     grpc.UnaryUnaryMultiCallable[
@@ -329,7 +345,7 @@ _NodeGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -393,6 +409,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.ReplicateRequest,
             kvstore.pb.node_pb2.ReplicateReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ShedRequest,
+            kvstore.pb.node_pb2.ShedReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.UsageRequest,
@@ -475,6 +495,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.ReplicateReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ShedRequest,
+            kvstore.pb.node_pb2.ShedReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.UsageRequest,
             kvstore.pb.node_pb2.UsageReply,
         ],
@@ -521,6 +545,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     Transfer: _NodeTransferType
 
     Replicate: _NodeReplicateType
+
+    Shed: _NodeShedType
 
     Usage: _NodeUsageType
 
@@ -590,6 +616,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.ReplicateRequest,
         kvstore.pb.node_pb2.ReplicateReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ShedRequest,
+        kvstore.pb.node_pb2.ShedReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.UsageRequest,
@@ -716,6 +746,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.ReplicateRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.ReplicateReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ReplicateReply]]: ...
+
+    @abc.abstractmethod
+    def Shed(
+        self,
+        request: kvstore.pb.node_pb2.ShedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.ShedReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ShedReply]]: ...
 
     @abc.abstractmethod
     def Usage(

@@ -14,10 +14,11 @@ Counts = npt.NDArray[np.int64]
 
 
 class Survey(NamedTuple):
-    """Columns, one entry per block. nodes: those that have it, this one included. durable: those that have it on NVMe.
-    first: whether this node is the first of them."""
+    """Columns, one entry per block. nodes: those that have it, this one included. known: those of which the control
+    plane knows it. durable: those that have it on NVMe. first: whether this node is the first of them."""
 
     nodes: Counts
+    known: Counts
     durable: Counts
     first: npt.NDArray[np.bool_]
 
@@ -36,6 +37,7 @@ def survey(
     before = np.array([name < own for name in names], np.bool_)[holder_node]
     return Survey(
         nodes=1 + np.bincount(holder_block[other], minlength=blocks),
+        known=np.bincount(holder_block, minlength=blocks),
         durable=np.bincount(holder_block[holder_durable], minlength=blocks),
         first=np.bincount(holder_block[before], minlength=blocks) == 0,
     )

@@ -1,9 +1,11 @@
 """Copies of blocks on distinct nodes: who is asked to hold one. Pure.
 
 The holders of a block are the nodes that are alive and have it. With fewer than its namespace wants, nodes that have
-none are asked; a holder whose copy would end long before the others' is asked again, which prolongs it.
+none are asked; a holder whose copy would end long before the others' is asked again, which prolongs it. With more than
+that, those that came as copies are given up, the one least worth keeping first; the rest is not prolonged.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -37,10 +39,11 @@ class Choice(NamedTuple):
 def choose(own: Copyholder, others: Sequence[Copyholder], peers: Collection[Peer], copies: int) -> Choice:
     """Whom the holder `own` of a block should ask, so that `copies` nodes have it.
 
-    New holders are, as far as possible, on machines that have none; then those that are filled least. others, peers:
-    without `own`.
+    New holders are, as far as possible, on machines that have none; then those that are filled least. Of more others
+    than are wanted those that last longest are kept. others, peers: without `own`.
     """
-    faded = [other.node_id for other in others if other.remaining_ms * _FADED < own.remaining_ms]
+    wanted = sorted(others, key=lambda other: (-other.remaining_ms, other.node_id))[: copies - 1]
+    faded = [other.node_id for other in wanted if other.remaining_ms * _FADED < own.remaining_ms]
     holders = {own.node_id, *(other.node_id for other in others)}
     hosts = {own.host, *(other.host for other in others)}
     missing = max(0, copies - len(holders))
@@ -52,6 +55,16 @@ def choose(own: Copyholder, others: Sequence[Copyholder], peers: Collection[Peer
         fresh.append(best.node_id)
         hosts.add(best.host)
     return Choice((*faded, *fresh), missing - len(fresh))
+
+
+def surplus(own: Copyholder, others: Sequence[Copyholder], copies: int) -> tuple[int, tuple[str, ...]]:
+    """How many copies there are too many, and in which order holders are to be asked to give theirs up.
+
+    Those go first whose machine has another one, then those that end first; the one who asks comes last.
+    """
+    hosts = Counter(holder.host for holder in (own, *others))
+    order = sorted(others, key=lambda other: (hosts[other.host] == 1, other.remaining_ms, other.node_id))
+    return max(0, 1 + len(others) - copies), (*(other.node_id for other in order), own.node_id)
 
 
 def leads(own: str, others: Sequence[Copyholder]) -> bool:

@@ -19,6 +19,7 @@ def test_a_survey_counts_what_is_there(blocks: list[dict[str, bool]], own: str, 
     found = survey(len(blocks), own, NAMES, columns[:, 0], columns[:, 1], columns[:, 2].astype(np.bool_))
     holders = [{own, *held} for held in blocks]
     assert found.nodes.tolist() == list(map(len, holders))
+    assert found.known.tolist() == list(map(len, blocks))
     assert found.durable.tolist() == [sum(held.values()) for held in blocks]
     assert found.first.tolist() == [own == min(names) for names in holders]
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.policy.replicas import Copyholder, Peer, choose, leads
+from kvstore.policy.replicas import Copyholder, Peer, choose, leads, surplus
 
 NAMES = [f"n{i}" for i in range(8)]
 hosts = st.sampled_from(["a", "b", "c"])
@@ -33,9 +33,11 @@ def test_no_more_than_are_missing(others: list[Copyholder], candidates: list[Pee
 
 @given(holders, peers, st.integers(1, 6))
 def test_only_faded_copies_are_asked_again(others: list[Copyholder], candidates: list[Peer], copies: int) -> None:
-    """Those with less than half of the time that the asking holder's has; so two holders never prolong each other."""
+    """Those with less than half of the time that the asking holder's has; so two holders never prolong each other. And
+    no more of them than are wanted: what is beyond that ends in its time."""
     again = set(choose(OWN, others, candidates, copies).whom) & {other.node_id for other in others}
-    assert again == {other.node_id for other in others if 2 * other.remaining_ms < OWN.remaining_ms}
+    longest = sorted(others, key=lambda other: (-other.remaining_ms, other.node_id))[: copies - 1]
+    assert again == {other.node_id for other in longest if 2 * other.remaining_ms < OWN.remaining_ms}
     for other in others:
         if other.node_id in again:
             assert OWN.node_id not in choose(other, [OWN], candidates, copies).whom
@@ -67,3 +69,15 @@ def test_exactly_one_holder_repairs(others: list[Copyholder]) -> None:
         if leads(holder.node_id, [other for other in everyone if other.node_id != holder.node_id])
     ]
     assert len(leading) == 1
+
+
+@given(holders, st.integers(1, 6))
+def test_of_too_many_all_are_asked_in_turn(others: list[Copyholder], copies: int) -> None:
+    """Each holder once, the one who asks last; as many are to go as there are more than wanted."""
+    excess, order = surplus(OWN, others, copies)
+    assert excess == max(0, len(others) + 1 - copies)
+    assert sorted(order) == sorted([OWN.node_id, *(other.node_id for other in others)])
+    assert order[-1] == OWN.node_id
+    hosts = [OWN.host, *(other.host for other in others)]
+    alone = [hosts.count(other.host) == 1 for name in order for other in others if other.node_id == name]
+    assert alone == sorted(alone)
