@@ -45,6 +45,10 @@ class PermissionRefused(KVStoreError):
     """The credential does not allow the call, or the session is not the caller's."""
 
 
+class InUse(KVStoreError):
+    """Somebody who lives has it: end his use of it first. Nothing was changed."""
+
+
 # ---- wait and try again ----------------------------------------------------------------------------------------------
 
 

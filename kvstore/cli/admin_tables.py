@@ -28,7 +28,7 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
             (row for node in reply.nodes for row in _usage_rows(node)),
             title="nodes",
         ),
-        *([_devices(devices), _disk_traffic(reply.nodes)] if devices else []),
+        *([devices_table(devices), _disk_traffic(reply.nodes)] if devices else []),
         *([copies_table(reply.copies)] if reply.copies else []),
         *_balance(reply),
     )
@@ -66,14 +66,14 @@ def _balance(reply: admin_pb2.StatsReply) -> list[str]:
 
 
 def show_devices(reply: admin_pb2.StatsReply) -> None:
-    show(_devices((node.node_id, device) for node in reply.nodes for device in node.usage.devices))
+    show(devices_table((node.node_id, device) for node in reply.nodes for device in node.usage.devices))
 
 
 def show_set_device(reply: node_pb2.SetDeviceReply) -> None:
-    show(_devices(("", device) for device in reply.devices))
+    show(devices_table(("", device) for device in reply.devices))
 
 
-def _devices(devices: Iterable[tuple[str, node_pb2.DeviceUsage]]) -> Table:
+def devices_table(devices: Iterable[tuple[str, node_pb2.DeviceUsage]]) -> Table:
     return table(
         (
             "node",
@@ -91,7 +91,7 @@ def _devices(devices: Iterable[tuple[str, node_pb2.DeviceUsage]]) -> Table:
             (
                 node_id,
                 device.path,
-                ("yes" if device.direct else "yes, buffered") if device.in_service else "no",
+                _service(device),
                 shown_bytes(device.slab_bytes),
                 shown_size(device.capacity_bytes),
                 shown_bytes(device.queued_bytes),
@@ -104,6 +104,12 @@ def _devices(devices: Iterable[tuple[str, node_pb2.DeviceUsage]]) -> Table:
         ),
         title="devices",
     )
+
+
+def _service(device: node_pb2.DeviceUsage) -> str:
+    if not device.in_service:
+        return "no"
+    return "yes, adopted" if device.adopted else "yes" if device.direct else "yes, buffered"
 
 
 def _disk_traffic(nodes: Iterable[admin_pb2.NodeUsage]) -> Table:

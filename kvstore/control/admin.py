@@ -27,6 +27,8 @@ CHECK_DEADLINE_S = 30.0
 """Of a node that recounts everything."""
 DEVICE_DEADLINE_S = 60.0
 """Of a node that opens a device anew: it reads the whole index."""
+ADOPT_DEADLINE_S = 600.0
+"""Of a node that reads every header of another node's device."""
 NODES_ASKED_AT_ONCE = 64
 LISTED_LOCATIONS_MAX = 100_000
 _CALLER = caller("control plane")
@@ -106,15 +108,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     @unary
     async def SetDevice(self, request: admin_pb2.SetNodeDeviceRequest, context: Any) -> node_pb2.SetDeviceReply:
-        states = {state.address.node_id: state for state in self._directory.nodes()}
-        if request.node_id not in states:
-            raise InvalidInput(f"no node {request.node_id!r} is registered")
         asked = node_pb2.SetDeviceRequest(caller=_CALLER, path=request.path, enabled=request.enabled)
-        async with open_channel(states[request.node_id].address.grpc) as channel:
-            try:
-                return await node_pb2_grpc.NodeStub(channel).SetDevice(asked, timeout=DEVICE_DEADLINE_S)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, NodeUnavailable, request.node_id) from error
+        return await self._pass_on(request.node_id, lambda stub: stub.SetDevice(asked, timeout=DEVICE_DEADLINE_S))
+
+    @unary
+    async def Adopt(self, request: admin_pb2.AdoptDirectoryRequest, context: Any) -> node_pb2.AdoptReply:
+        now_ms = self._clock()
+        alive = [state.address.node_id for state in self._directory.nodes() if self._directory.alive(state, now_ms)]
+        asked = node_pb2.AdoptRequest(caller=_CALLER, path=request.path, alive=alive, release=request.release)
+        reply = await self._pass_on(request.node_id, lambda stub: stub.Adopt(asked, timeout=ADOPT_DEADLINE_S))
+        log.info("%s: %s by node %s", request.path, "given back" if request.release else "adopted", request.node_id)
+        return reply
 
     @unary
     async def SetRules(self, request: admin_pb2.AdminSetRulesRequest, context: Any) -> admin_pb2.AdminSetRulesReply:
@@ -150,6 +154,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             for state, answer in zip(states, answers, strict=True)
         ]
         return admin_pb2.AdminGetRulesReply(book=await self._rules.book(), nodes=nodes)
+
+    async def _pass_on(self, node_id: str, call: Callable[["node_pb2_grpc.NodeAsyncStub"], Awaitable[Reply]]) -> Reply:
+        """One call to one node, which the operator has named."""
+        states = {state.address.node_id: state for state in self._directory.nodes()}
+        if node_id not in states:
+            raise InvalidInput(f"no node {node_id!r} is registered")
+        async with open_channel(states[node_id].address.grpc) as channel:
+            try:
+                return await call(node_pb2_grpc.NodeStub(channel))
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error, NodeUnavailable, node_id) from error
 
     async def _usage(self, state: NodeState, check: bool) -> admin_pb2.NodeUsage:
         node_id = state.address.node_id

@@ -9,7 +9,7 @@ from kvstore.node.answers import TierUsage, Usage
 from kvstore.node.copies import CopyTable
 from kvstore.node.leases import LeaseTable
 from kvstore.node.pins import PinTable
-from kvstore.node.stock import Stock, evictable
+from kvstore.node.stock import Stock, worth_evicting
 from kvstore.node.tree import Block, Tree
 from kvstore.policy.slots import HELD_BY_READERS, Slab, Slot, Space
 
@@ -114,7 +114,7 @@ class Audit:
             waiting = [
                 tier
                 for tier, slot in block.slots
-                if evictable(block, slot) and not self._stock.waits_for_eviction(block, tier, slot)
+                if worth_evicting(block, slot) and not self._stock.waits_for_eviction(block, tier, slot)
             ]
             if waiting:
                 yield f"{block} is a candidate in {waiting}, but in no order"

@@ -54,7 +54,7 @@ from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, OpenNamespace
 from kvstore.policy.evict import EvictionPolicy
 from kvstore.policy.rules import DEFAULT_RULES, NamespaceRules
-from kvstore.policy.slots import Slot, Space
+from kvstore.policy.slots import BankedSpace, Slot, Space
 
 __all__ = [
     "Action",
@@ -427,6 +427,12 @@ class Catalog:
         """Gives back the slabs of a device that was lost, as far as nobody holds a slot of them."""
         self._stock.spaces[tier].banks[bank].close_empty()
 
+    def add_read_only_bank(self, tier: Tier, slab_bytes: int) -> int:
+        """One more device of a tier, which is only read; out of service until it is reopened. Answers its number."""
+        space = self._stock.spaces[tier]
+        assert isinstance(space, BankedSpace), tier
+        return space.add_read_only(slab_bytes)
+
     def reopen_bank(self, tier: Tier, bank: int, capacity_bytes: int) -> None:
         """A device that has no slabs is in service again."""
         self._stock.spaces[tier].banks[bank].reopen(capacity_bytes)
@@ -504,9 +510,11 @@ class Catalog:
         """Numbers per tier, and counters since the start. Walks the pins and leases."""
         return self._audit.usage(self._counters)
 
-    def live_slots(self, tier: Tier) -> int:
-        """Blocks in a tier, and those that are only held by pins. On NVMe: as many as the indexes name."""
-        return sum(slab.live for slab in self._stock.spaces[tier].slabs())
+    def live_slots(self, tier: Tier, bank: int | None = None) -> int:
+        """Blocks in a tier or on one of its devices, and those that are only held by pins. On NVMe: as many as the
+        indexes name."""
+        space = self._stock.spaces[tier]
+        return sum(slab.live for slab in (space if bank is None else space.banks[bank]).slabs())
 
     def visit_nvme(self, after: tuple[int, int], now_ns: int) -> Visit | None:
         """Pins the block on NVMe that comes after a slot (slab id, index), in the order of the slabs' openings; None

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.entry import PLAIN
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.manifest import Manifest
+from kvstore.node.storage.served import ServedDevice
 from kvstore.node.storage.shared import SharedDevice
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.policy.slots import BankedSpace, SizeClass, SlotSpace
@@ -63,11 +63,15 @@ def open_device(path: Path, config: NodeConfig) -> Device:
     limits = limits_of(config)
     with paused_collector():
         if config.nvme_shared:
-            return SharedDevice.open_shared(path, limits, config.node_id or socket.gethostname())
+            if not config.node_id:
+                raise ConfigError(
+                    "nvme_shared: the node needs a name that stays (node_id), for others ask who has what"
+                )
+            return SharedDevice.open_shared(path, limits, config.node_id)
         return Device.open(path, limits)
 
 
-def capacity_of(device: Device | None) -> int:
+def capacity_of(device: ServedDevice | None) -> int:
     """Bytes that its slab files may take."""
     return 0 if device is None else device.files_max * (SLAB_HEADER_BYTES + device.slab_bytes)
 
@@ -99,7 +103,7 @@ async def adopt(
     log.info("%d blocks adopted in %d ms", count, (time.monotonic_ns() - began_ns) // 1_000_000)
 
 
-def _adopt_device(adoption: Adoption, nvme: NvmeTier, bank: int, device: Device) -> None:
+def _adopt_device(adoption: Adoption, nvme: NvmeTier, bank: int, device: ServedDevice) -> None:
     store_now_ms = device.clock.now_ms()
     for slab in device.take_recovered():
         size_class = SizeClass(slab.tenant, slab.slot_bytes)

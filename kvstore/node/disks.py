@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
@@ -16,6 +17,8 @@ from kvstore.node.recall import Recalls
 from kvstore.node.retention import Retention
 from kvstore.node.scrub import Scrub
 from kvstore.node.spill import Spill
+from kvstore.node.takeover import Takeover
+from kvstore.node.tiers.bank import Bank
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.pb import node_pb2
 from kvstore.policy.recent import HOUR_NS
@@ -44,6 +47,7 @@ class Disks:
         self._withdrawing: set[asyncio.Task[None]] = set()
         self.on_adopted: Callable[[], None] = lambda: None
         self.nvme = nvme
+        self._takeover = Takeover(custody, nvme, config.node_id, self._withdrawn, self._serve)
         self.readahead = Landing(custody, config.readahead_bytes_max)
         self.loads = Recalls(custody, landing, nvme, promote=config.promote, depth=config.nvme_depth_max)
         self.pushes = Recalls(custody, self.readahead, nvme, promote=config.promote, depth=config.nvme_depth_max)
@@ -104,6 +108,8 @@ class Disks:
         bank = next((bank for bank in self.nvme.banks if str(bank.path) == path), None)
         if bank is None:
             raise InvalidInput(f"{path} is none of {', '.join(str(bank.path) for bank in self.nvme.banks)}")
+        if self._takeover.is_adopted(bank):
+            raise InvalidInput(f"{path} was adopted: adopt it again, or give it back")
         async with self._switching:
             if enabled == bank.in_service:
                 return
@@ -115,10 +121,23 @@ class Disks:
             self._custody.settle()
             await bank.enable(lambda: open_device(bank.path, self._config))
             self._catalog.reopen_bank(Tier.NVME, bank.number, capacity_of(bank.device))
-            await adopt(self._catalog, self._retention, self.nvme, self._custody.clock(), [bank.number])
-            self._namespaces_seen = (0, 0)  # this device has to be told of them
-            self._custody.settle()
-            self.on_adopted()
+            await self._serve(bank)
+
+    async def adopt_directory(self, path: str, alive: Collection[str], *, release: bool) -> int:
+        """Takes over the shared directory of a node that is gone, or gives it back; see `Takeover`. Answers how many
+        blocks of it are served then."""
+        async with self._switching:
+            if not release:
+                return await self._takeover.adopt(Path(path), alive)
+            await self._takeover.release(Path(path))
+            return 0
+
+    async def _serve(self, bank: Bank) -> None:
+        """What a device has that has just been taken into service."""
+        await adopt(self._catalog, self._retention, self.nvme, self._custody.clock(), [bank.number])
+        self._namespaces_seen = (0, 0)  # this device has to be told of them, or the others of its own
+        self._custody.settle()
+        self.on_adopted()
 
     async def _withdrawn(self) -> None:
         """Returns when lost devices are empty."""
@@ -139,6 +158,7 @@ class Disks:
                 bytes_per_s=int(bank.lane.bytes_per_s),
                 moved_bytes=bank.lane.moved_bytes,
                 written_bytes=bank.written_bytes,
+                adopted=self._takeover.is_adopted(bank),
                 written_day_bytes=bank.written.within(24 * HOUR_NS, self._custody.clock()),
             )
             for bank, (capacity_bytes, used_bytes) in zip(self.nvme.banks, banks, strict=True)

@@ -54,7 +54,7 @@ class Room:
         return any(self._take_slabs_of(bank, tier, size_class) for bank in self._stock.spaces[tier].banks)
 
     def _take_slabs_of(self, space: SlotSpace, tier: Tier, size_class: SizeClass) -> bool:
-        if not space.in_service or size_class.slot_bytes > space.slot_bytes_max:
+        if space.read_only or not space.in_service or size_class.slot_bytes > space.slot_bytes_max:
             return False
         others = sorted(
             (slab for slab in space.slabs() if slab.size_class != size_class and not slab.empty),

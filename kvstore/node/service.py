@@ -297,6 +297,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return node_pb2.SetDeviceReply(devices=self._disks.usage())
 
     @unary
+    async def Adopt(self, request: node_pb2.AdoptRequest, context: Context) -> node_pb2.AdoptReply:
+        if self._disks is None:
+            raise InvalidInput("this node has no NVMe tier")
+        blocks = await self._disks.adopt_directory(request.path, request.alive, release=request.release)
+        return node_pb2.AdoptReply(devices=self._disks.usage(), blocks=blocks)
+
+    @unary
     async def SetRules(self, request: node_pb2.SetRulesRequest, context: Context) -> node_pb2.SetRulesReply:
         self._retention.set(request.book)
         return node_pb2.SetRulesReply()

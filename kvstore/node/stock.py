@@ -207,7 +207,7 @@ class Stock:
     def offer(self, block: Block) -> None:
         """The block may have turned a candidate for eviction."""
         for tier, slot in block.slots:
-            if evictable(block, slot):
+            if worth_evicting(block, slot):
                 self._order(tier, slot.slab.size_class).offer(block)
 
     # ---- what is owed to NVMe ----------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Stock:
 
         def is_candidate(block: Block) -> bool:
             slot = block.slot_in(tier)
-            return slot is not None and evictable(block, slot)
+            return slot is not None and worth_evicting(block, slot)
 
         order = self._order(tier, size_class)
         evicted = 0
@@ -369,6 +369,11 @@ def evictable(block: Block, slot: Slot) -> bool:
         and slot is not block.owed
         and (block.first_child is None or len(block.slots) > 1)
     )
+
+
+def worth_evicting(block: Block, slot: Slot) -> bool:
+    """Whether there is room for another block then: not where the slab is only read."""
+    return evictable(block, slot) and not slot.slab.read_only
 
 
 def _not_orphaned(block: Block) -> Iterator[Block]:

@@ -291,6 +291,34 @@ class SetNodeDeviceRequest(google.protobuf.message.Message):
 Global___SetNodeDeviceRequest: typing_extensions.TypeAlias = SetNodeDeviceRequest
 
 @typing.final
+class AdoptDirectoryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    RELEASE_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    """who is to serve it"""
+    path: builtins.str
+    release: builtins.bool
+    """who has adopted it gives it back"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        node_id: builtins.str = ...,
+        path: builtins.str = ...,
+        release: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "node_id", b"node_id", "path", b"path", "release", b"release"]) -> None: ...
+
+Global___AdoptDirectoryRequest: typing_extensions.TypeAlias = AdoptDirectoryRequest
+
+@typing.final
 class AdminSetRulesRequest(google.protobuf.message.Message):
     """Changes the rules of one pattern (see RuleBook) on all nodes, those too that register later."""
 

@@ -56,6 +56,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
                 _registered_method=True)
+        self.Adopt = channel.unary_unary(
+                '/kvstore.v1.Admin/Adopt',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.AdoptDirectoryRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.AdoptReply.FromString,
+                _registered_method=True)
         self.SetRules = channel.unary_unary(
                 '/kvstore.v1.Admin/SetRules',
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesRequest.SerializeToString,
@@ -97,6 +102,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Adopt(self, request, context):
+        """passed on to the node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetRules(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -131,6 +143,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetDevice,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.SetDeviceReply.SerializeToString,
+            ),
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdoptDirectoryRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.AdoptReply.SerializeToString,
             ),
             'SetRules': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRules,
@@ -252,6 +269,33 @@ class Admin(object):
             '/kvstore.v1.Admin/SetDevice',
             kvstore_dot_pb_dot_admin__pb2.SetNodeDeviceRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.SetDeviceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Adopt',
+            kvstore_dot_pb_dot_admin__pb2.AdoptDirectoryRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.AdoptReply.FromString,
             options,
             channel_credentials,
             insecure,

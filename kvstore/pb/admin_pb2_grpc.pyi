@@ -90,6 +90,22 @@ _AdminSetDeviceType = typing_extensions.TypeVar(
     ],
 )
 
+_AdminAdoptType = typing_extensions.TypeVar(
+    '_AdminAdoptType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdoptDirectoryRequest,
+        kvstore.pb.node_pb2.AdoptReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdoptDirectoryRequest,
+        kvstore.pb.node_pb2.AdoptReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdoptDirectoryRequest,
+        kvstore.pb.node_pb2.AdoptReply,
+    ],
+)
+
 _AdminSetRulesType = typing_extensions.TypeVar(
     '_AdminSetRulesType',
     grpc.UnaryUnaryMultiCallable[
@@ -122,7 +138,7 @@ _AdminGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminSetRulesType, _AdminGetRulesType]):
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminSetRulesType, _AdminGetRulesType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -142,6 +158,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.SetNodeDeviceRequest,
             kvstore.pb.node_pb2.SetDeviceReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdoptDirectoryRequest,
+            kvstore.pb.node_pb2.AdoptReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.AdminSetRulesRequest,
@@ -172,6 +192,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.node_pb2.SetDeviceReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdoptDirectoryRequest,
+            kvstore.pb.node_pb2.AdoptReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.AdminSetRulesRequest,
             kvstore.pb.admin_pb2.AdminSetRulesReply,
         ],
@@ -188,6 +212,9 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     PrefixBlocks: _AdminPrefixBlocksType
 
     SetDevice: _AdminSetDeviceType
+    """passed on to the node"""
+
+    Adopt: _AdminAdoptType
     """passed on to the node"""
 
     SetRules: _AdminSetRulesType
@@ -210,6 +237,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.SetNodeDeviceRequest,
         kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdoptDirectoryRequest,
+        kvstore.pb.node_pb2.AdoptReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.AdminSetRulesRequest,
@@ -251,6 +282,14 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.SetNodeDeviceRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.SetDeviceReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetDeviceReply]]:
+        """passed on to the node"""
+
+    @abc.abstractmethod
+    def Adopt(
+        self,
+        request: kvstore.pb.admin_pb2.AdoptDirectoryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.AdoptReply, collections.abc.Awaitable[kvstore.pb.node_pb2.AdoptReply]]:
         """passed on to the node"""
 
     @abc.abstractmethod

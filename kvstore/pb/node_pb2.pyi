@@ -1832,6 +1832,7 @@ class DeviceUsage(google.protobuf.message.Message):
     MOVED_BYTES_FIELD_NUMBER: builtins.int
     WRITTEN_BYTES_FIELD_NUMBER: builtins.int
     WRITTEN_DAY_BYTES_FIELD_NUMBER: builtins.int
+    ADOPTED_FIELD_NUMBER: builtins.int
     path: builtins.str
     in_service: builtins.bool
     direct: builtins.bool
@@ -1851,6 +1852,8 @@ class DeviceUsage(google.protobuf.message.Message):
     """since the start"""
     written_day_bytes: builtins.int
     """within a day"""
+    adopted: builtins.bool
+    """another node's directory, which is only read"""
     def __init__(
         self,
         *,
@@ -1865,8 +1868,9 @@ class DeviceUsage(google.protobuf.message.Message):
         moved_bytes: builtins.int = ...,
         written_bytes: builtins.int = ...,
         written_day_bytes: builtins.int = ...,
+        adopted: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes_per_s", b"bytes_per_s", "capacity_bytes", b"capacity_bytes", "direct", b"direct", "failures", b"failures", "in_service", b"in_service", "moved_bytes", b"moved_bytes", "path", b"path", "queued_bytes", b"queued_bytes", "slab_bytes", b"slab_bytes", "written_bytes", b"written_bytes", "written_day_bytes", b"written_day_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adopted", b"adopted", "bytes_per_s", b"bytes_per_s", "capacity_bytes", b"capacity_bytes", "direct", b"direct", "failures", b"failures", "in_service", b"in_service", "moved_bytes", b"moved_bytes", "path", b"path", "queued_bytes", b"queued_bytes", "slab_bytes", b"slab_bytes", "written_bytes", b"written_bytes", "written_day_bytes", b"written_day_bytes"]) -> None: ...
 
 Global___DeviceUsage: typing_extensions.TypeAlias = DeviceUsage
 
@@ -1911,6 +1915,58 @@ class SetDeviceReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["devices", b"devices"]) -> None: ...
 
 Global___SetDeviceReply: typing_extensions.TypeAlias = SetDeviceReply
+
+@typing.final
+class AdoptRequest(google.protobuf.message.Message):
+    """For operators: takes over the shared directory of a node that is gone, or gives it back. See docs/durability.md."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    ALIVE_FIELD_NUMBER: builtins.int
+    RELEASE_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """of the device, where this node mounts it"""
+    release: builtins.bool
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def alive(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """nodes that are alive: the directory of one of them is refused"""
+
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        path: builtins.str = ...,
+        alive: collections.abc.Iterable[builtins.str] | None = ...,
+        release: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alive", b"alive", "caller", b"caller", "path", b"path", "release", b"release"]) -> None: ...
+
+Global___AdoptRequest: typing_extensions.TypeAlias = AdoptRequest
+
+@typing.final
+class AdoptReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    blocks: builtins.int
+    """that it has brought, and that are still in time"""
+    @property
+    def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeviceUsage]: ...
+    def __init__(
+        self,
+        *,
+        devices: collections.abc.Iterable[Global___DeviceUsage] | None = ...,
+        blocks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "devices", b"devices"]) -> None: ...
+
+Global___AdoptReply: typing_extensions.TypeAlias = AdoptReply
 
 @typing.final
 class TierUsage(google.protobuf.message.Message):

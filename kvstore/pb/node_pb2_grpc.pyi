@@ -313,6 +313,22 @@ _NodeSetDeviceType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeAdoptType = typing_extensions.TypeVar(
+    '_NodeAdoptType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.AdoptRequest,
+        kvstore.pb.node_pb2.AdoptReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.AdoptRequest,
+        kvstore.pb.node_pb2.AdoptReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.AdoptRequest,
+        kvstore.pb.node_pb2.AdoptReply,
+    ],
+)
+
 _NodeSetRulesType = typing_extensions.TypeVar(
     '_NodeSetRulesType',
     grpc.UnaryUnaryMultiCallable[
@@ -345,7 +361,7 @@ _NodeGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeSetRulesType, _NodeGetRulesType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeSetRulesType, _NodeGetRulesType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -421,6 +437,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.SetDeviceRequest,
             kvstore.pb.node_pb2.SetDeviceReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.AdoptRequest,
+            kvstore.pb.node_pb2.AdoptReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.SetRulesRequest,
@@ -507,6 +527,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.SetDeviceReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.AdoptRequest,
+            kvstore.pb.node_pb2.AdoptReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.SetRulesRequest,
             kvstore.pb.node_pb2.SetRulesReply,
         ],
@@ -551,6 +575,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     Usage: _NodeUsageType
 
     SetDevice: _NodeSetDeviceType
+
+    Adopt: _NodeAdoptType
 
     SetRules: _NodeSetRulesType
 
@@ -628,6 +654,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.SetDeviceRequest,
         kvstore.pb.node_pb2.SetDeviceReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.AdoptRequest,
+        kvstore.pb.node_pb2.AdoptReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.SetRulesRequest,
@@ -767,6 +797,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.SetDeviceRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.SetDeviceReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetDeviceReply]]: ...
+
+    @abc.abstractmethod
+    def Adopt(
+        self,
+        request: kvstore.pb.node_pb2.AdoptRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.AdoptReply, collections.abc.Awaitable[kvstore.pb.node_pb2.AdoptReply]]: ...
 
     @abc.abstractmethod
     def SetRules(

@@ -50,17 +50,36 @@ class Slot:
 
 class Slab:
     """Slots of one size class. live: how many are LIVE or RETIRED. touched: the last touch of any block in it.
-    slab_bytes: what it takes of the capacity. bank: the device that it is on."""
+    slab_bytes: what it takes of the capacity. bank: the device that it is on. read_only: no slot of it is given again.
+    """
 
-    __slots__ = ("bank", "free", "idle_since_ns", "live", "size_class", "slab_bytes", "slab_id", "slots", "touched")
+    __slots__ = (
+        "bank",
+        "free",
+        "idle_since_ns",
+        "live",
+        "read_only",
+        "size_class",
+        "slab_bytes",
+        "slab_id",
+        "slots",
+        "touched",
+    )
 
     def __init__(
-        self, slab_id: int, size_class: SizeClass, generations: Sequence[int], slab_bytes: int, bank: int
+        self,
+        slab_id: int,
+        size_class: SizeClass,
+        generations: Sequence[int],
+        slab_bytes: int,
+        bank: int,
+        read_only: bool = False,
     ) -> None:
         self.slab_id = slab_id
         self.size_class = size_class
         self.slab_bytes = slab_bytes
         self.bank = bank
+        self.read_only = read_only
         self.slots = [Slot(self, index, generation) for index, generation in enumerate(generations)]
         self.free = self.slots[::-1]  # the lowest index is given first
         self.live = 0
@@ -80,7 +99,8 @@ class SlotSpace:
     node, so shared by its tiers.
 
     file_overhead_bytes: for slabs that are files: each takes `slab_bytes` and so much more, whatever its slots are;
-    there are neither smaller nor larger ones. bank: the device's number.
+    there are neither smaller nor larger ones. bank: the device's number. read_only: it has what it adopts, and no slot
+    is given.
     """
 
     def __init__(
@@ -91,19 +111,21 @@ class SlotSpace:
         *,
         file_overhead_bytes: int | None = None,
         bank: int = 0,
+        read_only: bool = False,
     ) -> None:
         if capacity_bytes < 0 or slab_bytes <= 0:
             raise InvalidInput(f"capacity {capacity_bytes} B, slab {slab_bytes} B: must be positive")
         self.capacity_bytes = capacity_bytes
         self.slab_bytes = slab_bytes
         self.bank = bank
+        self.read_only = read_only
         self.used_bytes = 0
         self.in_service = True
         self._whole_bytes = capacity_bytes
         self._on_open: Callable[[Slab], None] = lambda slab: None
         self._on_close: Callable[[Slab], None] = lambda slab: None
-        self._file_overhead_bytes = file_overhead_bytes
-        self._slab_ids = slab_ids
+        self.file_overhead_bytes = file_overhead_bytes
+        self.slab_ids = slab_ids
         self._slabs: dict[int, Slab] = {}
         self._empty: dict[int, Slab] = {}
         self._open: dict[SizeClass, dict[int, Slab]] = {}  # those with a free slot
@@ -115,9 +137,11 @@ class SlotSpace:
     @property
     def slot_bytes_max(self) -> int:
         """The largest slot that can ever fit."""
-        if self._file_overhead_bytes is None:
+        if self.read_only:
+            return 0
+        if self.file_overhead_bytes is None:
             return self.capacity_bytes
-        return self.slab_bytes if self.slab_bytes + self._file_overhead_bytes <= self.capacity_bytes else 0
+        return self.slab_bytes if self.slab_bytes + self.file_overhead_bytes <= self.capacity_bytes else 0
 
     @property
     def free_bytes(self) -> int:
@@ -163,15 +187,16 @@ class SlotSpace:
 
     def least_bytes(self, size_class: SizeClass) -> int:
         """The least room of which a slab for the class can be made."""
-        if self._file_overhead_bytes is None:
+        if self.file_overhead_bytes is None:
             return size_class.slot_bytes
-        return self.slab_bytes + self._file_overhead_bytes
+        return self.slab_bytes + self.file_overhead_bytes
 
     def take(self, size_class: SizeClass, count: int) -> list[Slot]:
         """Up to `count` slots of the class, FREE → RESERVED, their generations raised: as many as the class has or the
-        capacity gives; none from a space that is out of service."""
+        capacity gives; none from a space that is out of service, or is only read."""
         slots: list[Slot] = []
-        while self.in_service and len(slots) < count and (size_class in self._open or self._make_slab(size_class)):
+        usable = self.in_service and not self.read_only
+        while usable and len(slots) < count and (size_class in self._open or self._make_slab(size_class)):
             slab = next(iter(self._open[size_class].values()))
             slots += self._take_from(slab, count - len(slots))
         return slots
@@ -246,16 +271,16 @@ class SlotSpace:
             return False
         while self.free_bytes < max(wanted, least) and self._empty:
             self._close(next(iter(self._empty.values())))
-        room_bytes = min(wanted, self.free_bytes) if self._file_overhead_bytes is None else self.slab_bytes
+        room_bytes = min(wanted, self.free_bytes) if self.file_overhead_bytes is None else self.slab_bytes
         fresh = [0] * (room_bytes // size_class.slot_bytes)
         self._on_open(self._new_slab(size_class, fresh))
         return True
 
     def _new_slab(self, size_class: SizeClass, generations: Sequence[int]) -> Slab:
         taken_bytes = len(generations) * size_class.slot_bytes
-        if self._file_overhead_bytes is not None:
-            taken_bytes = self.slab_bytes + self._file_overhead_bytes
-        slab = Slab(next(self._slab_ids), size_class, generations, taken_bytes, self.bank)
+        if self.file_overhead_bytes is not None:
+            taken_bytes = self.slab_bytes + self.file_overhead_bytes
+        slab = Slab(next(self.slab_ids), size_class, generations, taken_bytes, self.bank, self.read_only)
         self.used_bytes += slab.slab_bytes
         self._open.setdefault(size_class, {})[slab.slab_id] = slab
         self._slabs[slab.slab_id] = self._empty[slab.slab_id] = slab
@@ -288,6 +313,7 @@ class BankedSpace:
             raise InvalidInput("banks: they are numbered from 0")
         self.banks = tuple(banks)
         self._next = 0
+        self._watchers: tuple[Callable[[Slab], None], Callable[[Slab], None]] = (lambda slab: None, lambda slab: None)
 
     @property
     def capacity_bytes(self) -> int:
@@ -302,8 +328,25 @@ class BankedSpace:
         return max(bank.slot_bytes_max for bank in self.banks)
 
     def watch(self, on_open: Callable[[Slab], None], on_close: Callable[[Slab], None]) -> None:
+        self._watchers = on_open, on_close
         for bank in self.banks:
             bank.watch(on_open, on_close)
+
+    def add_read_only(self, slab_bytes: int) -> int:
+        """One more device, of which nothing is given; out of service until it is reopened. Answers its number."""
+        first = self.banks[0]
+        bank = SlotSpace(
+            0,
+            slab_bytes,
+            first.slab_ids,
+            file_overhead_bytes=first.file_overhead_bytes,
+            bank=len(self.banks),
+            read_only=True,
+        )
+        bank.in_service = False
+        bank.watch(*self._watchers)
+        self.banks += (bank,)
+        return bank.bank
 
     def slabs(self) -> Iterator[Slab]:
         for bank in self.banks:

@@ -24,6 +24,7 @@ STATUS: dict[type[e.KVStoreError], grpc.StatusCode] = {
     e.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
     e.VersionMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     e.PermissionRefused: grpc.StatusCode.PERMISSION_DENIED,
+    e.InUse: grpc.StatusCode.FAILED_PRECONDITION,
     e.Refused: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.Unavailable: grpc.StatusCode.UNAVAILABLE,
     e.ControlUnavailable: grpc.StatusCode.UNAVAILABLE,

@@ -40,6 +40,11 @@ class Answers(admin_pb2_grpc.AdminServicer):
     asked: admin_pb2.PrefixBlocksRequest
     told: admin_pb2.AdminSetRulesRequest
 
+    def Adopt(self, request, context):
+        device = node_pb2.DeviceUsage(path=request.path, in_service=True, direct=True, adopted=True)
+        assert request.node_id == "n1"
+        return node_pb2.AdoptReply(devices=[device], blocks=0 if request.release else 1234)
+
     def Stats(self, request, context):
         tier = node_pb2.TierUsage(tier=types_pb2.TIER_DRAM, capacity_bytes=2**30, live_slots=12, live_bytes=12_500_000)
         good = admin_pb2.NodeUsage(
@@ -124,6 +129,16 @@ def test_stats_as_tables(control: tuple[str, Answers], capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     for words in ("1,234", "75.0%", "12.5 MB", "1GiB", "connection refused", "max/avg over 3: 1.18"):
         assert words in text
+
+
+def test_adoption_as_a_table(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:
+    """Which devices the node has then, and how many blocks came with the directory."""
+    assert main(["admin", "adopt", "n1", "/mnt/x", "--control", control[0]]) == 0
+    text = capsys.readouterr().out
+    assert "yes, adopted" in text
+    assert "1,234 blocks of the directory are served" in text
+    assert main(["admin", "adopt", "n1", "/mnt/x", "--release", "--json", "--control", control[0]]) == 0
+    assert json.loads(capsys.readouterr().out)["blocks"] == "0"
 
 
 def test_copies_as_a_table(control: tuple[str, Answers], capsys: pytest.CaptureFixture[str]) -> None:

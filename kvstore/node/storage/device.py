@@ -10,7 +10,7 @@ dropped from the index before it is overwritten (docs/durability.md).
 import contextlib
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -67,6 +67,8 @@ class Device:
     files_max: how many slab files it may have, less than the limits say where the file system has no room for them.
     direct: whether transfers go past the page cache."""
 
+    read_only = False
+
     def __init__(
         self,
         path: Path,
@@ -91,14 +93,23 @@ class Device:
 
     @classmethod
     def open(
-        cls, path: Path, limits: DeviceLimits, *, disk: Disk | None = None, clock: StoreClock | None = None
+        cls,
+        path: Path,
+        limits: DeviceLimits,
+        *,
+        disk: Disk | None = None,
+        clock: StoreClock | None = None,
+        on_locked: Callable[[], None] = lambda: None,
     ) -> Self:
         """Opens a directory, makes it a device where it is none, and finds what survived.
+
+        on_locked: called once no other process can have it, before anything is looked at.
 
         Raises ConfigError when another process has it or it cannot be one, VersionMismatch when a newer release made
         it, DeviceFailed."""
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, lock_directory(path))
+            on_locked()
             with device_errors(path):
                 device_id = identify(path, limits.slab_bytes)
             files = SlabFiles(path, disk or disk_for(path), limits.slab_bytes)

@@ -8,8 +8,7 @@ before *and* after the bytes were read, and the bytes must be those of the check
 was not as gone as it seemed, the reader gets the block or an error. The owner waits for a while before it overwrites
 what it has dropped, so that errors are few.
 
-The blocks of an owner that will not come back are adopted: under a new epoch, which fences the owner, another node
-finds them by their headers and serves them. It never writes there.
+The blocks of an owner that is gone may be adopted: see `kvstore.node.storage.adopted`.
 """
 
 import errno
@@ -24,7 +23,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.errors import ChecksumMismatch, DeviceFailed, StaleGeneration
 from kvstore.node.storage.aligned import Bytes
 from kvstore.node.storage.batch import Batch
-from kvstore.node.storage.clock import StoreClock, SystemTimes, Times
+from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.disk import Disk
 from kvstore.node.storage.entry import PLAIN, Entry
@@ -60,12 +59,14 @@ class SharedDevice(Device):
         disk: Disk | None = None,
         clock: StoreClock | None = None,
     ) -> Self:
-        """As `Device.open`, and fences whoever had the directory before. grace_ms: how long a slot that held a block is
-        not overwritten."""
-        path.mkdir(parents=True, exist_ok=True)
-        claim = Claim.take(path, owner)
-        device = cls.open(path, limits, disk=disk, clock=clock)
-        device._claim = claim
+        """As `Device.open`, and fences whoever had the directory before; raises ConfigError when it was adopted.
+        grace_ms: how long a slot that held a block is not overwritten."""
+        Claim.expect_own(path, owner)  # before the lock, which an adopter on this host has too, and says less
+        claims: list[Claim] = []
+        device = cls.open(
+            path, limits, disk=disk, clock=clock, on_locked=lambda: claims.append(Claim.take_own(path, owner))
+        )
+        (device._claim,) = claims
         device._grace_s = grace_ms / 1000
         device._slot_bytes = {slab.file: slab.slot_bytes for slab in device._recovered}
         device._named = {(slab.file, slot) for slab in device._recovered for slot, _ in slab.entries}
@@ -150,8 +151,8 @@ class SharedReader:
             identity = read_identity(path)
         if identity is None:
             raise ChecksumMismatch(f"{path}: no device, or a damaged one")
-        self._device_id, slab_bytes = identity
-        self._files = ForeignFiles(path, disk or disk_for(path), slab_bytes)
+        self._device_id, self.slab_bytes = identity
+        self._files = ForeignFiles(path, disk or disk_for(path), self.slab_bytes)
 
     @property
     def device_id(self) -> bytes:
@@ -202,34 +203,6 @@ class SharedReader:
         if (entry.block_bytes, entry.granules) != (layout.block_bytes, layout.granules):
             raise ChecksumMismatch(f"{self.path}, file {file}, slot at {offset}: a block of another layout")
         return entry
-
-
-class Adopted:
-    """The device of an owner that will not come back, under a claim of our own. It is read, never written.
-
-    slabs: what was found, with deadlines in the time of the wall clock."""
-
-    def __init__(self, claim: Claim, reader: SharedReader, slabs: list[RecoveredSlab]) -> None:
-        self.claim = claim
-        self.reader = reader
-        self.slabs = slabs
-
-    @classmethod
-    def take(cls, path: Path, owner: str, *, disk: Disk | None = None, times: Times | None = None) -> "Adopted":
-        """Fences the owner, then finds its blocks. owner: the adopter's name.
-
-        A store's clock begins as the wall clock and is never set back, so its deadlines are taken for the wall clock's.
-        Raises ChecksumMismatch where there is no device, and DeviceFailed."""
-        reader = SharedReader(path, disk=disk)
-        claim = Claim.take(path, owner)
-        return cls(claim, reader, reader.find((times or SystemTimes()).wall_ms()))
-
-    def read_block(
-        self, file: int, offset: int, key: bytes, generation: int, layout: Layout, start: int, out: Bytes
-    ) -> Entry:
-        """As `SharedReader.read_block`; raises DeviceFailed when the owner, or another adopter, has a newer claim."""
-        self.claim.check()
-        return self.reader.read_block(file, offset, key, generation, layout, start, out)
 
 
 @contextmanager

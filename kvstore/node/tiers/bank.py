@@ -16,10 +16,10 @@ from pathlib import Path
 from kvstore.errors import Closed, DeviceFailed, DeviceFull, Refused
 from kvstore.node.background import to_the_end
 from kvstore.node.disklane import DiskLane
-from kvstore.node.storage.device import Device
 from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.index import Batch
 from kvstore.node.storage.manifest import KnownNamespace, Manifest
+from kvstore.node.storage.served import ServedDevice
 from kvstore.policy.recent import HOUR_NS, Recent
 from kvstore.rpc.lanes import DISK_PREFIX
 
@@ -50,7 +50,7 @@ class Bank:
         self,
         number: int,
         path: Path,
-        device: Device | None,
+        device: ServedDevice | None,
         *,
         depth: int,
         errors_max: int,
@@ -85,10 +85,15 @@ class Bank:
         return f"Bank({self.path}, {'in' if self.in_service else 'out of'} service, {self.failures} failures)"
 
     @property
-    def device(self) -> Device:
+    def device(self) -> ServedDevice:
         """Only of a bank that is in service, or has slabs still."""
         assert self._device is not None, self
         return self._device
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is another node's, adopted."""
+        return self._device is not None and self._device.read_only
 
     @property
     def direct(self) -> bool:
@@ -97,7 +102,8 @@ class Bank:
 
     def remember(self, namespaces: list[KnownNamespace]) -> None:
         """These are known after a restart; from the next flush on, which is before any block of them is written."""
-        self._namespaces = namespaces
+        if not self.read_only:
+            self._namespaces = namespaces
 
     # ---- what the index is to be told ------------------------------------------------------------------------------
 
@@ -182,7 +188,7 @@ class Bank:
         batch, self._pending = self._pending, Batch()
         unsynced, self._unsynced = self._unsynced, set()
         self._dropped = False
-        if batch or unsynced:
+        if batch or unsynced or self.read_only:  # an adopted one looks each time whether it is still this node's
             await self._in_thread(batch, [], unsynced)
 
     async def _in_thread(self, batch: Batch, labels: Sequence[tuple[int, int, str]], unsynced: set[int]) -> None:
@@ -236,13 +242,17 @@ class Bank:
         self._take_out(DeviceFailed("disabled"))
         await self._let_go()
 
-    async def enable(self, device: Callable[[], Device]) -> None:
-        """Opens the device anew, with what it says that it has. Raises Refused while readers hold slots of before, and
-        what opening it raises."""
-        if self.in_service:
-            return
+    def expect_empty(self) -> None:
+        """Raises Refused while readers hold slots of before it went out of service."""
         if self._files:
             raise Refused(f"{self.path}: readers still hold what was read before it went out of service")
+
+    async def enable(self, device: Callable[[], ServedDevice]) -> None:
+        """Opens the device anew, with what it says that it has. Raises Refused as `expect_empty`, and what opening it
+        raises."""
+        if self.in_service:
+            return
+        self.expect_empty()
         await self._let_go()
         self._device = await asyncio.to_thread(device)
         self._pending, self._unlabelled, self._unsynced, self._dropped = Batch(), {}, set(), False

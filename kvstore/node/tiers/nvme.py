@@ -6,6 +6,7 @@ the next flush; bytes move in the threads of each device's lane. What is read is
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from kvstore.blocks.layout import Layout
@@ -14,11 +15,11 @@ from kvstore.node.background import to_the_end
 from kvstore.node.catalog import Copy, PinnedBlock, Place
 from kvstore.node.disklane import DiskLane
 from kvstore.node.storage.aligned import Bytes
-from kvstore.node.storage.device import Device
 from kvstore.node.storage.entry import PLAIN, Entry
 from kvstore.node.storage.format import pack_slot_header
 from kvstore.node.storage.manifest import KnownNamespace
 from kvstore.node.storage.packing import Packed
+from kvstore.node.storage.served import ServedDevice
 from kvstore.node.storage.verified import SlotReader, Stored
 from kvstore.node.tiers.bank import Bank, SlabFile
 from kvstore.node.tiers.base import SlabFiles
@@ -34,7 +35,7 @@ class NvmeTier(SlabFiles):
 
     def __init__(
         self,
-        devices: Sequence[tuple[Path, Device | None]],
+        devices: Sequence[tuple[Path, ServedDevice | None]],
         *,
         depth: int,
         errors_max: int,
@@ -47,20 +48,22 @@ class NvmeTier(SlabFiles):
         self._stored: dict[tuple[int, int], Stored] = {}
         self.on_lost: Callable[[int], None] = lambda bank: None
         self.on_full: Callable[[int, list[int]], None] = lambda bank, slab_ids: None
-        self.banks = [
-            Bank(
-                number,
-                path,
-                device,
-                depth=depth,
-                errors_max=errors_max,
-                sync=sync,
-                clock=clock,
-                on_lost=lambda bank: self.on_lost(bank),
-                on_full=self._full,
-            )
-            for number, (path, device) in enumerate(devices)
-        ]
+        self._new_bank = partial(
+            Bank,
+            depth=depth,
+            errors_max=errors_max,
+            sync=sync,
+            clock=clock,
+            on_lost=lambda bank: self.on_lost(bank),
+            on_full=self._full,
+        )
+        self.banks = [self._new_bank(number, path, device) for number, (path, device) in enumerate(devices)]
+
+    def add_bank(self, path: Path) -> Bank:
+        """One more device, out of service until it is enabled."""
+        bank = self._new_bank(len(self.banks), path, None)
+        self.banks.append(bank)
+        return bank
 
     def _full(self, bank: int, slab_ids: list[int]) -> None:
         for slab_id in slab_ids:

@@ -1,7 +1,6 @@
 """A shared directory: a node reads the blocks of another or gets an error; only the newest claim changes anything."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,11 +15,11 @@ import pytest
 from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, StaleGeneration
 from kvstore.node.storage.aligned import Bytes, aligned_empty
 from kvstore.node.storage.disk import OsDisk
-from kvstore.node.storage.entry import PLAIN, ZSTD, ZSTD_SHUFFLED, Entry
-from kvstore.node.storage.epoch import Claim, newest_epoch, owner_of
+from kvstore.node.storage.entry import PLAIN, ZSTD, ZSTD_SHUFFLED
+from kvstore.node.storage.epoch import Claim, newest_claim, newest_epoch
 from kvstore.node.storage.files import slab_path
 from kvstore.node.storage.format import SLAB_HEADER_BYTES, header_bytes
-from kvstore.node.storage.shared import Adopted, SharedDevice, SharedReader
+from kvstore.node.storage.shared import SharedDevice, SharedReader
 from tests.node.storage.shared_owner import LAYOUT, SLOT_BYTES, block, drop, key, open_owner, open_slab, put
 
 
@@ -30,7 +29,7 @@ def owner(tmp_path: Path) -> Iterator[SharedDevice]:
         yield device
 
 
-def read(reader: SharedReader | Adopted, file: int, slot: int, number: int, generation: int = 1) -> Bytes:
+def read(reader: SharedReader, file: int, slot: int, number: int, generation: int = 1) -> Bytes:
     out = aligned_empty(LAYOUT.block_bytes)
     reader.read_block(file, slot * SLOT_BYTES, key(number), generation, LAYOUT, 0, out)
     return out
@@ -149,40 +148,10 @@ def test_claims_are_numbered_and_the_newest_holds(tmp_path: Path) -> None:
             with pytest.raises(DeviceFailed, match=f"{newest.owner} has it since epoch 16"):
                 claim.check()
     assert newest_epoch(tmp_path) == 16
-    assert owner_of(tmp_path, 99) == "nobody known"
+    assert newest_claim(tmp_path) == newest
+    (tmp_path / "epochs" / "00000016").write_text("torn")
+    assert newest_claim(tmp_path) == Claim(tmp_path, 16, "nobody known")
     assert len(os.listdir(tmp_path / "epochs")) == 16
-
-
-def entries_of(adopted: Adopted) -> dict[tuple[int, int], Entry]:
-    return {(slab.file, slot): entry for slab in adopted.slabs for slot, entry in slab.entries}
-
-
-def test_what_is_adopted_is_read_and_never_written(tmp_path: Path) -> None:
-    """All blocks of a dead owner but those past their deadline, at his generations."""
-    with open_owner(tmp_path / "owner") as owner:
-        file = open_slab(owner)
-        kept = put(owner, file, 0, 5, generation=4)
-        put(owner, file, 1, 6, ttl_ms=0)
-    before = {path: path.read_bytes() for path in owner.path.glob("*.slab")}
-    adopted = Adopted.take(owner.path, "heir")
-    assert entries_of(adopted) == {(file, 0): kept}
-    assert np.array_equal(read(adopted, file, 0, 5, generation=4), block(5))
-    assert {path: path.read_bytes() for path in owner.path.glob("*.slab")} == before
-
-
-def test_an_adoption_fences_the_owner(owner: SharedDevice) -> None:
-    """Who was thought dead commits nothing any more; when he has begun anew it is the adopter who is fenced."""
-    file = open_slab(owner)
-    put(owner, file, 0, 5)
-    adopted = Adopted.take(owner.path, "heir")
-    with pytest.raises(DeviceFailed, match="heir has it since"):
-        put(owner, file, 1, 6)
-    assert np.array_equal(read(adopted, file, 0, 5), block(5))
-    owner.close()
-    with open_owner(owner.path) as again:
-        assert [entry.key for slab in again.take_recovered() for _, entry in slab.entries] == [key(5)]
-        with pytest.raises(DeviceFailed, match="owner has it since"):
-            read(adopted, file, 0, 5)
 
 
 def test_no_device_is_an_error(tmp_path: Path) -> None:
@@ -193,8 +162,7 @@ def test_no_device_is_an_error(tmp_path: Path) -> None:
         pass
     (tmp_path / "owner" / "device.json").write_text("{}")
     with pytest.raises(ChecksumMismatch, match="no device"):
-        Adopted.take(tmp_path / "owner", "heir")
-    assert newest_epoch(tmp_path / "owner") == 1
+        SharedReader(tmp_path / "owner")
 
 
 # ---- two processes ---------------------------------------------------------------------------------------------------
@@ -234,25 +202,3 @@ def test_reads_beside_a_writing_owner_are_right_or_refused(tmp_path: Path, other
             read(reader, 0, 1, generation % 4, generation - 4)
         if generation % 10 == 0:
             assert np.array_equal(read(reader, 0, 0, 7), block(7))
-
-
-def test_an_owner_that_was_stopped_is_fenced_when_it_goes_on(tmp_path: Path, other: subprocess.Popen[str]) -> None:
-    """Stopped in the middle of its work and adopted; once it runs again it commits nothing, and what the adopter reads
-    is what he asked for or refused."""
-    for _ in range(3):
-        hear(other)
-    other.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, other.pid, os.WSTOPPED)
-    adopted = Adopted.take(tmp_path / "other", "heir")
-    assert (0, 0) in entries_of(adopted)
-    other.send_signal(signal.SIGCONT)
-    told = [line.strip() for line in other.stdout or ()]
-    assert told[-1].startswith("fenced:")
-    other.wait(30)
-    assert np.array_equal(read(adopted, 0, 0, 7), block(7))
-    for (file, slot), entry in entries_of(adopted).items():
-        number = int.from_bytes(entry.key, "big")
-        try:
-            assert np.array_equal(read(adopted, file, slot, number, entry.generation), block(number))
-        except (StaleGeneration, ChecksumMismatch):
-            assert slot == 1
