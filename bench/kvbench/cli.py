@@ -18,6 +18,7 @@ COMMANDS = {
     "dualpath": Command("kvbench.dualpath", "a history over one storage NIC and over all, beside plain sockets"),
     "restart": Command("kvbench.restart", "a node whose NVMe tier is full of blocks, until it serves again"),
     "keys": Command("kvbench.keys", "block keys of a long prompt"),
+    "models": Command("kvbench.models", "public models and the bytes of KV of their tokens"),
     "replay": Command("kvbench.replay", "a trace of requests: hit ratios of eviction policies and times to live"),
 }
 

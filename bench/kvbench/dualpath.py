@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kvbench import bed_faults, machine, testbed, testbed_options
+from kvbench import bed_faults, noise, options, result, testbed, testbed_options
 from kvbench.bed_cluster import ALL, DUAL, SINGLE, Paths
 from kvbench.bed_engine import GROUPS, LAYOUT
 from kvbench.dualpath_rounds import Measured, Plan, Round, measure
@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--testbed", action="store_true", required=True, help="on hosts that are made for it, here")
     testbed_options.add_arguments(parser)
     group = parser.add_argument_group("load")
-    group.add_argument("--bytes", type=size, default="1GiB", metavar="SIZE", help="of all loads (default: %(default)s)")
-    group.add_argument("--rounds", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    options.add_bytes(parser, "1GiB")
     group.add_argument(
         "--limit-s", type=float, default=3.0, metavar="N", help="how long plain sockets are measured (default: 3)"
     )
@@ -62,15 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " --no-relay; the ratios of their seconds and CPU seconds with their intervals (wants --rounds of 10)",
     )
     bed_faults.add_arguments(parser)
+    options.add_rounds(parser, 3)
 
 
 def run(args: argparse.Namespace) -> Result:
     plan = _plan(args)
     testbed.require()
     rounds = asyncio.run(measure(plan))
-    return Result(
-        bench="dualpath",
-        config={
+    return result.of_this_machine(
+        "dualpath",
+        settings={
             "bytes": plan.bytes,
             "rounds": plan.rounds,
             "concurrent": len(plan.seeds),
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> Result:
             "handoff_bytes": args.handoffs,
             "fault": asdict(plan.fault) if plan.fault else None,
         },
-        machine=machine.describe(),
-        results=list(rows(plan, rounds)),
+        keys=("path", "nic"),
+        measurements=list(rows(plan, rounds)),
         ratios=ratios(plan, rounds) | (overhead(rounds) if args.overhead else {}),
     )
 
@@ -120,18 +120,21 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def rows(plan: Plan, rounds: list[Round]) -> Iterator[dict[str, Any]]:
     """One row per way and per NIC of each way; medians over the rounds."""
-    yield {"path": "sockets, readers' NICs", "gb_per_s": _median(sum(each.own.values()) / 1e9 for each in rounds)}
-    yield {"path": "sockets, all NICs", "gb_per_s": _median(sum(each.every.values()) / 1e9 for each in rounds)}
+    yield {
+        "path": "sockets, readers' NICs",
+        "gb_per_s": noise.summary([sum(each.own.values()) / 1e9 for each in rounds]),
+    }
+    yield {"path": "sockets, all NICs", "gb_per_s": noise.summary([sum(each.every.values()) / 1e9 for each in rounds])}
     for paths in ALL:
         loads = [each.loads[paths.name] for each in rounds]
         struck = [load.fault_s for load in loads if load.fault_s is not None]
         routes = sorted({route for load in loads for route in load.routes})
         yield {
             "path": paths.name,
-            "gb_per_s": _median(load.bytes_per_s / 1e9 for load in loads),
-            "seconds": _median(load.seconds for load in loads),
-            "first_group_s": _median(load.first_group_s for load in loads),
-            "cpu_s_per_gb": _median(load.cpu_s / load.bytes * 1e9 for load in loads),
+            "gb_per_s": noise.summary([load.bytes_per_s / 1e9 for load in loads]),
+            "seconds": noise.summary([load.seconds for load in loads]),
+            "first_group_s": noise.summary([load.first_group_s for load in loads]),
+            "cpu_s_per_gb": noise.summary([load.cpu_s / load.bytes * 1e9 for load in loads]),
             "missing_blocks": max(sum(load.missing.values()) for load in loads),
             **({"fault_s": _median(struck)} if struck else {}),
             **_handoff_columns(loads),

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvbench import bed_cluster, bed_streams, testbed
+from kvbench import bed_cluster, bed_streams, progress, testbed
 from kvbench.bed_cluster import ALL, Engines, Paths, Store
 from kvbench.bed_engine import LAYOUT
 from kvbench.bed_faults import Fault
@@ -117,8 +116,7 @@ async def measure(plan: Plan) -> list[Round]:
             mbit = {busy.name: busy.nic(STORAGE).mbit * plan.background_share}
             await stack.enter_async_context(bed_streams.background(bed, bed.topology.host("storage"), mbit))
         rounds = []
-        for number in range(plan.rounds):
-            print(f"dualpath: round {number + 1} of {plan.rounds}", file=sys.stderr)
+        for number in progress.track(range(plan.rounds), "dualpath", plan.rounds):
             # In turn: what drifts weighs on both ways alike.
             rounds.append(await _round(plan, stored, ALL if number % 2 == 0 else ALL[::-1]))
         return rounds

@@ -18,6 +18,8 @@ from kvstore.errors import ChecksumMismatch
 from kvstore.fabric import make_fabric
 from kvstore.fabric.base import Fabric, Peer
 
+_PROBE_BYTES = 1024 * 1024
+
 Bytes = npt.NDArray[np.uint8]
 Operation = Callable[[int, Bytes], "asyncio.Future[None]"]
 Arrived = Callable[[Bytes], None]
@@ -28,6 +30,13 @@ def fabrics(config: FabricConfig) -> Iterator[tuple[Move, Move]]:
     """Two processes with a fabric each. Yields (without checksums, with checksums)."""
     with pair(_receive, _send, config) as order:
         yield lambda point: order(point, False), lambda point: order(point, True)
+
+
+def transport(config: FabricConfig) -> str:
+    """What UCX chose between two processes of this machine, once a message has gone over it."""
+    with pair(_receive, _send, config) as order:
+        order(Point(_PROBE_BYTES, 1, _PROBE_BYTES), False)
+        return str(order(None, False))
 
 
 def _receive(orders: Connection, link: Connection, config: FabricConfig) -> None:
@@ -43,6 +52,9 @@ async def _receiver(orders: Connection, link: Connection, config: FabricConfig) 
     targets = _Buffers()
     while (order := await _next(orders)) is not None:
         point, checked = order
+        if point is None:
+            orders.send(fabric.transport)
+            continue
         tags = [fabric.next_tag() for _ in range(point.count)]
         buffers = targets.of(point)
         arrived = _verify(_expected(point.size_bytes)) if checked else _believe

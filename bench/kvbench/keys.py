@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kvbench import machine
+from kvbench import noise, options, result
 from kvbench.result import Result
 from kvstore.blocks.keys import chain
 from kvstore.blocks.layout import BLOCK_TOKENS
@@ -16,26 +16,26 @@ from kvstore.blocks.layout import BLOCK_TOKENS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens of the prompt (default: %(default)s)")
     parser.add_argument("--block-tokens", type=int, default=BLOCK_TOKENS, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=100, help="measurements (default: %(default)s)")
+    options.add_rounds(parser, 100)
+    options.add_seed(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
-    prompt = np.random.default_rng(1).integers(0, 2**32, args.tokens, np.uint32)
+    prompt = np.random.default_rng(args.seed).integers(0, 2**32, args.tokens, np.uint32)
     chain_ms = _rounds_ms(lambda: chain(bytes(16), prompt, args.block_tokens), args.rounds)
     bare_ms = _rounds_ms(lambda: hashlib.blake2b(prompt.data, digest_size=16).digest(), args.rounds)
-    p50_ms, p99_ms = (float(np.percentile(chain_ms, share)) for share in (50, 99))
-    bare_p50_ms = float(np.percentile(bare_ms, 50))
+    chained, bare = (noise.summary(noise.parts(times_ms)) for times_ms in (chain_ms, bare_ms))
     blocks = args.tokens // args.block_tokens
-    return Result(
-        bench="keys",
-        config={"tokens": args.tokens, "block_tokens": args.block_tokens, "rounds": args.rounds},
-        machine=machine.describe(),
-        results=[
-            {"what": "chain", "blocks": blocks, "p50_ms": p50_ms, "p99_ms": p99_ms, "block_us": p50_ms * 1e3 / blocks},
-            {"what": "blake2b, one piece", "blocks": 1, "p50_ms": bare_p50_ms},
+    return result.of_this_machine(
+        "keys",
+        settings={"tokens": args.tokens, "block_tokens": args.block_tokens, "rounds": args.rounds},
+        keys=("what",),
+        measurements=[
+            {"what": "chain", "blocks": blocks, "ms": chained, "block_us": chained["p50"] * 1e3 / blocks},
+            {"what": "blake2b, one piece", "blocks": 1, "ms": bare},
         ],
-        ratios={"vs_blake2b": bare_p50_ms / p50_ms},
-        extras={"p50_ms": p50_ms, "p99_ms": p99_ms},
+        ratios={"vs_blake2b": bare["p50"] / chained["p50"]},
+        extras={"p50_ms": chained["p50"], "p99_ms": chained["p99"]},
     )
 
 

@@ -7,7 +7,6 @@ the median over rounds of the ratio to that memcpy. One thread copies in each.
 import argparse
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from kvbench import machine
-from kvbench.layouts import layout_of
+from kvbench import noise, options, progress, result
 from kvbench.result import Result
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
-from kvstore.cli.options import size
 from kvstore.cli.spawn import server
 from kvstore.client import AsyncClient, buffers
 from kvstore.config import ClientConfig
@@ -34,23 +31,28 @@ _WARM_UP_ROUNDS = 3  # the tier holds two rounds: after these every slot has bee
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bytes", type=size, default=size("256MiB"), metavar="SIZE", help="of one call (default: 256MiB)"
-    )
-    parser.add_argument("--block", type=size, default=size("4MiB"), metavar="SIZE", help="(default: 4MiB)")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="(default: %(default)s)")
+    options.add_bytes(parser, "256MiB")
+    options.add_sizes(parser, "4MiB")
+    options.add_rounds(parser, 9)
+    options.add_seed(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
-    if args.block < 4096 or args.block % 4096 or args.bytes < args.block or args.rounds < 1:
-        raise InvalidInput("--block must be a multiple of 4KiB, --bytes at least one block, --rounds at least 1")
-    rounds = asyncio.run(_measure(args))
-    return Result(
-        bench="local",
-        config={"bytes": args.bytes, "block_bytes": args.block, "rounds": args.rounds, "threads": 1},
-        machine=machine.describe(),
-        results=_rows(rounds, args.bytes),
-        ratios=_ratios(rounds),
+    options.check_sizes(args.sizes, 4096)
+    options.check_positive(rounds=args.rounds)
+    layouts = options.layouts(args.sizes, args.model)
+    if args.bytes < max(layouts):
+        raise InvalidInput(f"--bytes must be one block of {max(layouts)} bytes at least")
+    measured = {
+        size_bytes: asyncio.run(_measure(layout, args.bytes // size_bytes, args.rounds, args.seed))
+        for size_bytes, layout in layouts.items()
+    }
+    return result.of_this_machine(
+        "local",
+        settings={"bytes": args.bytes, "rounds": args.rounds, "warm_up": _WARM_UP_ROUNDS, "threads": 1},
+        keys=("path", "block_bytes"),
+        measurements=[row for size_bytes, rounds in measured.items() for row in _rows(rounds, args.bytes, size_bytes)],
+        ratios=_ratios(measured[max(measured)]),
     )
 
 
@@ -87,7 +89,7 @@ def _ratios(rounds: list[Round]) -> dict[str, float]:
     return ratios
 
 
-def _rows(rounds: list[Round], count_bytes: int) -> list[dict[str, Any]]:
+def _rows(rounds: list[Round], asked_bytes: int, block_bytes: int) -> list[dict[str, Any]]:
     paths: dict[str, Callable[[Round], Timed]] = {
         "memcpy + xxh3": lambda each: each.memcpy_xxh3,
         "store": lambda each: each.store[False],
@@ -95,21 +97,24 @@ def _rows(rounds: list[Round], count_bytes: int) -> list[dict[str, Any]]:
         "load": lambda each: each.load[False],
         "load, checksums": lambda each: each.load[True],
     }
-    rows = [_row("memcpy", [count_bytes / path(each).memcpy for each in rounds for path in paths.values()])]
-    return rows + [_row(name, [count_bytes / path(each).seconds for each in rounds]) for name, path in paths.items()]
+    count_bytes = asked_bytes // block_bytes * block_bytes
+    rows = [
+        _row("memcpy", block_bytes, [count_bytes / path(each).memcpy for each in rounds for path in paths.values()])
+    ]
+    return rows + [
+        _row(name, block_bytes, [count_bytes / path(each).seconds for each in rounds]) for name, path in paths.items()
+    ]
 
 
-def _row(name: str, bytes_per_s: list[float]) -> dict[str, Any]:
-    rates = sorted(rate / 1e9 for rate in bytes_per_s)
-    return {"path": name, "gb_per_s": statistics.median(rates), "least": rates[0], "most": rates[-1]}
+def _row(name: str, block_bytes: int, bytes_per_s: list[float]) -> dict[str, Any]:
+    return {"path": name, "block_bytes": block_bytes, "gb_per_s": noise.summary([rate / 1e9 for rate in bytes_per_s])}
 
 
-async def _measure(args: argparse.Namespace) -> list[Round]:
-    layout = layout_of(args.block)
-    blocks = args.bytes // args.block
-    capacity = ("--dram-bytes", str(2 * blocks * args.block), "--slab-bytes", str(blocks * args.block))
+async def _measure(layout: Layout, blocks: int, rounds_wanted: int, seed: int) -> list[Round]:
+    total_bytes = blocks * layout.block_bytes
+    capacity = ("--dram-bytes", str(2 * total_bytes), "--slab-bytes", str(total_bytes))
     async with server("serve", "--log-level", "warning", *capacity) as said:
-        bench = _Bench(layout, blocks)
+        bench = _Bench(layout, blocks, seed)
         namespace = Namespace.of("kvbench-local", layout)
         connect = [
             AsyncClient.connect(
@@ -120,19 +125,19 @@ async def _measure(args: argparse.Namespace) -> list[Round]:
         plain, checked = [await each for each in connect]
         rounds = []
         async with plain, checked:
-            for number in range(_WARM_UP_ROUNDS + args.rounds):
-                print(f"\rlocal: round {number + 1} of {_WARM_UP_ROUNDS + args.rounds}", end="", file=sys.stderr)
+            count_rounds = _WARM_UP_ROUNDS + rounds_wanted
+            for _ in progress.track(range(count_rounds), "local", count_rounds):
                 rounds.append(await bench.round(plain, checked))
-        print(file=sys.stderr)
     return rounds[_WARM_UP_ROUNDS:]
 
 
 class _Bench:
     """The engine's buffers, one to store from and one to load into, and tokens that no round has seen."""
 
-    def __init__(self, layout: Layout, blocks: int) -> None:
+    def __init__(self, layout: Layout, blocks: int, seed: int) -> None:
         self._layout = layout
-        self._source = np.random.default_rng(0).integers(0, 256, (blocks, layout.block_bytes), np.uint8)
+        self._seed = seed
+        self._source = np.random.default_rng(seed).integers(0, 256, (blocks, layout.block_bytes), np.uint8)
         self._target = np.ones_like(self._source)
         self._prompts = self._fresh_prompts(blocks * layout.block_tokens)
 
@@ -176,4 +181,4 @@ class _Bench:
 
     def _fresh_prompts(self, tokens: int) -> Iterator[npt.NDArray[np.uint32]]:
         for number in count():
-            yield np.random.default_rng((1, number)).integers(0, 2**32, tokens, dtype=np.uint32)
+            yield np.random.default_rng((self._seed, number)).integers(0, 2**32, tokens, dtype=np.uint32)

@@ -14,10 +14,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
-from kvbench import machine
+from kvbench import noise, options, progress, result
 from kvbench.result import Result
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import BLOCK_TOKENS, Layout
@@ -38,7 +36,6 @@ _LAYOUT = Layout.dense(layers=2, kv_heads=1, head_dim=64)
 _NAMESPACE = Namespace.of("match-bench", _LAYOUT)
 _HOUR_MS = 60 * 60 * 1000
 _QUIET = ("--log-level", "warning")
-_WARM_UP = 50
 _CALL_S = 60.0
 _INDEX_BYTES_MAX = 16 * 2**30
 
@@ -46,11 +43,12 @@ _INDEX_BYTES_MAX = 16 * 2**30
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=int, default=1_000_000, help="blocks in the index (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens of a prompt (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=300, help="matches measured (default: %(default)s)")
+    options.add_rounds(parser, 300, "matches measured")
+    options.add_warm_up(parser, 50)
     parser.add_argument(
         "--listen", default="127.0.0.1:0", help="where the control plane listens, on this host (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the keys and of the draw (default: %(default)s)")
+    options.add_seed(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -62,7 +60,7 @@ def run(args: argparse.Namespace) -> Result:
 async def _run(args: argparse.Namespace) -> Result:
     rng = np.random.default_rng(args.seed)
     chains = _chains(args.blocks, args.tokens, rng)
-    draw = [chains[i] for i in rng.integers(0, len(chains), _WARM_UP + args.rounds)]
+    draw = [chains[i] for i in rng.integers(0, len(chains), args.warm_up + args.rounds)]
     with tempfile.TemporaryDirectory(prefix="kvbench-match-") as folder:
         index = f"{folder}/index"
         control_options = ("--listen", args.listen, "--index-path", index, "--node-lost-ms", str(_HOUR_MS))
@@ -70,9 +68,9 @@ async def _run(args: argparse.Namespace) -> Result:
             fill_s = await _fill(control["address"], chains)
             node_options = ("--control", control["address"], "--dram-bytes", str(128 * 2**20))
             async with server("node", *node_options, *_QUIET) as node:
-                total_ms = await _client_ms(node["socket"], draw)
-            floor_ms = await _heartbeat_ms(control["address"], args.rounds)
-        parts_ms = await _parts_ms(index, draw)
+                total_ms = await _client_ms(node["socket"], draw, args.warm_up)
+            floor_ms = await _heartbeat_ms(control["address"], args.rounds, args.warm_up)
+        parts_ms = await _parts_ms(index, draw, args.warm_up)
     return _result(args, total_ms, {**parts_ms, "smallest RPC": floor_ms}, sum(map(len, chains)) / fill_s)
 
 
@@ -95,8 +93,7 @@ async def _fill(address: str, chains: list[Chain]) -> float:
         await stub.Register(control_pb2.RegisterRequest(caller=caller("kvbench"), address=owner), timeout=_CALL_S)
         began = time.perf_counter()
         batches = [batch for chain in chains for batch in _batches(chain)]
-        console = Console(stderr=True)
-        for sequence, keys in enumerate(track(batches, "filling the index", console=console, transient=True), 1):
+        for sequence, keys in enumerate(progress.track(batches, "filling the index", len(batches)), 1):
             records = control_pb2.Records(
                 tier=types_pb2.TIER_DRAM,
                 shard_count=1,
@@ -116,7 +113,7 @@ def _batches(chain: Chain) -> list[bytes]:
     return [chain.packed[start : start + step] for start in range(0, len(chain.packed), step)]
 
 
-async def _client_ms(socket: str, draw: list[Chain]) -> list[float]:
+async def _client_ms(socket: str, draw: list[Chain], warm_up: int) -> list[float]:
     """What `AsyncClient.match` takes, keys given."""
     client = await AsyncClient.connect(node=socket, namespace=_NAMESPACE, layout=_LAYOUT)
     try:
@@ -126,30 +123,30 @@ async def _client_ms(socket: str, draw: list[Chain]) -> list[float]:
             if found.blocks != len(chain) or found.partial:
                 raise KVStoreError(f"{found} instead of {len(chain)} blocks: the index lost some")
 
-        return await _times_ms([partial(match, chain) for chain in draw])
+        return await _times_ms([partial(match, chain) for chain in draw], warm_up)
     finally:
         await client.close()
 
 
-async def _heartbeat_ms(address: str, rounds: int) -> list[float]:
+async def _heartbeat_ms(address: str, rounds: int, warm_up: int) -> list[float]:
     """The least that any call takes here."""
     async with open_channel(address) as channel:
         stub = control_pb2_grpc.ControlStub(channel)
         request = control_pb2.HeartbeatRequest(caller=caller("kvbench"), node_id="bench", incarnation=1)
-        return await _times_ms([partial(stub.Heartbeat, request, timeout=_CALL_S)] * (_WARM_UP + rounds))
+        return await _times_ms([partial(stub.Heartbeat, request, timeout=_CALL_S)] * (warm_up + rounds), warm_up)
 
 
-async def _times_ms(calls: list[Callable[[], Awaitable[Any]]]) -> list[float]:
+async def _times_ms(calls: list[Callable[[], Awaitable[Any]]], warm_up: int) -> list[float]:
     """One call after the other; without the warm-up."""
     times = []
     for call in calls:
         began_ns = time.perf_counter_ns()
         await call()
         times.append((time.perf_counter_ns() - began_ns) / 1e6)
-    return times[_WARM_UP:]
+    return times[warm_up:]
 
 
-async def _parts_ms(index_path: str, draw: list[Chain]) -> dict[str, list[float]]:
+async def _parts_ms(index_path: str, draw: list[Chain], warm_up: int) -> dict[str, list[float]]:
     """The same matches in this process: index, prefix and columns, the message, and what the client makes of it."""
     index = LmdbIndex(index_path, _INDEX_BYTES_MAX)
     (owner, *_) = await index.nodes()
@@ -168,7 +165,7 @@ async def _parts_ms(index_path: str, draw: list[Chain]) -> dict[str, list[float]
         at.append(time.perf_counter_ns())
         marks.append(at)
     await index.close()
-    parts = np.diff(np.array(marks[_WARM_UP:]), axis=1) / 1e6
+    parts = np.diff(np.array(marks[warm_up:]), axis=1) / 1e6
     return dict(zip(("index look-up", "prefix", "reply", "decode"), parts.T.tolist(), strict=True))
 
 
@@ -180,9 +177,9 @@ def _result(
     args: argparse.Namespace, total_ms: list[float], parts_ms: dict[str, list[float]], published_per_s: float
 ) -> Result:
     whole = _row("client.match", total_ms)
-    return Result(
-        bench="match",
-        config={
+    return result.of_this_machine(
+        "match",
+        settings={
             "blocks": args.blocks,
             "tokens": args.tokens,
             "prompt_blocks": args.tokens // BLOCK_TOKENS,
@@ -190,16 +187,16 @@ def _result(
             "tier": Tier.DRAM.name,
             "seed": args.seed,
         },
-        machine=machine.describe(),
-        results=[whole, *(_row(part, times_ms) for part, times_ms in parts_ms.items())],
+        keys=("part",),
+        measurements=[whole, *(_row(part, times_ms) for part, times_ms in parts_ms.items())],
         ratios={},
         extras={
-            "p50_ms": whole["p50_ms"],
-            "p99_ms": whole["p99_ms"],
+            "p50_ms": whole["ms"]["p50"],
+            "p99_ms": whole["ms"]["p99"],
             "published_blocks_per_s": published_per_s,
         },
     )
 
 
 def _row(part: str, times_ms: list[float]) -> dict[str, Any]:
-    return {"part": part, **{f"p{share}_ms": float(np.percentile(times_ms, share)) for share in (50, 99)}}
+    return {"part": part, "ms": noise.summary(noise.parts(times_ms))}

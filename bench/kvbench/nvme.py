@@ -8,7 +8,6 @@ contestant: their rows count bytes before compression.
 import argparse
 import itertools
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvbench import fio, machine
-from kvbench.arguments import list_of, one_of
+from kvbench import fio, noise, options, progress, result
 from kvbench.fio import Fio
 from kvbench.nvme_tier import TierOnDisk
+from kvbench.options import list_of, one_of
 from kvbench.result import Result
 from kvbench.storage_point import READ_PERCENT, SYNC_BYTES, Storage, StoragePoint, Took
-from kvstore.cli.options import size
 from kvstore.config import MIB
 from kvstore.errors import InvalidInput
 from kvstore.node.storage.entry import PLAIN, ZSTD, ZSTD_SHUFFLED
@@ -41,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,…",
         help="(default: %(default)s)",
     )
-    parser.add_argument(
-        "--blocks", type=list_of(size), default="256KiB,2MiB", metavar="SIZE,…", help="(default: %(default)s)"
-    )
+    options.add_sizes(parser, "256KiB,2MiB")
     parser.add_argument("--depths", type=list_of(int), default="8", metavar="N,…", help="(default: %(default)s)")
     parser.add_argument(
         "--compression",
@@ -52,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,…",
         help=f"of {', '.join(CODECS)} (default: %(default)s)",
     )
-    parser.add_argument("--bytes", type=size, default="1GiB", metavar="SIZE", help="of one run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    options.add_bytes(parser, "1GiB")
+    options.add_rounds(parser, 5)
     parser.add_argument("--fio-engine", choices=fio.ENGINES, default="libaio", help="(default: %(default)s)")
     parser.add_argument(
         "--path",
@@ -75,16 +71,17 @@ class Measured:
 
 
 def run(args: argparse.Namespace) -> Result:
-    if min(*args.blocks, *args.depths, args.rounds) < 1 or any(block % 4096 for block in args.blocks):
-        raise InvalidInput("--blocks must be multiples of 4KiB, --depths and --rounds positive")
-    if args.bytes < max(args.blocks):
+    blocks = list(options.layouts(args.sizes, args.model)) if args.model else args.sizes
+    options.check_sizes(blocks, 4096)
+    options.check_positive(depths=min(args.depths), rounds=args.rounds)
+    if args.bytes < max(blocks):
         raise InvalidInput("--bytes must be one block at least")
     fio.require()
     with tempfile.TemporaryDirectory(prefix="kvbench-nvme-", dir=args.path) as folder:
-        measured = list(_measure(args, Path(folder)))
-    return Result(
-        bench="nvme",
-        config={
+        measured = list(_measure(args, blocks, Path(folder)))
+    return result.of_this_machine(
+        "nvme",
+        settings={
             "bytes": args.bytes,
             "rounds": args.rounds,
             "fio_engine": args.fio_engine,
@@ -92,16 +89,16 @@ def run(args: argparse.Namespace) -> Result:
             "sync_bytes": SYNC_BYTES,
             "mixed_read_percent": READ_PERCENT,
         },
-        machine=machine.describe(),
-        results=[row for each in measured for row in _rows(each)],
+        keys=("contestant", "operation", "block_bytes", "depth", "compression"),
+        measurements=[row for each in measured for row in _rows(each)],
         ratios=ratios(measured),
     )
 
 
-def _measure(args: argparse.Namespace, folder: Path) -> Iterator[Measured]:
-    for number, (compression, block_bytes, depth) in enumerate(
-        itertools.product(args.compression, args.blocks, args.depths)
-    ):
+def _measure(args: argparse.Namespace, blocks: Sequence[int], folder: Path) -> Iterator[Measured]:
+    drawn = list(itertools.product(args.compression, blocks, args.depths))
+    shown = progress.track(drawn, "nvme", len(drawn))
+    for number, (compression, block_bytes, depth) in enumerate(shown):
         points = [StoragePoint(name, block_bytes, depth, args.bytes) for name in ("write", *args.operations)]
         with closing(TierOnDisk(folder / f"device-{number}", points[0], CODECS[compression])) as tier:
             rivals: dict[str, Storage] = {TIER: tier}
@@ -110,7 +107,6 @@ def _measure(args: argparse.Namespace, folder: Path) -> Iterator[Measured]:
             for rival in rivals.values():
                 rival.move(points[0])  # every block is on disk, and the files have all their room
             for point in points[1:]:
-                print(f"nvme: {point.operation}, {block_bytes} bytes, depth {depth}, {compression}", file=sys.stderr)
                 yield Measured(point, compression, tier.stored_part, _alternate(rivals, point, args.rounds))
 
 
@@ -132,9 +128,8 @@ def _rows(measured: Measured) -> Iterator[dict[str, Any]]:
             "depth": point.depth,
             "compression": measured.compression,
             "stored_part": measured.stored_part if name == TIER else 1.0,
-            "gb_per_s": statistics.median(each.bytes / each.seconds for each in took) / 1e9,
-            "gb_per_s_best": max(each.bytes / each.seconds for each in took) / 1e9,
-            "cpu_s_per_gb": statistics.median(each.cpu_s / each.bytes for each in took) * 1e9,
+            "gb_per_s": noise.summary([each.bytes / each.seconds / 1e9 for each in took]),
+            "cpu_s_per_gb": noise.summary([each.cpu_s / each.bytes * 1e9 for each in took]),
         }
 
 

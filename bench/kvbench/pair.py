@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 from kvstore.errors import Unavailable
 
@@ -34,10 +35,10 @@ Move = Callable[[Point], float]
 
 
 @contextmanager
-def pair(receive: Callable[..., None], send: Callable[..., None], *arguments: object) -> Iterator[Callable[..., float]]:
+def pair(receive: Callable[..., None], send: Callable[..., None], *arguments: object) -> Iterator[Callable[..., Any]]:
     """Starts `receive(orders, link, *arguments)` and `send(link, *arguments)` in processes of their own.
 
-    Yields a function that hands its arguments to the receiver as one order and returns the seconds that come back;
+    Yields a function that hands its arguments to the receiver as one order and returns what comes back;
     it raises Unavailable when a process has ended or does not answer. Both processes end with the context.
     """
     context = multiprocessing.get_context("spawn")
@@ -48,15 +49,14 @@ def pair(receive: Callable[..., None], send: Callable[..., None], *arguments: ob
         context.Process(target=send, args=(far, *arguments), daemon=True),
     ]
 
-    def order(*what: object) -> float:
+    def order(*what: object) -> Any:
         try:
             ours.send(what)
             if not ours.poll(ORDER_DEADLINE_S):
                 raise Unavailable("a bench process does not answer")
-            seconds: float = ours.recv()
+            return ours.recv()
         except (EOFError, ConnectionError) as error:
             raise Unavailable("a bench process has ended") from error
-        return seconds
 
     try:
         for process in processes:

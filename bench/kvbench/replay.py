@@ -13,10 +13,8 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
-from kvbench import machine, optimum, trace
+from kvbench import optimum, progress, result, trace
+from kvbench.options import list_of
 from kvbench.result import Result
 from kvbench.trace import Request
 from kvstore.blocks.layout import LayerGroup, Layout
@@ -43,21 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, required=True, metavar="FILE", help="JSON lines: timestamp, hash_ids")
     parser.add_argument(
         "--tier-blocks",
-        type=_numbers(int),
+        type=list_of(int),
         default=[10_000, 20_000, 50_000],
         metavar="N,…",
         help="blocks that fit; 0: all of them (default: 10000,20000,50000)",
     )
     parser.add_argument(
         "--policy",
-        type=lambda text: text.split(","),
+        type=list_of(str),
         default=[*EVICTION],
         metavar="NAME,…",
         help=f"eviction policies (default: {','.join(EVICTION)})",
     )
     parser.add_argument(
         "--ttl",
-        type=_numbers(float),
+        type=list_of(float),
         default=[0.0],
         metavar="S,…",
         help="seconds that blocks live; 0: for ever (default: 0)",
@@ -76,9 +74,9 @@ def run(args: argparse.Namespace) -> Result:
     requests = trace.read(args.trace)
     replays = Replays(requests, TtlKind(args.ttl_kind))
     rows = replays.rows(args.policy, args.tier_blocks, args.ttl)
-    return Result(
-        bench="replay",
-        config={
+    return result.of_this_machine(
+        "replay",
+        settings={
             "trace": args.trace.name,
             "requests": len(requests),
             "blocks": replays.asked_blocks,
@@ -88,8 +86,8 @@ def run(args: argparse.Namespace) -> Result:
             "ttl_s": args.ttl,
             "ttl_kind": args.ttl_kind,
         },
-        machine=machine.describe(),
-        results=rows,
+        keys=("policy", "tier_blocks", "ttl_s"),
+        measurements=rows,
         ratios={_name(row): row["hit_ratio"] / row["ideal"] for row in rows if row["ideal"]},
         extras={
             "hit_ratio": max(row["hit_ratio"] for row in rows),
@@ -101,13 +99,6 @@ def run(args: argparse.Namespace) -> Result:
 
 def _name(row: dict[str, Any]) -> str:
     return f"{row['policy']}, {row['tier_blocks'] or 'all'} blocks, ttl {row['ttl_s'] or 'none'}: of the ideal"
-
-
-def _numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    def numbers(text: str) -> list[Any]:
-        return [kind(word) for word in text.split(",")]
-
-    return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +126,10 @@ class Replays:
         settings = [Setting(*drawn) for drawn in product(policies, sizes, ttls_s)]
         optima = {size: optimum.belady(self.requests, size) if size else self.ideal for size in sizes}
         needed = dict.fromkeys(each for setting in settings for each in (setting, _lru(setting)))
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("replay", total=len(needed) * len(self.requests))
+        with progress.bar("replay", len(needed) * len(self.requests)) as shown:
             for setting in needed:
-                progress.update(task, description=f"{setting.policy}, {setting.blocks or 'all'} blocks")
-                self._known[setting] = self._replay(setting, lambda done: progress.advance(task, done))
+                shown.now(f"{setting.policy}, {setting.blocks or 'all'} blocks")
+                self._known[setting] = self._replay(setting, shown.done)
         return [self._row(setting, optima[setting.blocks]) for setting in settings]
 
     def _row(self, setting: Setting, belady: float) -> dict[str, Any]:

@@ -8,13 +8,12 @@ import argparse
 import asyncio
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
-from kvbench import machine
+from kvbench import noise, options, progress, result
 from kvbench.result import Result
 from kvstore.blocks.layout import GRANULE_BYTES_MAX, LayerGroup, Layout
 from kvstore.config import MIB, FabricConfig, NodeConfig
@@ -37,9 +36,9 @@ _TTL_MS = 24 * 60 * 60 * 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, default=1_000_000, help="blocks on the device (default: %(default)s)")
     parser.add_argument("--granules", type=int, default=16, help="checksums of each block (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="openings measured (default: %(default)s)")
+    options.add_rounds(parser, 3, "openings measured")
     parser.add_argument("--path", default="", help="directory to work in (default: a temporary one)")
-    parser.add_argument("--seed", type=int, default=1, help="of the keys (default: %(default)s)")
+    options.add_seed(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -56,13 +55,18 @@ def run(args: argparse.Namespace) -> Result:
         index_bytes = (Path(folder) / "index" / "data.mdb").stat().st_size
     open_s, cpu_s, close_s = (float(np.median(times)) for times in zip(*opened, strict=True))
     node_s, node_cpu_s = (float(np.median(times)) for times in zip(*served, strict=True))
-    return Result(
-        bench="restart",
-        config={"slots": args.slots, "granules": args.granules, "rounds": args.rounds, "seed": args.seed},
-        machine=machine.describe(),
-        results=[
-            {"round": n, "open_s": open_, "cpu_s": cpu, "close_s": close, "node_s": node, "node_cpu_s": node_cpu}
-            for n, ((open_, cpu, close), (node, node_cpu)) in enumerate(zip(opened, served, strict=True))
+    return result.of_this_machine(
+        "restart",
+        settings={"slots": args.slots, "granules": args.granules, "rounds": args.rounds, "seed": args.seed},
+        keys=("what",),
+        measurements=[
+            {
+                "what": "device",
+                "open_s": _summary(opened, 0),
+                "cpu_s": _summary(opened, 1),
+                "close_s": _summary(opened, 2),
+            },
+            {"what": "node", "open_s": _summary(served, 0), "cpu_s": _summary(served, 1)},
         ],
         ratios={},
         extras={
@@ -78,6 +82,10 @@ def run(args: argparse.Namespace) -> Result:
     )
 
 
+def _summary(rounds: Sequence[tuple[float, ...]], column: int) -> dict[str, float]:
+    return noise.summary([times[column] for times in rounds])
+
+
 def _fill(path: Path, limits: DeviceLimits, slot_bytes: int, args: argparse.Namespace) -> None:
     rng = np.random.default_rng(args.seed)
     slots_per_slab = limits.slab_bytes // slot_bytes
@@ -85,9 +93,8 @@ def _fill(path: Path, limits: DeviceLimits, slot_bytes: int, args: argparse.Name
     parent = b""
     with Device.open(path, limits) as device:
         deadline_ms = device.clock.now_ms() + _TTL_MS
-        console = Console(stderr=True)
         starts = range(0, args.slots, slots_per_slab)
-        for start in track(starts, "filling the index", console=console, transient=True):
+        for start in progress.track(starts, "filling the index", len(starts)):
             file, batch = device.take_file(), Batch()
             batch.open_slab(file, slot_bytes, "bench", slots_per_slab)
             for slot in range(min(slots_per_slab, args.slots - start)):

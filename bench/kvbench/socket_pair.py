@@ -25,7 +25,8 @@ def sockets(host: str) -> Iterator[Move]:
             if key not in best:
                 took = {index: min(order(point, index) for _ in range(TRIALS)) for index in range(len(BUFFER_BYTES))}
                 best[key] = min(took, key=took.__getitem__)
-            return order(point, best[key])
+            seconds: float = order(point, best[key])
+            return seconds
 
         yield move
 

@@ -1,21 +1,47 @@
-"""A result as tables: what was measured, then the ratios."""
+"""A result as tables: what was measured, then the ratios, then what speaks against them."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kvbench import noise
 from kvbench.result import Result
 from kvstore.cli import tables
+
+_PERCENTILES_OF = 20
+"""Values from which on their percentiles are shown."""
 
 
 def show(result: Result) -> None:
     """Prints a result to standard output."""
     machine = result.machine
-    columns = list(dict.fromkeys(name for point in result.results for name in point))
-    points = ([shown(point.get(name, "")) for name in columns] for point in result.results)
+    columns, rows = flat(result.measurements)
     ratios = ((name, shown(value)) for name, value in result.ratios.items())
     tables.show(
-        f"{result.bench}: {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}",
-        tables.table(columns, points),
+        f"{result.bench}: {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, UCX over "
+        f"{machine['transports']}",
+        tables.table(columns, rows),
         *([tables.table(("ratio", "value"), ratios)] if result.ratios else []),
-        *(f"{name}: {shown(value)}" for name, value in result.extras.items()),
+        *(f"{name}: {shown(value)}" for name, value in result.extras.items() if not isinstance(value, list | dict)),
+        *(f"warning: {text}" for text in result.warnings),
     )
+
+
+def flat(measurements: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of text. A summary is its median with its spread, and its percentiles where it has many."""
+    cells = [dict(pair for name, value in row.items() for pair in _cells(name, value)) for row in measurements]
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+    return columns, [[row.get(name, "") for name in columns] for row in cells]
+
+
+def _cells(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) or (isinstance(value, Mapping) and not noise.is_summary(value)):
+        return  # curves: for programs and for the report
+    if not isinstance(value, Mapping):
+        yield name, shown(value)
+        return
+    yield name, f"{shown(value['median'])} ±{value['spread'] / 2:.0%}"
+    if value["count"] >= _PERCENTILES_OF:
+        yield from ((f"{name}, {share}", shown(value[share])) for share in ("p90", "p99"))
 
 
 def shown(value: object) -> str:

@@ -13,17 +13,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kvbench import machine
-from kvbench.arguments import list_of
+from kvbench import noise, options, result, transports
 from kvbench.fabric_pair import fabrics
 from kvbench.load_pair import loads
+from kvbench.options import list_of
 from kvbench.pair import Move, Point
 from kvbench.perftest import UcxPerftest
+from kvbench.progress import track
 from kvbench.result import Result
 from kvbench.socket_pair import sockets
-from kvstore.cli.options import size
 from kvstore.config import MIB, FabricConfig
-from kvstore.errors import InvalidInput
 
 FABRIC, CHECKED, SOCKET, PERFTEST = "fabric", "fabric, checksums", "socket", "ucx_perftest"
 LOAD, LOAD_CHECKED = "client.load", "client.load, checksums"
@@ -54,34 +53,37 @@ class Contestant:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transport", choices=[*TRANSPORTS], default="tcp", help="(default: %(default)s)")
-    parser.add_argument(
-        "--sizes",
-        type=list_of(size),
-        default="256KiB,1MiB,4MiB,20MiB",
-        metavar="SIZE,…",
-        help="of one message (default: %(default)s)",
-    )
+    options.add_sizes(parser, "256KiB,1MiB,4MiB,20MiB")
     parser.add_argument(
         "--in-flight", type=list_of(int), default="1,8,32", metavar="N,…", help="messages (default: %(default)s)"
     )
-    parser.add_argument(
-        "--bytes", type=size, default="512MiB", metavar="SIZE", help="of one run (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    options.add_bytes(parser, "512MiB")
+    options.add_rounds(parser, 5)
+    options.add_warm_up(parser, 1)
 
 
 def run(args: argparse.Namespace) -> Result:
-    if not args.sizes or not args.in_flight or min(*args.sizes, *args.in_flight, args.bytes, args.rounds) < 1:
-        raise InvalidInput("--sizes, --in-flight, --bytes and --rounds must be positive")
+    sizes = list(options.layouts(args.sizes, args.model)) if args.model else args.sizes
+    options.check_positive(sizes=min(sizes), in_flight=min(args.in_flight), bytes=args.bytes, rounds=args.rounds)
     config = TRANSPORTS[args.transport]
-    points = [Point(size, count, args.bytes) for size in args.sizes for count in args.in_flight]
+    points = [Point(size, count, args.bytes) for size in sizes for count in args.in_flight]
     with contestants(config, args.bytes) as rivals:
-        measured = {point: alternate(rivals, point, args.rounds) for point in points}
-    return Result(
-        bench="transfer",
-        config={"transport": args.transport, "bytes": args.bytes, "rounds": args.rounds, "fabric": asdict(config)},
-        machine=machine.describe(),
-        results=[row for point, seconds in measured.items() for row in _rows(point, seconds)],
+        measured = {
+            point: alternate(rivals, point, args.rounds, args.warm_up)
+            for point in track(points, "transfer", len(points))
+        }
+    return result.of_this_machine(
+        "transfer",
+        settings={
+            "transport": args.transport,
+            "chosen": transports.chosen(config),
+            "bytes": args.bytes,
+            "rounds": args.rounds,
+            "warm_up": args.warm_up,
+            "fabric": asdict(config),
+        },
+        keys=("contestant", "size_bytes", "in_flight"),
+        measurements=[row for point, seconds in measured.items() for row in _rows(point, seconds)],
         ratios=ratios(measured),
     )
 
@@ -103,10 +105,11 @@ def contestants(config: FabricConfig, total_bytes: int) -> Iterator[list[Contest
         yield rivals
 
 
-def alternate(rivals: list[Contestant], point: Point, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round, after a round that warms up."""
-    for rival in rivals:
-        rival.move(point)
+def alternate(rivals: list[Contestant], point: Point, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round, after rounds that warm up."""
+    for _ in range(warm_up):
+        for rival in rivals:
+            rival.move(point)
     seconds: dict[str, list[float]] = {rival.name: [] for rival in rivals}
     for _ in range(rounds):
         for rival in rivals:
@@ -131,6 +134,5 @@ def _rows(point: Point, seconds: Mapping[str, list[float]]) -> Iterator[dict[str
             "contestant": name,
             "size_bytes": point.size_bytes,
             "in_flight": point.in_flight,
-            "gb_per_s": point.moved_bytes / statistics.median(took) / 1e9,
-            "gb_per_s_best": point.moved_bytes / min(took) / 1e9,
+            "gb_per_s": noise.summary([point.moved_bytes / seconds / 1e9 for seconds in took]),
         }

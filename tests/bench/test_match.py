@@ -18,12 +18,12 @@ def arguments(*options: str) -> argparse.Namespace:
 
 
 def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies stand at the top level, the parts among the results, and the temporary index is gone."""
+    """Latencies stand at the top level, the parts among the measurements, and the temporary index is gone."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = match.run(arguments("--blocks", "300", "--tokens", "6400", "--rounds", "5"))
     fields = json.loads(result.to_json())
     assert 0 < fields["p50_ms"] <= fields["p99_ms"]
-    parts = {row["part"]: row["p50_ms"] for row in fields["results"]}
+    parts = {row["part"]: row["ms"]["p50"] for row in fields["measurements"]}
     assert parts["client.match"] == fields["p50_ms"]
     assert 0 < parts["index look-up"] < parts["client.match"]
     assert list(tmp_path.glob("kvbench-*")) == []

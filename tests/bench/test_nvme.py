@@ -81,16 +81,16 @@ def test_a_ratio_is_the_median_of_the_rounds_at_the_largest_depth() -> None:
 @needs_fio
 def test_every_operation_is_measured_beside_fio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the same bytes; the directory is as it was afterwards."""
-    options = ["--blocks", "2MiB", "--bytes", "16MiB", "--rounds", "1", "--compression", "plain,zstd"]
+    options = ["--sizes", "2MiB", "--bytes", "16MiB", "--rounds", "1", "--compression", "plain,zstd"]
     assert main(["nvme", *options, "--path", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["ratios"]) == {"read_vs_fio", "write_vs_fio", "mixed_vs_fio"}
-    rows = [(row["contestant"], row["operation"], row["compression"]) for row in found["results"]]
+    rows = [(row["contestant"], row["operation"], row["compression"]) for row in found["measurements"]]
     assert rows == [
         *((name, operation, "plain") for operation in nvme.OPERATIONS for name in (TIER, FIO)),
         *((TIER, operation, "zstd") for operation in nvme.OPERATIONS),
     ]
-    assert all(row["gb_per_s"] > 0 for row in found["results"])
+    assert all(row["gb_per_s"]["median"] > 0 for row in found["measurements"])
     assert not list(tmp_path.iterdir())
 
 
@@ -101,8 +101,8 @@ def test_without_fio_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "fio is not installed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--blocks", "5000"], ["--depths", "0"], ["--rounds", "0"], ["--bytes", "1MiB"]])
+@pytest.mark.parametrize("options", [["--sizes", "5000"], ["--depths", "0"], ["--rounds", "0"], ["--bytes", "1MiB"]])
 def test_sizes_that_cannot_be_measured(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """They are refused before anything is written."""
     assert main(["nvme", *options]) == 2
-    assert "--b" in capsys.readouterr().err
+    assert options[0] in capsys.readouterr().err

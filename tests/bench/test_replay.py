@@ -27,7 +27,7 @@ def written(folder: Path, requests: list[tuple[float, list[int]]]) -> Path:
 def replayed(path: Path, *options: str) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser()
     replay.add_arguments(parser)
-    return replay.run(parser.parse_args(["--trace", str(path), *options])).results
+    return replay.run(parser.parse_args(["--trace", str(path), *options])).measurements
 
 
 def hit_ratios(path: Path, *options: str) -> list[float]:
@@ -108,7 +108,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(out.read_text())
     assert found["bench"] == "replay"
-    assert found["hit_ratio"] == found["results"][0]["hit_ratio"]
+    assert found["hit_ratio"] == found["measurements"][0]["hit_ratio"]
     assert 0 < found["hit_ratio"] < found["ideal_hit_ratio"] < 1
 
 

@@ -17,10 +17,10 @@ def arguments(*options: str) -> argparse.Namespace:
 
 
 def test_a_small_run(tmp_path: Path) -> None:
-    """The median stands at the top level, each round among the results."""
+    """The median stands at the top level, device and node among the measurements."""
     fields = json.loads(restart.run(arguments("--slots", "300", "--rounds", "3", "--path", str(tmp_path))).to_json())
     assert 0 < fields["open_least_s"] <= fields["open_s"]
-    assert [row["round"] for row in fields["results"]] == [0, 1, 2]
+    assert {row["what"]: row["open_s"]["count"] for row in fields["measurements"]} == {"device": 3, "node": 3}
     assert list(tmp_path.iterdir()) == []
 
 

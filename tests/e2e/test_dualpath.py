@@ -29,7 +29,7 @@ def measured(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any
 
 def passed(found: dict[str, Any], path: str) -> dict[str, dict[str, int]]:
     """The rows of the NICs."""
-    return {row["nic"]: row for row in found["results"] if row["path"] == path and "nic" in row}
+    return {row["nic"]: row for row in found["measurements"] if row["path"] == path and "nic" in row}
 
 
 def test_bytes_keep_to_the_nics_of_their_path(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_handoffs_go_beside_a_load(capsys: pytest.CaptureFixture[str]) -> None:
     """Their bytes are compared by the engine that receives them; there are some before each load and some beside it."""
     found = measured(capsys, "--snic-mbit", "200", "--cnic-mbit", "1600", "--handoffs", "8MiB")
     assert found["ratios"]["handoff_p99_vs_alone"] > 0
-    assert all(row["handoffs"] > 1 for row in found["results"] if "seconds" in row)
+    assert all(row["handoffs"] > 1 for row in found["measurements"] if "seconds" in row)
 
 
 @pytest.mark.parametrize("fault", ["--throttle-helper=10%@30%", "--kill-helper", "--stop-helper", "--link-down"])
@@ -63,8 +63,8 @@ def test_a_fault_of_a_helper_leaves_every_byte_right(capsys: pytest.CaptureFixtu
     """It strikes in the middle of the load, the load ends, nothing is missing, and processes and hosts are gone."""
     found = measured(capsys, "--snic-mbit", "200", fault)
     assert found["config"]["fault"]["kind"] in fault
-    (dual,) = (row for row in found["results"] if row["path"] == "dual path" and "seconds" in row)
-    assert 0 < dual["fault_s"] < dual["seconds"]
+    (dual,) = (row for row in found["measurements"] if row["path"] == "dual path" and "seconds" in row)
+    assert 0 < dual["fault_s"] < dual["seconds"]["median"]
     assert dual["missing_blocks"] == 0
     assert found["ratios"]["of_optimum"] > 0.2
 

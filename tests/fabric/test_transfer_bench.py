@@ -57,8 +57,8 @@ def test_measures_all_contestants(
     arguments = ["--sizes", "4MiB", "--in-flight", "8", "--bytes", "32MiB", "--rounds", "1"]
     assert main(["transfer", "--transport", transport, *arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["contestant"] for row in found["results"]} == {FABRIC, CHECKED, SOCKET, PERFTEST} | loads
-    assert all(row["gb_per_s"] > 0 for row in found["results"])
+    assert {row["contestant"] for row in found["measurements"]} == {FABRIC, CHECKED, SOCKET, PERFTEST} | loads
+    assert all(row["gb_per_s"]["median"] > 0 for row in found["measurements"])
     assert {*found["ratios"]} == {"vs_ucx_perftest", "vs_socket", "checked_vs_unchecked"} | load_ratios
 
 

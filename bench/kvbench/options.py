@@ -1,0 +1,94 @@
+"""The options that benches have in common: each is written here once, and a bench takes those that apply to it."""
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+from kvbench import models
+from kvbench.layouts import layout_of
+from kvstore.blocks.layout import Layout
+from kvstore.cli.options import shown_size, size
+from kvstore.errors import InvalidInput
+
+T = TypeVar("T")
+
+
+def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Comma-separated values."""
+
+    def parse(text: str) -> list[T]:
+        return [kind(part) for part in text.split(",")]
+
+    return parse
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """One of these names, where `choices` of argparse does not do: within a list."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def add_sizes(parser: argparse.ArgumentParser, default: str) -> None:
+    """`sizes`: of blocks or messages; and `model`, whose blocks they may be."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--sizes",
+        type=list_of(size),
+        default=default,
+        metavar="SIZE,…",
+        help="of one block (default: %(default)s)",
+    )
+    add_model(group, "blocks of this model instead; kvbench models lists them")
+
+
+def add_model(parser: "argparse._ActionsContainer", help: str, default: str | None = None) -> None:
+    parser.add_argument("--model", type=models.named, default=default, metavar="NAME", help=help)
+
+
+def add_bytes(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--bytes", type=size, default=default, metavar="SIZE", help="of one run (default: %(default)s)")
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int, what: str = "repetitions") -> None:
+    parser.add_argument("--rounds", type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)")
+
+
+def add_warm_up(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--warm-up", type=int, default=default, metavar="N", help="repetitions before those (default: %(default)s)"
+    )
+
+
+def add_duration(parser: argparse.ArgumentParser, default: float) -> None:
+    parser.add_argument(
+        "--duration", type=float, default=default, metavar="S", help="seconds of one repetition (default: %(default)g)"
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of all that is drawn (default: %(default)s)")
+
+
+def layouts(sizes: Sequence[int], model: models.Model | None) -> dict[int, Layout]:
+    """By the bytes of a block: the model's layout, or one of the sizes that were asked for."""
+    found = [model.layout] if model is not None else [layout_of(count) for count in sizes]
+    return {layout.block_bytes: layout for layout in found}
+
+
+def check_positive(**given: float) -> None:
+    """Raises InvalidInput for the first that is not above 0. Names as the options have them, with underscores."""
+    for name, value in given.items():
+        if not value > 0:
+            raise InvalidInput(f"--{name.replace('_', '-')} must be positive, not {value:g}")
+
+
+def check_sizes(sizes: Sequence[int], unit: int) -> None:
+    """Raises InvalidInput for sizes that are no whole units."""
+    for count in sizes:
+        if count < unit or count % unit:
+            raise InvalidInput(f"--sizes must be positive multiples of {shown_size(unit)}, not {shown_size(count)}")
