@@ -1,7 +1,7 @@
 """Contestant: the node's NVMe tier, driven as its spill and its recall drive it, on a device of its own.
 
 Blocks are verified and packed in threads, one batch while the batch before it is written; a batch ends with a sync and
-a commit of the index. What is read is verified by the tier.
+a commit of the index, while the next one is written. What is read is verified by the tier.
 """
 
 import asyncio
@@ -99,21 +99,21 @@ class TierOnDisk(Storage):
             place = self._places[block]
             self._places[block] = place._replace(generation=place.generation + 1)
             self._tier.forget(place.slab_id, place.slot, place.generation + 1)
-        await self._tier.make_ready()
-        written: asyncio.Task[None] | None = None
-        for batch in _batches(blocks, batch_blocks):
-            packed = await asyncio.gather(*(asyncio.to_thread(self._pack, block) for block in batch))
-            if written is not None:
-                await written
-            written = asyncio.create_task(self._write_batch(batch, packed))
-        if written is not None:
-            await written
+        await self._tier.make_ready(self._tier.noted())
+        written = asyncio.Event()
+        written.set()
+        async with asyncio.TaskGroup() as batches:
+            for batch in _batches(blocks, batch_blocks):
+                packed = await asyncio.gather(*(asyncio.to_thread(self._pack, block) for block in batch))
+                await written.wait()
+                written = asyncio.Event()
+                batches.create_task(self._write_batch(batch, packed, written))
 
     def _pack(self, block: int) -> Packed:
         which = block % _SOURCES
         return pack(self._sources[which], self._layout, self._checksums[which], self._codec)
 
-    async def _write_batch(self, batch: Sequence[int], packed: Sequence[Packed]) -> None:
+    async def _write_batch(self, batch: Sequence[int], packed: Sequence[Packed], written: asyncio.Event) -> None:
         entries = [self._entry(block, each) for block, each in zip(batch, packed, strict=True)]
         places = [self._places[block] for block in batch]
         await asyncio.gather(
@@ -121,6 +121,7 @@ class TierOnDisk(Storage):
         )
         for place, entry in zip(places, entries, strict=True):
             self._tier.enter(place, entry)
+        written.set()
         await self._tier.flush()
         if not self._tier.in_service:
             raise DeviceFailed(f"{self._device.path}: the index could not be written")

@@ -2,7 +2,8 @@
 
 In batches, in the order in which blocks were stored, so that a chain on disk has no hole before its end: bytes are
 verified, packed, written, synced, and only then named by the index; what the index names is durable, and told to the
-control plane as a copy in the NVMe tier. One batch is packed while the one before it is written.
+control plane as a copy in the NVMe tier. Batches overlap: one is packed while the one before it is written, and that
+while the one before it is synced and named.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kvstore.config import MIB, NodeConfig
@@ -31,7 +32,7 @@ from kvstore.policy.slots import slot_bytes
 
 _BATCH_BLOCKS_MAX = 64
 _BATCH_BYTES_MAX = 64 * MIB
-_BATCHES_AT_ONCE = 2
+_BATCHES_AT_ONCE = 3
 _RETRY_S = 0.1
 _CODECS = {Compression.OFF: PLAIN, Compression.ZSTD: ZSTD, Compression.SHUFFLE: ZSTD_SHUFFLED}
 log = logging.getLogger(__name__)
@@ -46,6 +47,20 @@ class _Ready:
     place: Place
     entry: Entry
     deadline_ns: int
+
+
+class _Turn:
+    """How far a batch is: the one after it waits for it. placed: its blocks have their slots. written: its bytes are
+    with the disk, and the index is to name them with the next flush."""
+
+    __slots__ = ("placed", "written")
+
+    def __init__(self) -> None:
+        self.placed, self.written = asyncio.Event(), asyncio.Event()
+
+    def end(self) -> None:
+        self.placed.set()
+        self.written.set()
 
 
 class Spill:
@@ -66,9 +81,8 @@ class Spill:
         self._budget = ByteBudget(day_bytes, custody.clock())
         self._worth: dict[bytes, Worth] = {}
         self._wake = asyncio.Event()
-        # Batches are written in the order in which they were begun: each waits for the one before it.
-        self._written = asyncio.Event()
-        self._written.set()
+        self._last = _Turn()
+        self._last.end()
         self.counters: Counter[str] = Counter(
             spilled_blocks=0,
             spilled_bytes=0,
@@ -131,18 +145,18 @@ class Spill:
         if not copies:
             return 0
         left = dict.fromkeys(copies)
-        before, self._written = self._written, asyncio.Event()
-        mine = self._written
+        before, mine = self._last, _Turn()
+        self._last = mine
         try:
             packed = await asyncio.gather(*(self._pack(copy) for copy in copies))
-            await before.wait()
+            await before.placed.wait()
             ready = [self._placed(copy, block, left) for copy, block in zip(copies, packed, strict=True) if block]
-            await self._write([block for block in ready if block is not None], left)
+            await self._write([block for block in ready if block is not None], left, before, mine)
         finally:
             for copy in left:
                 self._catalog.abandon_copy(copy)
             self._custody.settle()
-            mine.set()
+            mine.end()
         return len(copies) - len(left)
 
     def _next_copies(self) -> list[Copy]:
@@ -211,28 +225,38 @@ class Spill:
         self._catalog.abandon_copy(copy)
         return None
 
-    async def _write(self, ready: Sequence[_Ready], left: dict[Copy, None]) -> None:
+    async def _write(self, ready: Sequence[_Ready], left: dict[Copy, None], before: _Turn, mine: _Turn) -> None:
+        """Each step in its turn: the disk writes while the batch before is synced and named."""
         self._remember_namespaces()
-        await self._nvme.make_ready()
+        noted = self._nvme.noted()
+        mine.placed.set()
+        await self._nvme.make_ready(noted)
+        await before.written.wait()
         # A device without room for a new file has taken its slots back, one that failed has lost them.
         able = [block for block in ready if block.copy.slot is not None and self._nvme.holds(block.place)]
         writing = [self._nvme.write(block.place, block.entry, block.packed) for block in able]
         ended = await to_the_end(asyncio.gather(*writing, return_exceptions=True))
-        written = []
-        for block, error in zip(able, ended, strict=True):
-            if error is None:
-                written.append(block)
-                self._nvme.enter(block.place, block.entry)
-            elif isinstance(error, KVStoreError):
-                self.counters["spill_failed"] += 1
-                log.warning("block %s: %s", block.copy.key.hex(), error)
-            else:
-                raise error
+        written = self._entered(zip(able, ended, strict=True))
+        mine.written.set()
         await self._nvme.flush()
         for block in written:
             if self._nvme.holds(block.place):
                 del left[block.copy]
                 self._finish(block)
+
+    def _entered(self, ended: Iterable[tuple[_Ready, BaseException | None]]) -> list[_Ready]:
+        """Those of the blocks that were written; the index will name them."""
+        written = []
+        for block, error in ended:
+            if error is None and self._nvme.holds(block.place):
+                written.append(block)
+                self._nvme.enter(block.place, block.entry)
+            elif isinstance(error, KVStoreError):
+                self.counters["spill_failed"] += 1
+                log.warning("block %s: %s", block.copy.key.hex(), error)
+            elif error is not None:
+                raise error
+        return written
 
     def _finish(self, block: _Ready) -> None:
         place = block.place

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -257,6 +258,97 @@ async def test_what_is_told_to_be_on_nvme_survives_a_power_cut(tmp_path: Path, s
         reader.read(0, out)
         assert np.array_equal(out, expected[key])
     device.close()
+
+
+@pytest.mark.parametrize("seed", range(16))
+async def test_a_power_cut_while_batches_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """One batch is packed, one written, one synced and named, on a device whose slots are given again and again. At
+    whatever operation the power goes: what was told to be durable is there, and whatever is named is right."""
+    monkeypatch.setattr("kvstore.node.spill._BATCH_BLOCKS_MAX", 3)
+    disk, random = FaultDisk(), Random(seed)
+    stored: dict[bytes, Bytes] = {}
+    durable: dict[tuple[int, int], bytes] = {}
+    promised: list[set[bytes]] = []
+    async with disks_on(tmp_path, disk, files=2) as (world, tier):
+        finish, forget, lost = tier.spill._finish, world.nvme.forget, world.nvme.on_lost
+
+        def finished(block: Any) -> None:
+            finish(block)
+            durable[block.place.slab_id, block.place.slot] = block.copy.key
+
+        def forgotten(slab_id: int, slot: int, generation: int) -> None:
+            durable.pop((slab_id, slot), None)
+            forget(slab_id, slot, generation)
+
+        def noted_lost(bank: int) -> None:
+            promised.append(set(durable.values()))
+            lost(bank)
+
+        monkeypatch.setattr(tier.spill, "_finish", finished)
+        monkeypatch.setattr(world.nvme, "forget", forgotten)
+        monkeypatch.setattr(world.nvme, "on_lost", noted_lost)
+        disk.fail(random.randrange(1, 150), Fault.EIO, lasting=True)
+        spilling = asyncio.create_task(tier.spill.run())
+        for chain in range(12):
+            if promised:
+                break
+            keys, blocks = keys_of(5, chain), blocks_of(5, chain)
+            stored.update(zip(keys, blocks, strict=True))
+            world.store(keys, blocks)
+            tier.spill.owed()
+            await eventually(lambda: promised or world.catalog.owed_bytes < 6 * LAYOUT.block_bytes)
+        await eventually(lambda: promised or not world.catalog.owed_bytes)
+        spilling.cancel()
+        await asyncio.gather(spilling, return_exceptions=True)
+        if not promised:
+            promised.append(set(durable.values()))
+        disk.cut_power(random)
+        copied = shutil.copytree(tmp_path / "device0", tmp_path / "after")
+    device = await open_device(copied, files=2)
+    found = {entry.key: (slab, slot, entry) for slab in device.take_recovered() for slot, entry in slab.entries}
+    assert promised[0] <= set(found)
+    for key, (slab, slot, entry) in found.items():
+        out = np.zeros(LAYOUT.block_bytes, np.uint8)
+        SlotReader(device, slab.file, slot * slab.slot_bytes, LAYOUT, entry.checksums, None).read(0, out)
+        assert np.array_equal(out, stored[key])
+    device.close()
+
+
+async def test_a_batch_is_written_while_the_one_before_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has something to do all the time; and what was written meanwhile is not named before its own sync."""
+    monkeypatch.setattr("kvstore.node.spill._BATCH_BLOCKS_MAX", 2)
+    gate, commit, write = threading.Event(), Device.commit, Device.write
+    named: list[set[bytes]] = []
+    written: list[int] = []
+
+    def committed(self: Device, batch: Batch, *arguments: Any, **options: Any) -> None:
+        entries = {entry.key for entry in batch.slots.values() if not isinstance(entry, int)}
+        if entries:
+            named.append(entries)
+            assert gate.wait(10)
+        commit(self, batch, *arguments, **options)
+
+    def counted(self: Device, file: int, offset: int, parts: Any) -> None:
+        write(self, file, offset, parts)
+        written.append(offset)
+
+    monkeypatch.setattr(Device, "commit", committed)
+    monkeypatch.setattr(Device, "write", counted)
+    keys = keys_of(4)
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        spilling = asyncio.create_task(tier.spill.run())
+        world.store(keys, blocks_of(4))
+        tier.spill.owed()
+        await eventually(lambda: len(written) == 4)
+        assert named == [set(keys[:2])]
+        assert [world.tiers(key) for key in keys] == [[DRAM]] * 4
+        gate.set()
+        await eventually(lambda: [world.tiers(key) for key in keys] == [[DRAM, NVME]] * 4)
+        assert named == [set(keys[:2]), set(keys[2:])]
+        spilling.cancel()
+        await asyncio.gather(spilling, return_exceptions=True)
 
 
 async def test_a_slot_is_forgotten_before_it_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

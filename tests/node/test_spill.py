@@ -123,7 +123,7 @@ async def test_cancelled_at_any_point_it_holds_nothing(tmp_path: Path, turns: in
 
 
 async def test_its_loop_spills_what_comes(tmp_path: Path) -> None:
-    """Two batches at a time, in the order of the stores, until it is cancelled."""
+    """Several batches at a time, in the order of the stores, until it is cancelled."""
     async with nvme_world(tmp_path, files=16, dram_bytes=64 * 1024 * 1024) as world:
         spill: Spill = world.spill
         running = asyncio.create_task(spill.run())

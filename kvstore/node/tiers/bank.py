@@ -3,7 +3,8 @@
     Batch ──flush──► labels of new slab files, sync of what was written, index          (`Device.commit`, in a thread)
 
 Between two flushes the index knows less than the catalog, never something else: what a slot held is forgotten before
-the slot is written again (`ready_to_write`), and a block is named only after its bytes were synced.
+the slot is written again (`flush(noted)`), and a block is named only after its bytes were synced. Slots may be written
+while a flush is under way: it syncs and names what was noted when it began.
 """
 
 import asyncio
@@ -44,6 +45,7 @@ class Bank:
     device: None where it could not be opened; it is out of service then, and may come later. errors_max: failed
     operations within an hour after which the device goes out of service. on_lost: told of it then.
     on_full: told of the slabs for which the file system has no room; they are nobody's then.
+    noted: counts what the index is to be told.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class Bank:
         self._files: dict[int, SlabFile] = {}
         self._unlabelled: dict[int, SlabFile] = {}
         self._unsynced: set[int] = set()
-        self._dropped = False
+        self.noted = 0
+        self._told = 0
         self._flushing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -104,6 +107,7 @@ class Bank:
         """These are known after a restart; from the next flush on, which is before any block of them is written."""
         if not self.read_only:
             self._namespaces = namespaces
+            self.noted += 1
 
     # ---- what the index is to be told ------------------------------------------------------------------------------
 
@@ -112,6 +116,7 @@ class Bank:
         slab = SlabFile(self, slab_id, self.device.take_file(), slot_bytes, tenant)
         self._files[slab.file] = self._unlabelled[slab.file] = slab
         self._pending.open_slab(slab.file, slot_bytes, tenant, self.device.slab_bytes // slot_bytes)
+        self.noted += 1
         return slab
 
     def adopt_slab(self, slab_id: int, file: int, slot_bytes: int, tenant: str) -> SlabFile:
@@ -124,36 +129,38 @@ class Bank:
         self._unlabelled.pop(slab.file, None)
         self._unsynced.discard(slab.file)
         self._pending.close_slab(slab.file)
+        self.noted += 1
         if self._device is not None:
             self._device.give_file(slab.file)
 
     def drop(self, slab: SlabFile, slot: int, generation: int) -> None:
         self._pending.drop(slab.file, slot, generation)
-        self._dropped = True
+        self.noted += 1
 
     def put(self, slab: SlabFile, slot: int, entry: Entry) -> None:
         """The slot was written."""
         self._pending.put(slab.file, slot, entry)
         self._unsynced.add(slab.file)
+        self.noted += 1
 
     def touch(self, slab: SlabFile, slot: int, deadline_ms: int) -> None:
         self._pending.touch(slab.file, slot, deadline_ms)
-
-    @property
-    def ready_to_write(self) -> bool:
-        """Whether slots may be written: their files are made, and the index names nothing that was dropped."""
-        waiting = self._dropped or self._unlabelled or self._namespaces is not None
-        return not (waiting or self._flushing.locked())
+        self.noted += 1
 
     def is_made(self, slab: SlabFile) -> bool:
         return slab.file not in self._unlabelled
 
-    async def flush(self) -> None:
-        """Brings the index up to date and what was written to stable storage. Raises DeviceFailed."""
+    async def flush(self, noted: int | None = None) -> None:
+        """Brings the index up to date and what was written to stable storage. noted: as it was at a moment up to which
+        that is enough; now, otherwise. Another flush may have done it meanwhile. Raises DeviceFailed."""
+        wanted = self.noted if noted is None else noted
         async with self._flushing:
             if not self.in_service:
                 self._pending, self._unlabelled, self._unsynced = Batch(), {}, set()
                 raise DeviceFailed(f"{self.path} is out of service")
+            if self._told >= wanted and not self.read_only:
+                return
+            told = self.noted
             try:
                 await self._save_namespaces()
                 await self._label()
@@ -163,6 +170,7 @@ class Bank:
                 # something again when it was opened anew.
                 self._take_out(error)
                 raise
+            self._told = told
 
     async def _save_namespaces(self) -> None:
         namespaces, self._namespaces = self._namespaces, None
@@ -187,7 +195,6 @@ class Bank:
     async def _commit(self) -> None:
         batch, self._pending = self._pending, Batch()
         unsynced, self._unsynced = self._unsynced, set()
-        self._dropped = False
         if batch or unsynced or self.read_only:  # an adopted one looks each time whether it is still this node's
             await self._in_thread(batch, [], unsynced)
 
@@ -255,7 +262,7 @@ class Bank:
         self.expect_empty()
         await self._let_go()
         self._device = await asyncio.to_thread(device)
-        self._pending, self._unlabelled, self._unsynced, self._dropped = Batch(), {}, set(), False
+        self._pending, self._unlabelled, self._unsynced, self._told = Batch(), {}, set(), self.noted
         self._errors.clear()
         self.in_service = True
 

@@ -174,14 +174,20 @@ class NvmeTier(SlabFiles):
         """Brings the indexes up to date and what was written to stable storage.
 
         A device where that fails goes out of service, and the caller sees it by `holds`."""
-        await self._flush(self.banks)
+        await self._flush(self.noted())
 
-    async def make_ready(self) -> None:
-        """Until slots may be written: their files are made, and the indexes name nothing that was dropped."""
-        await self._flush([bank for bank in self.banks if not bank.ready_to_write])
+    def noted(self) -> list[int]:
+        """What each index is to be told by now; see `Bank.flush`."""
+        return [bank.noted for bank in self.banks]
 
-    async def _flush(self, banks: Sequence[Bank]) -> None:
-        flushing = asyncio.gather(*(bank.flush() for bank in banks if bank.in_service), return_exceptions=True)
+    async def make_ready(self, noted: Sequence[int]) -> None:
+        """Until slots may be written that were given before `noted`: their files are made, and the indexes name nothing
+        that was dropped. Others may be written meanwhile."""
+        await self._flush(noted)
+
+    async def _flush(self, noted: Sequence[int]) -> None:
+        wanted = [(bank, up_to) for bank, up_to in zip(self.banks, noted, strict=False) if bank.in_service]
+        flushing = asyncio.gather(*(bank.flush(up_to) for bank, up_to in wanted), return_exceptions=True)
         for outcome in await to_the_end(flushing):
             if isinstance(outcome, BaseException) and not isinstance(outcome, DeviceFailed):
                 raise outcome

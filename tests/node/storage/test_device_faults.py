@@ -1,5 +1,6 @@
 """A device whose disk fails or loses its power: typed errors, nothing wrong is ever served, nothing durable is lost."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -162,13 +163,20 @@ def random_script(random: Random, sync: bool) -> Callable[[Device, Ledger], None
     return work
 
 
-def after_power_cut(path: Path, seed: int, at: int, *, sync: bool) -> tuple[Path, Ledger]:
+def after_power_cut(
+    path: Path,
+    seed: int,
+    at: int,
+    *,
+    sync: bool = True,
+    work: Callable[[Random], Callable[[Device, Ledger], None]] | None = None,
+) -> tuple[Path, Ledger]:
     """A copy of the device as a power cut at an operation leaves it, and what was asked of it before."""
     disk, ledger, random = FaultDisk(), Ledger(), Random(seed)
     device = open_device(path / "device", disk=disk)
     disk.fail(at, Fault.EIO, lasting=True)
     with pytest.raises(DeviceFailed):
-        random_script(random, sync)(device, ledger)
+        (random_script(random, sync) if work is None else work(random))(device, ledger)
     disk.cut_power(random)
     shutil.copytree(path / "device", path / "after")
     device.close()
@@ -207,6 +215,63 @@ def test_without_sync_a_power_cut_serves_nothing_wrong(
                 except ChecksumMismatch:
                     pytest.fail("a slot whose header is torn was recovered")
     shutil.rmtree(path)
+
+
+def pipelined(random: Random) -> Callable[[Device, Ledger], None]:
+    """Two batches in flight, as the node's spill has them: the bytes of one are written before the one before is synced
+    and named, to the same files."""
+
+    def work(device: Device, ledger: Ledger) -> None:
+        files = [open_slab(device) for _ in range(2)]
+        waiting: list[list[tuple[Place, Entry]]] = []
+        for number in range(1, 200, 2):
+            taken = {place for batch in waiting for place, _ in batch}
+            free = [(file, slot) for file in files for slot in range(SLOTS) if (file, slot) not in taken]
+            batch = [(place, entry(n, generation=n)) for n, place in enumerate(random.sample(free, 2), number)]
+            for place, block in batch:
+                ledger.drop(device, *place, block.generation)
+                ledger.written.add(block)
+            for place, block in batch:
+                write(device, *place, block)
+            waiting.append(batch)
+            if len(waiting) == 2 or random.random() < 0.3:
+                name(device, ledger, waiting.pop(0))
+
+    return work
+
+
+def name(device: Device, ledger: Ledger, blocks: list[tuple[Place, Entry]]) -> None:
+    batch = Batch()
+    for place, block in blocks:
+        batch.put(*place, block)
+    device.commit(batch, [], {file for (file, _), _ in blocks}, sync=True)
+    ledger.held.update(blocks)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), at=st.integers(1, 150))
+def test_a_power_cut_with_two_batches_in_flight(tmp_path_factory: pytest.TempPathFactory, seed: int, at: int) -> None:
+    """What is named is there; of what was only written nothing is, or it is proved."""
+    path = tmp_path_factory.mktemp("cut")
+    after, ledger = after_power_cut(path, seed, at, work=pipelined)
+    with open_device(after) as device:
+        ledger.check(device)
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("fault", [Fault.EIO, Fault.ENOSPC, Fault.SHORT])
+def test_every_operation_may_fail_with_two_batches_in_flight(tmp_path: Path, fault: Fault) -> None:
+    """All that was acknowledged is there and nothing else is wrong, whichever batch it hits."""
+    for at in range(1, 80):
+        path, ledger, disk = tmp_path / str(at), Ledger(), FaultDisk()
+        device = open_device(path, disk=disk)
+        disk.fail(at, fault)
+        with contextlib.suppress(DeviceFailed):
+            pipelined(Random(at))(device, ledger)
+        device.close()
+        with open_device(path) as device:
+            ledger.check(device)
+        shutil.rmtree(path)
 
 
 def test_without_sync_the_death_of_the_process_loses_nothing(tmp_path: Path) -> None:
