@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from kvstore.blocks.keys import KEY_BYTES, chain
 from kvstore.blocks.layout import layout_from_fields
 from kvstore.blocks.namespace import Namespace
-from kvstore.cli import admin_adopt, admin_rules, admin_tables
+from kvstore.cli import admin_adopt, admin_rules, admin_scrub, admin_tables
 from kvstore.errors import ControlUnavailable, InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument("device", metavar="DEVICE", help="its directory, as it is configured")
     device.set_defaults(ask=_set_device, show=admin_tables.show_set_device, deadline_s=60.0)
     admin_adopt.add_commands(commands, shared)
+    admin_scrub.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
 
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")

@@ -121,6 +121,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return reply
 
     @unary
+    async def Scrub(self, request: admin_pb2.ScrubNodeRequest, context: Any) -> node_pb2.ScrubReply:
+        asked = node_pb2.ScrubRequest(caller=_CALLER, path=request.path, start=request.start)
+        return await self._pass_on(request.node_id, lambda stub: stub.Scrub(asked, timeout=NODE_DEADLINE_S))
+
+    @unary
     async def SetRules(self, request: admin_pb2.AdminSetRulesRequest, context: Any) -> admin_pb2.AdminSetRulesReply:
         if request.remove:
             book = await self._rules.remove(request.pattern)

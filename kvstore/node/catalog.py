@@ -516,10 +516,15 @@ class Catalog:
         space = self._stock.spaces[tier]
         return sum(slab.live for slab in (space if bank is None else space.banks[bank]).slabs())
 
-    def visit_nvme(self, after: tuple[int, int], now_ns: int) -> Visit | None:
-        """Pins the block on NVMe that comes after a slot (slab id, index), in the order of the slabs' openings; None
-        behind the last one. The pin is the node's own, and ends by `unpin`."""
-        return self._reading.visit(Tier.NVME, after, now_ns)
+    def nvme_slabs(self, bank: int | None = None) -> list[int]:
+        """The ids of the slabs on NVMe, or on one of its devices."""
+        space = self._stock.spaces[Tier.NVME]
+        return [slab.slab_id for slab in (space if bank is None else space.banks[bank]).slabs()]
+
+    def visit_nvme(self, after: tuple[int, int], now_ns: int, bank: int | None = None) -> Visit | None:
+        """Pins the block on NVMe, or on one of its devices, that comes after a slot (slab id, index), in the order of
+        the slabs' openings; None behind the last one. The pin is the node's own, and ends by `unpin`."""
+        return self._reading.visit(Tier.NVME, after, now_ns, bank)
 
     def usage_of_banks(self, tier: Tier) -> list[tuple[int, int]]:
         """(capacity, used) bytes of each device of a tier; used: by slabs."""

@@ -12,6 +12,7 @@ from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.node.custody import Custody
 from kvstore.node.devices import adopt, capacity_of, open_device
+from kvstore.node.fullscrub import FullScrub
 from kvstore.node.landing import Landing
 from kvstore.node.recall import Recalls
 from kvstore.node.retention import Retention
@@ -53,6 +54,7 @@ class Disks:
         self.pushes = Recalls(custody, self.readahead, nvme, promote=config.promote, depth=config.nvme_depth_max)
         self.spill = Spill(config, custody, nvme, self.remember_namespaces)
         self.scrub = Scrub(config, custody, nvme)
+        self.full_scrub = FullScrub(custody, self.scrub)
         nvme.on_lost = self._lost
         nvme.on_full = self._full
 
@@ -105,9 +107,7 @@ class Disks:
 
         Raises InvalidInput for a path that is not configured; Refused while readers hold what was read before; and what
         `Device.open` raises."""
-        bank = next((bank for bank in self.nvme.banks if str(bank.path) == path), None)
-        if bank is None:
-            raise InvalidInput(f"{path} is none of {', '.join(str(bank.path) for bank in self.nvme.banks)}")
+        bank = self._bank(path)
         if self._takeover.is_adopted(bank):
             raise InvalidInput(f"{path} was adopted: adopt it again, or give it back")
         async with self._switching:
@@ -122,6 +122,18 @@ class Disks:
             await bank.enable(lambda: open_device(bank.path, self._config))
             self._catalog.reopen_bank(Tier.NVME, bank.number, capacity_of(bank.device))
             await self._serve(bank)
+
+    def _bank(self, path: str) -> Bank:
+        """Raises InvalidInput for a path that no device of this node has."""
+        bank = next((bank for bank in self.nvme.banks if str(bank.path) == path), None)
+        if bank is None:
+            raise InvalidInput(f"{path} is none of {', '.join(str(bank.path) for bank in self.nvme.banks)}")
+        return bank
+
+    def start_scrub(self, path: str) -> None:
+        """Has all that is on one device, or on all of them (""), verified now. Raises InvalidInput for a path that no
+        device of this node has, and InUse while another scrub is under way."""
+        self.full_scrub.start(self._bank(path) if path else None)
 
     async def adopt_directory(self, path: str, alive: Collection[str], *, release: bool) -> int:
         """Takes over the shared directory of a node that is gone, or gives it back; see `Takeover`. Answers how many
@@ -198,6 +210,7 @@ class Disks:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.full_scrub.close()
         await self._withdrawn()
         if self._loops:
             with contextlib.suppress(TimeoutError, KVStoreError):

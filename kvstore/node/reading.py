@@ -63,9 +63,11 @@ class Reading:
         ]
         return self._pinned(outcomes, copies, holder, now_ns, deadline_ns)
 
-    def visit(self, tier: Tier, after: tuple[int, int], now_ns: int) -> Visit | None:
+    def visit(self, tier: Tier, after: tuple[int, int], now_ns: int, bank: int | None) -> Visit | None:
         """See `Catalog.visit_nvme`."""
-        slabs = sorted((slab.slab_id, slab) for slab in self._stock.spaces[tier].slabs() if slab.slab_id >= after[0])
+        space = self._stock.spaces[tier]
+        known = (space if bank is None else space.banks[bank]).slabs()
+        slabs = sorted((slab.slab_id, slab) for slab in known if slab.slab_id >= after[0])
         for slab_id, slab in slabs:
             for slot in slab.slots[after[1] + 1 if slab_id == after[0] else 0 :]:
                 if slot.state is SlotState.LIVE:

@@ -5,6 +5,7 @@ stored is dropped; where the block is in DRAM too, it is owed to NVMe again.
 """
 
 import asyncio
+import enum
 import logging
 
 from kvstore.config import NodeConfig
@@ -16,6 +17,16 @@ from kvstore.node.storage.aligned import aligned_empty
 from kvstore.node.tiers.nvme import NvmeTier
 
 _REST_S = 1.0
+
+
+class Found(enum.Enum):
+    """What a look at a copy came to. The last two were dropped."""
+
+    WHOLE = "whole"
+    CORRUPT = "corrupt"
+    UNREADABLE = "unreadable"
+
+
 log = logging.getLogger(__name__)
 
 
@@ -49,22 +60,27 @@ class Scrub:
             return 0
         place = visit.source.place
         self._at = place.slab_id, place.slot
+        await self.look(visit)
+        return visit.layout.block_bytes
+
+    async def look(self, visit: Visit) -> Found:
+        """Reads and verifies a copy, and drops it where it is not what was stored. Ends the visit."""
         try:
-            await self._check(visit)
+            return await self._look(visit)
         finally:
             self._catalog.unpin(visit.pin_id)
             self._custody.settle()
-        return visit.layout.block_bytes
 
-    async def _check(self, visit: Visit) -> None:
+    async def _look(self, visit: Visit) -> Found:
         out = aligned_empty(visit.layout.block_bytes)
         try:
             await to_the_end(self._nvme.read(visit.source, visit.layout, 0, out, background=True))
         except (ChecksumMismatch, DeviceFailed) as error:
-            reason = "corrupt" if isinstance(error, ChecksumMismatch) else "unreadable"
+            found = Found.CORRUPT if isinstance(error, ChecksumMismatch) else Found.UNREADABLE
             log.error("block %s at %s: %s", visit.key.hex(), visit.source.place, error)
-            dropped = self._catalog.drop_copy(visit.namespace_id, visit.shard, visit.key, visit.source.place, reason)
-            self.counters["scrub_dropped"] += dropped
-        else:
-            self.counters["scrubbed_blocks"] += 1
-            self.counters["scrubbed_bytes"] += visit.layout.block_bytes
+            copy = visit.namespace_id, visit.shard, visit.key, visit.source.place
+            self.counters["scrub_dropped"] += self._catalog.drop_copy(*copy, found.value)
+            return found
+        self.counters["scrubbed_blocks"] += 1
+        self.counters["scrubbed_bytes"] += visit.layout.block_bytes
+        return Found.WHOLE

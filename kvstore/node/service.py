@@ -304,6 +304,14 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return node_pb2.AdoptReply(devices=self._disks.usage(), blocks=blocks)
 
     @unary
+    async def Scrub(self, request: node_pb2.ScrubRequest, context: Context) -> node_pb2.ScrubReply:
+        if self._disks is None:
+            raise InvalidInput("this node has no NVMe tier")
+        if request.start:
+            self._disks.start_scrub(request.path)
+        return self._disks.full_scrub.usage()
+
+    @unary
     async def SetRules(self, request: node_pb2.SetRulesRequest, context: Context) -> node_pb2.SetRulesReply:
         self._retention.set(request.book)
         return node_pb2.SetRulesReply()

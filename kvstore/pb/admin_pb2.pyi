@@ -319,6 +319,34 @@ class AdoptDirectoryRequest(google.protobuf.message.Message):
 Global___AdoptDirectoryRequest: typing_extensions.TypeAlias = AdoptDirectoryRequest
 
 @typing.final
+class ScrubNodeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    path: builtins.str
+    """one device; empty: all"""
+    start: builtins.bool
+    """else only asks how far it is"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        node_id: builtins.str = ...,
+        path: builtins.str = ...,
+        start: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "node_id", b"node_id", "path", b"path", "start", b"start"]) -> None: ...
+
+Global___ScrubNodeRequest: typing_extensions.TypeAlias = ScrubNodeRequest
+
+@typing.final
 class AdminSetRulesRequest(google.protobuf.message.Message):
     """Changes the rules of one pattern (see RuleBook) on all nodes, those too that register later."""
 

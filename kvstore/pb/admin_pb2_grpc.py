@@ -61,6 +61,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.AdoptDirectoryRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.AdoptReply.FromString,
                 _registered_method=True)
+        self.Scrub = channel.unary_unary(
+                '/kvstore.v1.Admin/Scrub',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.ScrubNodeRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.ScrubReply.FromString,
+                _registered_method=True)
         self.SetRules = channel.unary_unary(
                 '/kvstore.v1.Admin/SetRules',
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesRequest.SerializeToString,
@@ -109,6 +114,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scrub(self, request, context):
+        """passed on to the node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetRules(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -148,6 +160,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Adopt,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdoptDirectoryRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.AdoptReply.SerializeToString,
+            ),
+            'Scrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scrub,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.ScrubNodeRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.ScrubReply.SerializeToString,
             ),
             'SetRules': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRules,
@@ -296,6 +313,33 @@ class Admin(object):
             '/kvstore.v1.Admin/Adopt',
             kvstore_dot_pb_dot_admin__pb2.AdoptDirectoryRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.AdoptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Scrub',
+            kvstore_dot_pb_dot_admin__pb2.ScrubNodeRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.ScrubReply.FromString,
             options,
             channel_credentials,
             insecure,

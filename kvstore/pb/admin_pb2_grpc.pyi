@@ -106,6 +106,22 @@ _AdminAdoptType = typing_extensions.TypeVar(
     ],
 )
 
+_AdminScrubType = typing_extensions.TypeVar(
+    '_AdminScrubType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ScrubNodeRequest,
+        kvstore.pb.node_pb2.ScrubReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ScrubNodeRequest,
+        kvstore.pb.node_pb2.ScrubReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ScrubNodeRequest,
+        kvstore.pb.node_pb2.ScrubReply,
+    ],
+)
+
 _AdminSetRulesType = typing_extensions.TypeVar(
     '_AdminSetRulesType',
     grpc.UnaryUnaryMultiCallable[
@@ -138,7 +154,7 @@ _AdminGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminSetRulesType, _AdminGetRulesType]):
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -162,6 +178,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.AdoptDirectoryRequest,
             kvstore.pb.node_pb2.AdoptReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.ScrubNodeRequest,
+            kvstore.pb.node_pb2.ScrubReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.AdminSetRulesRequest,
@@ -196,6 +216,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.node_pb2.AdoptReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.ScrubNodeRequest,
+            kvstore.pb.node_pb2.ScrubReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.AdminSetRulesRequest,
             kvstore.pb.admin_pb2.AdminSetRulesReply,
         ],
@@ -215,6 +239,9 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     """passed on to the node"""
 
     Adopt: _AdminAdoptType
+    """passed on to the node"""
+
+    Scrub: _AdminScrubType
     """passed on to the node"""
 
     SetRules: _AdminSetRulesType
@@ -241,6 +268,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.AdoptDirectoryRequest,
         kvstore.pb.node_pb2.AdoptReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ScrubNodeRequest,
+        kvstore.pb.node_pb2.ScrubReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.AdminSetRulesRequest,
@@ -290,6 +321,14 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.AdoptDirectoryRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.AdoptReply, collections.abc.Awaitable[kvstore.pb.node_pb2.AdoptReply]]:
+        """passed on to the node"""
+
+    @abc.abstractmethod
+    def Scrub(
+        self,
+        request: kvstore.pb.admin_pb2.ScrubNodeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.ScrubReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ScrubReply]]:
         """passed on to the node"""
 
     @abc.abstractmethod

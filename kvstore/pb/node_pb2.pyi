@@ -1969,6 +1969,78 @@ class AdoptReply(google.protobuf.message.Message):
 Global___AdoptReply: typing_extensions.TypeAlias = AdoptReply
 
 @typing.final
+class ScrubRequest(google.protobuf.message.Message):
+    """For operators: every block on the devices is read and verified now."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """one device, as it is configured; empty: all"""
+    start: builtins.bool
+    """else only asks how far it is"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        path: builtins.str = ...,
+        start: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "path", b"path", "start", b"start"]) -> None: ...
+
+Global___ScrubRequest: typing_extensions.TypeAlias = ScrubRequest
+
+@typing.final
+class ScrubReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEGUN_FIELD_NUMBER: builtins.int
+    RUNNING_FIELD_NUMBER: builtins.int
+    STOPPED_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    LOOKED_AT_FIELD_NUMBER: builtins.int
+    VERIFIED_BYTES_FIELD_NUMBER: builtins.int
+    CORRUPT_DROPPED_FIELD_NUMBER: builtins.int
+    UNREADABLE_DROPPED_FIELD_NUMBER: builtins.int
+    TOOK_MS_FIELD_NUMBER: builtins.int
+    begun: builtins.bool
+    """false: none since the node started; all else is empty then"""
+    running: builtins.bool
+    stopped: builtins.bool
+    """it ended before it was through"""
+    path: builtins.str
+    blocks: builtins.int
+    """that were there when it began"""
+    looked_at: builtins.int
+    verified_bytes: builtins.int
+    corrupt_dropped: builtins.int
+    unreadable_dropped: builtins.int
+    took_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        begun: builtins.bool = ...,
+        running: builtins.bool = ...,
+        stopped: builtins.bool = ...,
+        path: builtins.str = ...,
+        blocks: builtins.int = ...,
+        looked_at: builtins.int = ...,
+        verified_bytes: builtins.int = ...,
+        corrupt_dropped: builtins.int = ...,
+        unreadable_dropped: builtins.int = ...,
+        took_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begun", b"begun", "blocks", b"blocks", "corrupt_dropped", b"corrupt_dropped", "looked_at", b"looked_at", "path", b"path", "running", b"running", "stopped", b"stopped", "took_ms", b"took_ms", "unreadable_dropped", b"unreadable_dropped", "verified_bytes", b"verified_bytes"]) -> None: ...
+
+Global___ScrubReply: typing_extensions.TypeAlias = ScrubReply
+
+@typing.final
 class TierUsage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

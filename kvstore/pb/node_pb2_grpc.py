@@ -130,6 +130,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.AdoptRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.AdoptReply.FromString,
                 _registered_method=True)
+        self.Scrub = channel.unary_unary(
+                '/kvstore.v1.Node/Scrub',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.ScrubRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.ScrubReply.FromString,
+                _registered_method=True)
         self.SetRules = channel.unary_unary(
                 '/kvstore.v1.Node/SetRules',
                 request_serializer=kvstore_dot_pb_dot_node__pb2.SetRulesRequest.SerializeToString,
@@ -260,6 +265,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scrub(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetRules(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -369,6 +380,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Adopt,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.AdoptRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.AdoptReply.SerializeToString,
+            ),
+            'Scrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scrub,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.ScrubRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.ScrubReply.SerializeToString,
             ),
             'SetRules': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRules,
@@ -895,6 +911,33 @@ class Node(object):
             '/kvstore.v1.Node/Adopt',
             kvstore_dot_pb_dot_node__pb2.AdoptRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.AdoptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Scrub',
+            kvstore_dot_pb_dot_node__pb2.ScrubRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.ScrubReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -329,6 +329,22 @@ _NodeAdoptType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeScrubType = typing_extensions.TypeVar(
+    '_NodeScrubType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ScrubRequest,
+        kvstore.pb.node_pb2.ScrubReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ScrubRequest,
+        kvstore.pb.node_pb2.ScrubReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ScrubRequest,
+        kvstore.pb.node_pb2.ScrubReply,
+    ],
+)
+
 _NodeSetRulesType = typing_extensions.TypeVar(
     '_NodeSetRulesType',
     grpc.UnaryUnaryMultiCallable[
@@ -361,7 +377,7 @@ _NodeGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeSetRulesType, _NodeGetRulesType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -441,6 +457,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.AdoptRequest,
             kvstore.pb.node_pb2.AdoptReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ScrubRequest,
+            kvstore.pb.node_pb2.ScrubReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.SetRulesRequest,
@@ -531,6 +551,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.AdoptReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ScrubRequest,
+            kvstore.pb.node_pb2.ScrubReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.SetRulesRequest,
             kvstore.pb.node_pb2.SetRulesReply,
         ],
@@ -577,6 +601,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     SetDevice: _NodeSetDeviceType
 
     Adopt: _NodeAdoptType
+
+    Scrub: _NodeScrubType
 
     SetRules: _NodeSetRulesType
 
@@ -658,6 +684,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.AdoptRequest,
         kvstore.pb.node_pb2.AdoptReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ScrubRequest,
+        kvstore.pb.node_pb2.ScrubReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.SetRulesRequest,
@@ -804,6 +834,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.AdoptRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.AdoptReply, collections.abc.Awaitable[kvstore.pb.node_pb2.AdoptReply]]: ...
+
+    @abc.abstractmethod
+    def Scrub(
+        self,
+        request: kvstore.pb.node_pb2.ScrubRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.ScrubReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ScrubReply]]: ...
 
     @abc.abstractmethod
     def SetRules(

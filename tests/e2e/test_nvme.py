@@ -209,6 +209,39 @@ async def test_an_operator_sees_and_switches_devices(here: Cluster) -> None:
     assert "durable" in shown
 
 
+async def test_an_operator_has_everything_verified(here: Cluster) -> None:
+    """Waiting for it, or asking how it ended; what had decayed is counted and the exit code says so."""
+    control = await here.control()
+    node = await node_on(here, control=control.address, nvme_scrub_bytes_per_s="0")
+    client = await here.client(node)
+    for seed in range(3):
+        await put(client, seed)
+    await durable(here, node)
+
+    async def scrub(*words: str) -> tuple[int, str]:
+        argv = [sys.executable, "-m", "kvstore", "admin", "scrub", "node", *words, "--control", control.address]
+        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode()
+
+    assert (await scrub("--status")) == (0, "none since the node started\n")
+    code, shown = await scrub("--wait", "--json")
+    assert code == 0
+    told = json.loads(shown)
+    assert (told["running"], told["looked_at"], told["corrupt_dropped"]) == (False, str(3 * CHAIN), "0")
+    flip(here.folder / "device", 2 * 4096 + 20_000)
+    code, shown = await scrub("--wait", "--device", str(here.folder / "device"))
+    assert code == 1
+    assert "24 of 24" in shown
+    code, shown = await scrub("--status", "--json")
+    assert code == 1
+    assert json.loads(shown)["corrupt_dropped"] == "1"
+    assert (await scrub("--device", "/nowhere"))[0] == 2
+    assert [await get(client, seed) for seed in range(3)] == [CHAIN] * 3
+    await client.close()
+    await here.clean(node)
+
+
 async def test_a_device_that_fails_under_load(here: Cluster) -> None:
     """From one moment on every write to a file fails (the process may write none): the device goes out of service,
     what was there is missing, not wrong, and puts go on; and once it works again an operator brings it back."""
