@@ -13,8 +13,9 @@ The contract, held by tests/contracts/fabric.py for every implementation:
   counts it. Who needs the buffer back waits under `asyncio.shield` or `asyncio.wait`, or closes the peer.
 - Peer death ends every pending operation of that peer with `PeerLost` within 100 ms of the kernel's noticing.
 - `Peer.close` settles every pending operation within 1 s, `Closed` for those that had not finished; afterwards no byte
-  is written to their buffers, whatever the other side does. The other side's peer is lost within 3 s by itself; told
-  over gRPC it closes sooner. Until it has, large messages between its old connection and a new one do not arrive.
+  is written to their buffers, whatever the other side does. The other side's peer is lost within 3 s by itself, if the
+  two had met (a message went over); told over gRPC it closes sooner. Until it has, large messages between its old
+  connection and a new one do not arrive.
 - A peer that only goes silent (stopped, link down) is not noticed here: deadlines are the caller's, and `Peer.close`
   works on it as on any other.
 - Messages that nobody posted a receive for are never written anywhere.

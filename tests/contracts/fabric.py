@@ -226,7 +226,9 @@ class FabricContract:
         assert lost == []
 
     async def test_close_is_noticed_there(self, there: Fabric, peers: tuple[Peer, Peer]) -> None:
-        """The other side's peer is lost, with what is pending on it; both can connect again."""
+        """Once the two have met, the other side's peer is lost, with what is pending on it."""
+        tag, target = there.next_tag(), np.zeros(1, np.uint8)
+        assert await ended(peers[1].receive(tag, target), peers[0].send(tag, pattern(1, tag))) == [None, None]
         pending = peers[1].receive(there.next_tag(), np.zeros(MIB, np.uint8))
         await peers[0].close()
         assert [type(error) for error in await ended(pending)] == [PeerLost]
