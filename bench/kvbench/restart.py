@@ -1,4 +1,5 @@
-"""Restarting a node whose NVMe tier is full of blocks: opening the device alone, and the whole node until it serves.
+"""Restarting a node whose NVMe tier is full of blocks: opening the device alone, and the whole node until it serves;
+and taking the device into service at a node that serves: how long it takes, and for how long others wait at most.
 
 The index is filled through commits, as the tier does it; the slab files are made, but no block is written, for opening
 reads none. Then the device, and the node, are opened and closed in turn.
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> Result:
         served = [asyncio.run(_serve(Path(folder), limits, args.slots)) for _ in range(args.rounds)]
         index_bytes = (Path(folder) / "index" / "data.mdb").stat().st_size
     open_s, cpu_s, close_s = (float(np.median(times)) for times in zip(*opened, strict=True))
-    node_s, node_cpu_s = (float(np.median(times)) for times in zip(*served, strict=True))
+    node_s, node_cpu_s, _, stall_ms = (float(np.median(times)) for times in zip(*served, strict=True))
     return result.of_this_machine(
         "restart",
         settings={"slots": args.slots, "granules": args.granules, "rounds": args.rounds, "seed": args.seed},
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> Result:
                 "close_s": _summary(opened, 2),
             },
             {"what": "node", "open_s": _summary(served, 0), "cpu_s": _summary(served, 1)},
+            {"what": "enabling", "open_s": _summary(served, 2), "stall_ms": _summary(served, 3)},
         ],
         ratios={},
         extras={
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> Result:
             "node_s": node_s,
             "node_least_s": min(times[0] for times in served),
             "node_cpu_s": node_cpu_s,
+            "stall_ms": stall_ms,
             "index_bytes": index_bytes,
         },
     )
@@ -150,8 +153,9 @@ def _open(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, f
     return opened - began, opened_cpu - began_cpu, time.perf_counter() - closing
 
 
-async def _serve(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float]:
-    """Seconds until a node serves all entries, and of the processor for it."""
+async def _serve(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, float, float]:
+    """Seconds until a node serves all entries, and of the processor for it; seconds of taking the device into service
+    again, and the longest time in milliseconds that other tasks waited for their turn meanwhile."""
     config = NodeConfig(
         node_id="bench",
         dram_bytes=64 * MIB,
@@ -166,7 +170,29 @@ async def _serve(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, f
     node = await serve(config)
     served, served_cpu = time.perf_counter(), time.process_time()
     found = node.catalog.block_count
+    assert node.disks is not None
+    await node.disks.set_device(str(path), enabled=False)
+    while node.catalog.block_count:  # noqa: ASYNC110 - it is withdrawn a part at a time, and nobody tells of the end
+        await asyncio.sleep(0.01)
+    waits = asyncio.create_task(_longest_wait_ms())
+    switching = time.perf_counter()
+    await node.disks.set_device(str(path), enabled=True)
+    switched = time.perf_counter()
+    waits.cancel()
+    found = min(found, node.catalog.block_count)
     await node.stop()
     if found != slots:
         raise KVStoreError(f"{found} of {slots} blocks are served again")
-    return served - began, served_cpu - began_cpu
+    return served - began, served_cpu - began_cpu, switched - switching, await waits
+
+
+async def _longest_wait_ms() -> float:
+    """Until it is cancelled: the longest time that a task waited for its turn, once a millisecond."""
+    longest_s = 0.0
+    try:
+        while True:
+            asked = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.perf_counter() - asked - 0.001)
+    except asyncio.CancelledError:
+        return longest_s * 1e3

@@ -1,11 +1,12 @@
 """Adoption: blocks that a device had already come into the catalog without a byte being moved.
 
 A restart brings all blocks of all devices at once, so this takes them slab by slab and leaves what concerns whole
-chains (parents, orphans, the order of eviction) to the end.
+chains (parents, orphans, the order of eviction) to the end. A device that comes while the node serves brings as many;
+then it is done in steps, between which others have their turn.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -27,43 +28,58 @@ _KIND = itemgetter(*map(Entry._fields.index, ("namespace_id", "shard_rank", "sha
 
 
 class Adoption:
-    """One round of it: slabs, then `finish`; nothing else may be asked of the catalog between them."""
+    """One device's blocks, or several devices'. By slabs: `open`, `fill` part by part, `close`; then `settle`, and at
+    the end `orphan`. All at once, or with pauses between these steps, in which the catalog may be asked for anything;
+    what was filled must be settled before a pause.
 
-    def __init__(self, stock: Stock, counters: Counter[str], tier: Tier, now_ns: int) -> None:
+    now_ns: at its beginning. touched_ms: all times of a last touch that will come, ascending, in the time of the node's
+    clock; needed where it is settled more than once."""
+
+    def __init__(
+        self,
+        stock: Stock,
+        counters: Counter[str],
+        tier: Tier,
+        now_ns: int,
+        touched_ms: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self._stock = stock
         self._counters = counters
         self._tier = tier
         self._now_ns = now_ns
+        self._all_touched_ms = touched_ms
+        self._first_touch = stock.take_touches(len(touched_ms)) if touched_ms is not None else 0
         self._fresh: list[Block] = []
         self._parents: list[bytes] = []
         self._touched_ms: list[npt.NDArray[np.int64]] = []
         self._joined: list[Block] = []
+        self._doubtful: list[Block] = []
+        self.blocks = 0
 
-    def add(
-        self,
-        bank: int,
-        size_class: SizeClass,
-        generations: Sequence[int],
-        found: Sequence[Found],
-        store_now_ms: int,
-    ) -> tuple[int, list[tuple[int, int]]]:
-        """A slab that a device had: the generations of its slots, and what the index says that they hold.
+    def open(self, bank: int, size_class: SizeClass, generations: Sequence[int]) -> Slab:
+        """A slab that a device had, with the generations of its slots. None of them is given before `close`."""
+        return self._stock.spaces[self._tier].banks[bank].adopt(size_class, generations)
 
-        store_now_ms: the time on the device's clock. Answers the slab's id, and (slot, generation) of what is not
-        taken: blocks past their deadline, of a namespace, layout or tenant that is not known, or there already.
+    def fill(self, slab: Slab, found: Sequence[Found], store_now_ms: int) -> list[tuple[int, int]]:
+        """Some of what the index says that a slab's slots hold.
+
+        store_now_ms: the time on the device's clock at the beginning. Answers (slot, generation) of what is not taken:
+        blocks past their deadline, of a namespace, layout or tenant that is not known, or there already.
         """
-        space = self._stock.spaces[self._tier].banks[bank]
-        slab = space.adopt(size_class, generations)
         taken: list[int] = []
         rejected: list[tuple[int, int]] = []
         for kind, run in _runs(found):
-            tree = self._tree(size_class.tenant, *kind)
+            tree = self._tree(slab.size_class.tenant, *kind)
             if tree is None:
                 rejected += [(index, entry.generation) for index, entry in run]
             else:
                 self._take(tree, slab, run, store_now_ms, taken, rejected)
-        space.occupy(slab, taken)
-        return slab.slab_id, rejected
+        self._stock.spaces[self._tier].banks[slab.bank].occupy(slab, taken)
+        return rejected
+
+    def close(self, slab: Slab) -> None:
+        """All of it was filled."""
+        self._stock.spaces[self._tier].banks[slab.bank].end_adopting(slab)
 
     def _tree(self, tenant: str, namespace_id: bytes, rank: int, count: int, length: int) -> Tree | None:
         """Where blocks of this kind belong; None where they are nobody's."""
@@ -124,20 +140,32 @@ class Adoption:
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
-    def finish(self) -> int:
-        """The blocks can be found; answers how many. Those whose ancestors did not survive are orphans: they go first.
+    def settle(self) -> None:
+        """What was filled since the last time can be found, and is in order.
 
         The control plane is not told: whoever calls has it compare buckets."""
         self._link()
         self._rank()
-        for top in self._orphan_tops():
-            top.touched = 0
-            for block in top.descendants():
-                block.touched = 0
+        self._doubtful += [block for block in self._fresh if _is_orphan(block)]
         self._stock.adopted(self._tier, self._fresh, self._joined)
-        count = len(self._fresh) + len(self._joined)
-        self._counters["adopted_blocks"] += count
-        return count
+        self.blocks += len(self._fresh) + len(self._joined)
+        self._counters["adopted_blocks"] += len(self._fresh) + len(self._joined)
+        self._fresh, self._parents, self._touched_ms, self._joined = [], [], [], []
+
+    def orphan(self, count: int) -> bool:
+        """Of what was settled, blocks whose ancestors have not survived are orphans: they go first. Looks at up to
+        `count` that had no parent when they came; true when there are more."""
+        for block in self._doubtful[-count:]:
+            if block.slots and _is_orphan(block):
+                self._stock.orphan(block)
+        del self._doubtful[-count:]
+        return bool(self._doubtful)
+
+    def finish(self) -> int:
+        """All at once; answers how many blocks there are."""
+        self.settle()
+        self.orphan(len(self._doubtful))
+        return self.blocks
 
     def _link(self) -> None:
         previous: Block | None = None
@@ -164,17 +192,23 @@ class Adoption:
     def _rank(self) -> None:
         """In the order of their last touch, as far as the device knows it."""
         fresh = self._fresh
-        first = self._stock.take_touches(len(fresh))
         if not fresh:
             return
-        for touch, at in enumerate(np.argsort(np.concatenate(self._touched_ms), kind="stable").tolist(), first):
-            block = fresh[at]
-            block.touched = block.slots[0][1].slab.touched = touch
+        touched_ms = np.concatenate(self._touched_ms)
+        if self._all_touched_ms is None:
+            times, ranks = np.unique(touched_ms, return_inverse=True)
+            first = self._stock.take_touches(len(times))
+        else:
+            ranks, first = np.searchsorted(self._all_touched_ms, touched_ms), self._first_touch
+        for block, rank in zip(fresh, ranks.tolist(), strict=True):
+            block.touched = touch = first + rank
+            slab = block.slots[0][1].slab
+            if touch > slab.touched:
+                slab.touched = touch
 
-    def _orphan_tops(self) -> Iterator[Block]:
-        for block in self._fresh:
-            if block.depth and (block.parent is None or not block.parent.slots):
-                yield block
+
+def _is_orphan(block: Block) -> bool:
+    return block.depth > 0 and (block.parent is None or not block.parent.slots)
 
 
 def _runs(found: Sequence[Found]) -> Iterable[tuple[tuple[bytes, int, int, int], Iterable[Found]]]:

@@ -181,7 +181,7 @@ def _tier_usage(tier: Tier, space: Space, pins: int, leases: int) -> TierUsage:
 
 def _slab_violations(slab: Slab) -> Iterator[str]:
     states = Counter(slot.state for slot in slab.slots)
-    if (
+    if not slab.adopting and (
         set(slab.free) != {slot for slot in slab.slots if slot.state is SlotState.FREE}
         or len(slab.free) != states[SlotState.FREE]
     ):

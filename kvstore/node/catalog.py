@@ -387,9 +387,13 @@ class Catalog:
 
     # ---- devices -----------------------------------------------------------------------------------------------------
 
-    def adopt(self, tier: Tier, now_ns: int) -> Adoption:
+    def adopt(self, tier: Tier, now_ns: int, touched_ms: npt.NDArray[np.int64] | None = None) -> Adoption:
         """Begins to bring in what the devices of a tier had already; see `kvstore.node.adopt`."""
-        return Adoption(self._stock, self._counters, tier, now_ns)
+        return Adoption(self._stock, self._counters, tier, now_ns, touched_ms)
+
+    def hold_bank(self, tier: Tier, bank: int, *, held: bool) -> None:
+        """A device gives no slots for now; or does again."""
+        self._stock.spaces[tier].banks[bank].in_service = not held
 
     # ---- blocks ------------------------------------------------------------------------------------------------------
 

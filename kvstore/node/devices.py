@@ -4,25 +4,33 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFailed, InvalidInput
-from kvstore.node.adopt import Adoption
+from kvstore.node.adopt import Adoption, Found
 from kvstore.node.catalog import Catalog
 from kvstore.node.retention import Retention
 from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.entry import PLAIN
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.manifest import Manifest
+from kvstore.node.storage.recover import RecoveredSlab
 from kvstore.node.storage.served import ServedDevice
 from kvstore.node.storage.shared import SharedDevice
+from kvstore.node.tiers.bank import Bank
 from kvstore.node.tiers.nvme import NvmeTier
-from kvstore.policy.slots import BankedSpace, SizeClass, SlotSpace
+from kvstore.policy.slots import BankedSpace, SizeClass, Slab, SlotSpace
 
+STEP_BLOCKS = 1024
+"""Adopted at once while a node serves."""
+Clock = Callable[[], int]
 log = logging.getLogger(__name__)
 
 
@@ -87,33 +95,84 @@ def space_of(devices: Sequence[Device | None], slab_bytes: int, slab_ids: Iterat
     return BankedSpace(banks)
 
 
-async def adopt(
-    catalog: Catalog, retention: Retention, nvme: NvmeTier, now_ns: int, banks: Sequence[int] | None = None
-) -> None:
-    """Brings what devices had into the catalog, and the namespaces that it is of. Nothing is read of the blocks."""
+async def adopt(catalog: Catalog, retention: Retention, nvme: NvmeTier, now_ns: int) -> None:
+    """Brings what all devices had into the catalog, and the namespaces that it is of, before anybody is served. Nothing
+    is read of the blocks."""
     began_ns = time.monotonic_ns()
-    chosen = [bank for bank in nvme.banks if bank.in_service and (banks is None or bank.number in banks)]
+    chosen = [bank for bank in nvme.banks if bank.in_service]
     for bank in chosen:
         await _open_namespaces(retention, bank.path)
     with paused_collector():
         adoption = catalog.adopt(Tier.NVME, now_ns)
         for bank in chosen:
-            _adopt_device(adoption, nvme, bank.number, bank.device)
+            for _ in _steps(adoption, nvme, bank, bank.device.take_recovered(), bank.device.clock.now_ms(), None):
+                pass
         count = adoption.finish()
     log.info("%d blocks adopted in %d ms", count, (time.monotonic_ns() - began_ns) // 1_000_000)
 
 
-def _adopt_device(adoption: Adoption, nvme: NvmeTier, bank: int, device: ServedDevice) -> None:
-    store_now_ms = device.clock.now_ms()
-    for slab in device.take_recovered():
-        size_class = SizeClass(slab.tenant, slab.slot_bytes)
-        slab_id, rejected = adoption.add(bank, size_class, slab.generations.tolist(), slab.entries, store_now_ms)
-        nvme.adopt_slab(slab_id, bank, slab.file, slab.slot_bytes, slab.tenant)
-        for slot, entry in slab.entries:
-            if entry.codec != PLAIN:
-                nvme.adopt_stored(slab_id, slot, entry)
-        for slot, generation in rejected:
-            nvme.forget(slab_id, slot, generation)
+async def adopt_serving(catalog: Catalog, retention: Retention, nvme: NvmeTier, bank: Bank, clock: Clock) -> None:
+    """Brings what one device had into the catalog of a node that serves: a few blocks at a time, and others in between.
+
+    The device gives no slots before it is known which of its slab files are in use."""
+    began_ns = time.monotonic_ns()
+    await _open_namespaces(retention, bank.path)
+    now_ns, store_now_ms = clock(), bank.device.clock.now_ms()
+    recovered = bank.device.take_recovered()
+    shift_ms = (now_ns - store_now_ms * 1_000_000) // 1_000_000
+    touched_ms = await asyncio.to_thread(_touch_times, recovered)
+    with paused_collector():
+        adoption = catalog.adopt(Tier.NVME, now_ns, touched_ms + shift_ms)
+        for filled in _steps(adoption, nvme, bank, recovered, store_now_ms, STEP_BLOCKS):
+            if filled:
+                catalog.hold_bank(Tier.NVME, bank.number, held=not bank.in_service)
+                adoption.settle()
+            await asyncio.sleep(0)
+        catalog.hold_bank(Tier.NVME, bank.number, held=not bank.in_service)
+        while adoption.orphan(STEP_BLOCKS):  # noqa: ASYNC110 - it is work, not waiting
+            await asyncio.sleep(0)
+    log.info("%d blocks adopted in %d ms", adoption.blocks, (time.monotonic_ns() - began_ns) // 1_000_000)
+
+
+def _touch_times(recovered: Sequence[RecoveredSlab]) -> npt.NDArray[np.int64]:
+    """When blocks were touched last, each time once, on the device's clock. Blocks, so it is called from a thread."""
+    times = [entry.deadline_ms - entry.ttl_ms for slab in recovered for _, entry in slab.entries]
+    return np.unique(np.array(times, np.int64))
+
+
+def _steps(
+    adoption: Adoption,
+    nvme: NvmeTier,
+    bank: Bank,
+    recovered: Sequence[RecoveredSlab],
+    store_now_ms: int,
+    blocks_max: int | None,
+) -> Iterator[bool]:
+    """Adopts slabs first, then what they hold; true for a step that filled some, up to `blocks_max`. A device that goes
+    out of service meanwhile brings no more."""
+    slabs = []
+    for found in recovered:
+        slab = adoption.open(bank.number, SizeClass(found.tenant, found.slot_bytes), found.generations.tolist())
+        nvme.adopt_slab(slab.slab_id, bank.number, found.file, found.slot_bytes, found.tenant)
+        slabs.append((slab, found))
+        yield False
+    for slab, found in slabs:
+        entries, found.entries = found.entries, []  # let go of slab by slab: to free a million at once takes long
+        step = blocks_max or max(1, len(entries))
+        for start in range(0, len(entries), step):
+            if bank.in_service:
+                _fill(adoption, nvme, slab, entries[start : start + step], store_now_ms)
+            yield True
+        adoption.close(slab)
+
+
+def _fill(adoption: Adoption, nvme: NvmeTier, slab: Slab, entries: Sequence[Found], store_now_ms: int) -> None:
+    rejected = adoption.fill(slab, entries, store_now_ms)
+    for slot, entry in entries:
+        if entry.codec != PLAIN:
+            nvme.adopt_stored(slab.slab_id, slot, entry)
+    for slot, generation in rejected:
+        nvme.forget(slab.slab_id, slot, generation)
 
 
 async def _open_namespaces(retention: Retention, path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, KVStoreError
+from kvstore.node.background import to_the_end
 from kvstore.node.custody import Custody
-from kvstore.node.devices import adopt, capacity_of, open_device
+from kvstore.node.devices import adopt, adopt_serving, capacity_of, open_device
 from kvstore.node.fullscrub import FullScrub
 from kvstore.node.landing import Landing
 from kvstore.node.recall import Recalls
@@ -121,6 +122,7 @@ class Disks:
             self._custody.settle()
             await bank.enable(lambda: open_device(bank.path, self._config))
             self._catalog.reopen_bank(Tier.NVME, bank.number, capacity_of(bank.device))
+            self._catalog.hold_bank(Tier.NVME, bank.number, held=True)
             await self._serve(bank)
 
     def _bank(self, path: str) -> Bank:
@@ -146,7 +148,7 @@ class Disks:
 
     async def _serve(self, bank: Bank) -> None:
         """What a device has that has just been taken into service."""
-        await adopt(self._catalog, self._retention, self.nvme, self._custody.clock(), [bank.number])
+        await to_the_end(adopt_serving(self._catalog, self._retention, self.nvme, bank, self._custody.clock))
         self._namespaces_seen = (0, 0)  # this device has to be told of them, or the others of its own
         self._custody.settle()
         self.on_adopted()
@@ -211,7 +213,8 @@ class Disks:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self.full_scrub.close()
-        await self._withdrawn()
+        async with self._switching:
+            await self._withdrawn()
         if self._loops:
             with contextlib.suppress(TimeoutError, KVStoreError):
                 async with asyncio.timeout(_DRAIN_S):

@@ -36,6 +36,7 @@ BATCH_BYTES_MAX = 64 * 1024 * 1024
 _ASK_S = 30.0
 _RETRY_S = 1.0
 _LOOK_S = 5.0
+_HASHED_AT_ONCE = 4096
 _AVOID_NS = 3_000_000_000
 _RECENT_NS = 10_000_000_000
 log = logging.getLogger(__name__)
@@ -155,6 +156,9 @@ class Replicas:
         self._short.clear()
         if all(namespace.rules.copies == 1 for namespace in self._custody.catalog.namespaces()):
             return
+        # A device that has just come has very many to file, and others are to be served meanwhile.
+        while self._custody.catalog.hash_records(_HASHED_AT_ONCE):  # noqa: ASYNC110 - it is work, not waiting
+            await asyncio.sleep(0)
         for bucket in range(BUCKETS):
             for record in self._custody.catalog.records({bucket}, self._custody.clock()):
                 if self._copies(record.namespace_id) > 1:

@@ -281,11 +281,20 @@ class Stock:
             self._remove(block, tier, slot)
             self._owe(block)
             self.offer(block)
-        for block, _ in copies:
-            if not block.slots:
+        gone = {block for block, _ in copies if not block.slots}
+        for block in gone:
+            # Below another one that has gone, or an orphan, all is looked at already: a chain is walked once.
+            if block.first_child is not None and block.touched and block.parent not in gone:
                 self._orphan_descendants(block)
         self.counters[counter] += len(copies)
         return len(copies)
+
+    def orphan(self, block: Block) -> None:
+        """Its ancestors are not here: it goes first, with all that hangs on it."""
+        block.touched = 0
+        for tier, slot in block.slots:
+            self._order(tier, slot.slab.size_class).orphaned(block)
+        self._orphan_descendants(block)
 
     def _orphan_descendants(self, block: Block) -> None:
         for descendant in _not_orphaned(block):

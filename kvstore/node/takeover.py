@@ -73,6 +73,7 @@ class Takeover:
             bank = self._adopted[path] = self._nvme.add_bank(path)
         await bank.enable(lambda: device)
         self._catalog.reopen_bank(Tier.NVME, bank.number, capacity_of(device))
+        self._catalog.hold_bank(Tier.NVME, bank.number, held=True)
         await self._serve(bank)
         blocks = self._catalog.live_slots(Tier.NVME, bank.number)
         log.info("%s: adopted, with %d blocks", path, blocks)

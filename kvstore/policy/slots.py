@@ -51,9 +51,11 @@ class Slot:
 class Slab:
     """Slots of one size class. live: how many are LIVE or RETIRED. touched: the last touch of any block in it.
     slab_bytes: what it takes of the capacity. bank: the device that it is on. read_only: no slot of it is given again.
+    adopting: it was there before, and what its slots hold is not all known yet.
     """
 
     __slots__ = (
+        "adopting",
         "bank",
         "free",
         "idle_since_ns",
@@ -80,6 +82,7 @@ class Slab:
         self.slab_bytes = slab_bytes
         self.bank = bank
         self.read_only = read_only
+        self.adopting = False
         self.slots = [Slot(self, index, generation) for index, generation in enumerate(generations)]
         self.free = self.slots[::-1]  # the lowest index is given first
         self.live = 0
@@ -217,8 +220,14 @@ class SlotSpace:
                 self._freed(slot)
 
     def adopt(self, size_class: SizeClass, generations: Sequence[int]) -> Slab:
-        """A slab that was there before, with one slot per generation; all FREE. It is not announced by `on_open`."""
-        return self._new_slab(size_class, generations)
+        """A slab that was there before, with one slot per generation; all FREE, but none is given before
+        `end_adopting`. It is not announced by `on_open`."""
+        slab = self._new_slab(size_class, generations)
+        self._shut(slab)
+        del self._empty[slab.slab_id]
+        slab.free = []
+        slab.adopting = True
+        return slab
 
     def occupy(self, slab: Slab, indexes: Sequence[int]) -> None:
         """Free slots of an adopted slab hold blocks, at the generations that they have: FREE → LIVE, as if they had
@@ -227,12 +236,15 @@ class SlotSpace:
         for index in indexes:
             slots[index].state = live
         slab.live += len(indexes)
-        slab.free = [slot for slot in reversed(slots) if slot.state is SlotState.FREE]
-        assert len(slab.free) + len(indexes) == len(slots), "free slots, each of them once"
-        if indexes:
-            self._empty.pop(slab.slab_id, None)
-        if not slab.free:
-            self._shut(slab)
+
+    def end_adopting(self, slab: Slab) -> None:
+        """What its slots hold is known: the others may be given."""
+        slab.adopting = False
+        slab.free = [slot for slot in reversed(slab.slots) if slot.state is SlotState.FREE]
+        if slab.free:
+            self._open.setdefault(slab.size_class, {})[slab.slab_id] = slab
+        if slab.empty:
+            self._empty[slab.slab_id] = slab
 
     def sweep(self, now_ns: int) -> None:
         """Gives back slabs that have been empty for a while."""

@@ -315,13 +315,14 @@ class TiersMachine(RuleBasedStateMachine):
                 slab.entries[slot].generation if slot in slab.entries else slab.generations.get(slot, 0)
                 for slot in range(SLAB_SLOTS)
             ]
-            slab_id, rejected = adoption.add(
-                slab.bank, slab.size_class, generations, sorted(slab.entries.items()), now_ms
-            )
+            adopted = adoption.open(slab.bank, slab.size_class, generations)
+            rejected = adoption.fill(adopted, sorted(slab.entries.items()), now_ms)
+            adoption.close(adopted)
             assert {slot for slot, _ in rejected} == {
                 slot for slot, entry in slab.entries.items() if entry.deadline_ms <= now_ms
             }
             kept = {slot: entry for slot, entry in slab.entries.items() if entry.deadline_ms > now_ms}
+            slab_id = adopted.slab_id
             self.slabs[slab_id] = Slab(slab.bank, slab.size_class, dict(enumerate(generations)), kept)
             for slot, entry in kept.items():
                 self.memory[slab_id, slot] = memory[number, slot]

@@ -42,7 +42,9 @@ def adopting(small: SmallCatalog, slabs: Sequence[Sequence[Entry]], store_now_ms
     adoption: Adoption = small.catalog.adopt(NVME, small.now_ns)
     rejected = []
     for entries in slabs:
-        rejected += adoption.add(0, CLASS, [3, 3], list(enumerate(entries)), store_now_ms)[1]
+        slab = adoption.open(0, CLASS, [3, 3])
+        rejected += adoption.fill(slab, list(enumerate(entries)), store_now_ms)
+        adoption.close(slab)
     adoption.finish()
     return rejected
 

@@ -3,8 +3,9 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,9 +17,11 @@ from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import DeviceFailed, InvalidInput, Refused
 from kvstore.node import disks as disks_module
+from kvstore.node.catalog import Place
 from kvstore.node.devices import open_devices
 from kvstore.node.disks import Disks
 from kvstore.node.retention import Retention
+from kvstore.node.storage.clock import SystemTimes
 from kvstore.node.storage.device import Device
 from kvstore.node.storage.faults import Fault, FaultDisk
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
@@ -31,6 +34,7 @@ from tests.node.nvme_world import (
     LAYOUT,
     NAMESPACE,
     SECOND_NS,
+    SHARD,
     SLAB_BYTES,
     Bytes,
     NvmeWorld,
@@ -101,6 +105,136 @@ async def test_the_other_device_takes_over(tmp_path: Path) -> None:
         for seed in range(4):
             for key, block in zip(keys_of(4, seed), blocks_of(4, seed), strict=True):
                 assert np.array_equal(await world.read(key), block)
+
+
+async def beside(world: NvmeWorld, work: Coroutine[Any, Any, None]) -> list[int]:
+    """Does something while other tasks have their turn; answers how many blocks were on NVMe at each of those. No law
+    is broken at any of them."""
+    seen: list[int] = []
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        assert world.catalog.violations() == []
+        seen.append(world.catalog.live_slots(NVME))
+        await asyncio.sleep(0)
+    await task
+    return seen
+
+
+async def test_a_device_that_comes_back_is_adopted_a_part_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others get their turn meanwhile, and find a catalog that is right; at the end it is as if all had come at once:
+    the least recent goes first, of a chain its end."""
+    monkeypatch.setattr("kvstore.node.devices.STEP_BLOCKS", 2)
+    boot_ms = [10**6]
+    monkeypatch.setattr(SystemTimes, "boot_ms", lambda self: boot_ms[0])
+    async with disks_on(tmp_path, FaultDisk(), files=3) as (world, tier):
+        path = str(tmp_path / "device0")
+        for seed in range(3):
+            world.clock.now_ns += 600 * SECOND_NS
+            boot_ms[0] += 600_000
+            world.store(keys_of(7, seed), blocks_of(7, seed))
+            await settled(tier)
+        for seed in (0, 1):  # the oldest is used once more
+            world.clock.now_ns += 600 * SECOND_NS
+            boot_ms[0] += 600_000
+            world.unpin(world.pin(keys_of(7, seed)))
+        for seed in range(3):
+            for key in keys_of(7, seed):
+                world.catalog.drop_copy(NAMESPACE, SHARD, key, dram_place(world, key), "purge")
+        await tier.nvme.flush()
+        await tier.set_device(path, enabled=False)
+        assert world.catalog.live_slots(NVME) == 0
+        seen = await beside(world, tier.set_device(path, enabled=True))
+        steps = [now - before for before, now in pairwise(seen)]
+        assert max(steps) == 2
+        assert world.catalog.live_slots(NVME) == 21
+        gone: list[bytes] = []
+        for seed in range(3, 6):
+            world.store(keys_of(7, seed), blocks_of(7, seed))
+            await settled(tier)
+            had = [key for old in range(3) for key in keys_of(7, old)[::-1]]
+            gone += [key for key in had if not world.tiers(key) and key not in gone]
+        assert gone == [key for old in (2, 0, 1) for key in keys_of(7, old)[::-1]]
+
+
+async def under_way(world: NvmeWorld, enabling: "asyncio.Future[None]", blocks: int) -> None:
+    """Until more than so many blocks are there, and not all."""
+    async with asyncio.timeout(10):
+        while world.catalog.live_slots(NVME) <= blocks:  # noqa: ASYNC110 - every turn of the loop is looked at
+            await asyncio.sleep(0)
+    assert not enabling.done()
+
+
+def dram_place(world: NvmeWorld, key: bytes) -> Place:
+    now_ns = world.clock()
+    pins = world.catalog.pin(NAMESPACE, SHARD, [key], [True], "node:test", now_ns, now_ns, DRAM, touch=False)
+    (block,) = pins.blocks
+    world.unpin(pins)
+    assert block is not None
+    assert block.place.tier is DRAM
+    return block.place
+
+
+async def test_what_is_stored_while_a_device_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes no slot of which it is not known yet whether it is free; what is stored again gets its copy back."""
+    monkeypatch.setattr("kvstore.node.devices.STEP_BLOCKS", 1)
+    async with disks_on(tmp_path, FaultDisk(), files=2) as (world, tier):
+        path = str(tmp_path / "device0")
+        for seed in range(2):
+            world.store(keys_of(7, seed), blocks_of(7, seed))
+            await settled(tier)
+        await tier.set_device(path, enabled=False)
+        for seed in range(2):
+            for key in keys_of(7, seed)[1:]:
+                world.catalog.drop(NAMESPACE, SHARD, key, "purge")
+        enabling = asyncio.ensure_future(tier.set_device(path, enabled=True))
+        await under_way(world, enabling, 2)
+        world.store(keys_of(4, 1), blocks_of(4, 1))
+        world.store(keys_of(3, 2), blocks_of(3, 2))
+        spilling = asyncio.ensure_future(settled(tier))
+        await enabling
+        await spilling
+        assert world.catalog.violations() == []
+        for seed, blocks in ((0, 7), (1, 4), (2, 3)):
+            for key, block in zip(keys_of(blocks, seed), blocks_of(blocks, seed), strict=True):
+                if NVME in world.tiers(key):
+                    assert np.array_equal(await world.read(key), block)
+        assert [world.tiers(key) for key in keys_of(3, 2)] == [[DRAM, NVME]] * 3
+
+
+async def test_a_device_that_fails_while_it_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is served, and it can be tried again."""
+    monkeypatch.setattr("kvstore.node.devices.STEP_BLOCKS", 1)
+    async with disks_on(tmp_path, FaultDisk(), files=2) as (world, tier):
+        path = str(tmp_path / "device0")
+        world.store(keys_of(9), blocks_of(9))
+        await settled(tier)
+        await tier.set_device(path, enabled=False)
+        enabling = asyncio.ensure_future(tier.set_device(path, enabled=True))
+        await under_way(world, enabling, 3)
+        tier.nvme.banks[0]._take_out(DeviceFailed("gone"))
+        await enabling
+        assert world.catalog.violations() == []
+        assert tier.counters["durable_blocks"] == 0
+        await tier.set_device(path, enabled=True)
+        assert tier.counters["durable_blocks"] == 9
+
+
+async def test_whoever_gives_up_enabling_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call whose deadline comes ends when the device is there."""
+    monkeypatch.setattr("kvstore.node.devices.STEP_BLOCKS", 1)
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        path = str(tmp_path / "device0")
+        world.store(keys_of(6), blocks_of(6))
+        await settled(tier)
+        await tier.set_device(path, enabled=False)
+        enabling = asyncio.ensure_future(tier.set_device(path, enabled=True))
+        await under_way(world, enabling, 1)
+        enabling.cancel()
+        await asyncio.gather(enabling, return_exceptions=True)
+        assert tier.counters["durable_blocks"] == 6
+        assert world.catalog.violations() == []
 
 
 async def test_a_lost_device_is_emptied_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,14 +128,16 @@ class Bank:
         del self._files[slab.file]
         self._unlabelled.pop(slab.file, None)
         self._unsynced.discard(slab.file)
-        self._pending.close_slab(slab.file)
-        self.noted += 1
+        if self.in_service:
+            self._pending.close_slab(slab.file)
+            self.noted += 1
         if self._device is not None:
             self._device.give_file(slab.file)
 
     def drop(self, slab: SlabFile, slot: int, generation: int) -> None:
-        self._pending.drop(slab.file, slot, generation)
-        self.noted += 1
+        if self.in_service:  # what an index says that is not in service is not told; a lost device drops a million
+            self._pending.drop(slab.file, slot, generation)
+            self.noted += 1
 
     def put(self, slab: SlabFile, slot: int, entry: Entry) -> None:
         """The slot was written."""
