@@ -10,6 +10,7 @@ folder remembers that, and a file whose machine went down is discarded.
 """
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,8 +201,10 @@ class StorageIndex:
         """Leaves a file that can be told from one that has changed since; one that was not read to the end stays as it
         is."""
         with _disk_errors(self._folder.path):
-            self._env.sync(True)
-            self._env.close()
+            try:
+                self._env.sync(True)
+            finally:
+                self._env.close()
             if self._usable:
                 self._folder.closed()
 
@@ -212,12 +215,21 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except (lmdb.MapFullError, lmdb.TxnFullError) as error:
         raise DeviceFull(f"{path}: {error}") from error
-    except lmdb.DiskError as error:
-        raise _translated(path, error) from error
+    except lmdb.Error as error:
+        number = _error_number(error)
+        if not number:
+            raise
+        raise _translated(path, error, number) from error
     except OSError as error:
         raise _translated(path, error, error.errno or 0) from error
 
 
-def _translated(path: Path, error: Exception, error_number: int = 0) -> DeviceFailed:
-    full = error_number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+def _translated(path: Path, error: Exception, error_number: int) -> DeviceFailed:
+    full = error_number in (errno.ENOSPC, errno.EDQUOT)
     return (DeviceFull if full else DeviceFailed)(f"{path}: {error}", error_number)
+
+
+def _error_number(error: lmdb.Error) -> int:
+    """The system's, which py-lmdb tells as a text; 0 for an error of LMDB's own, which comes of a damaged file."""
+    text = str(error).rpartition(": ")[2]
+    return next((number for number in errno.errorcode if os.strerror(number) == text), 0)

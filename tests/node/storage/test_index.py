@@ -4,15 +4,16 @@ import shutil
 from itertools import product
 from pathlib import Path
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.errors import DeviceFull
+from kvstore.errors import DeviceFailed, DeviceFull
 from kvstore.node.storage import index as index_module
 from kvstore.node.storage.clock import Anchor
 from kvstore.node.storage.entry import Entry
-from kvstore.node.storage.index import Batch, StorageIndex
+from kvstore.node.storage.index import Batch, StorageIndex, _disk_errors
 from tests.node.storage.small_device import SLOT_BYTES, SLOTS, entry
 
 DEVICE = b"device".ljust(16, b".")
@@ -165,3 +166,18 @@ def test_a_full_index_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         index.apply(batch, ANCHOR, sync=True)
     assert index.load().slabs[0].entries == [(0, entry(1))]
     index.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "raised"),
+    [
+        ("mdb_env_sync: Read-only file system", DeviceFailed),
+        ("mdb_txn_commit: Input/output error", DeviceFailed),
+        ("mdb_txn_commit: No space left on device", DeviceFull),
+        ("mdb_get: MDB_CORRUPTED: Located page was wrong type", lmdb.Error),
+    ],
+)
+def test_what_a_disk_does_not_do_is_told_from_damage(text: str, raised: type[Exception]) -> None:
+    """The system's errors come as texts; LMDB's own mean that the file is not what it was."""
+    with pytest.raises(raised), _disk_errors(Path("index")):
+        raise lmdb.Error(text)
