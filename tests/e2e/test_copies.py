@@ -1,5 +1,6 @@
 """Copies between real processes: a node that is killed takes no block with it, and what it had is made good."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from kvstore.client import buffers
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import caller, open_channel
-from tests.cluster import LAYOUT, Cluster, cluster, random_blocks, whole_match
+from tests.cluster import LAYOUT, Cluster, Running, cluster, random_blocks, whole_match
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.ucx
@@ -63,3 +64,44 @@ async def test_a_killed_node_takes_nothing_with_it(built: Cluster) -> None:
     usages = [await built.clean(node) for node in nodes[1:]]
     assert sum(usage.counters["copies_made"] for usage in usages) == BLOCKS
     assert all(usage.tiers[0].live_slots == BLOCKS for usage in usages)
+
+
+async def test_no_read_fails_when_an_owner_is_killed(built: Cluster) -> None:
+    """Read again and again over a third node while one of the two that have the blocks is killed: each read has every
+    block, byte for byte, and none takes longer than a second."""
+    control = await built.control(heartbeat_ms="100", node_lost_ms="1000")
+    nodes = [await built.node(f"n{i}", control.address, **NODE) for i in range(3)]
+    source = random_blocks(LAYOUT, BLOCKS, 6)
+    tokens = np.arange(64 * BLOCKS, dtype=np.uint32)
+    writer = await built.client(nodes[0], rules={"copies": 2})
+    await writer.store(tokens, buffers.contiguous(source, LAYOUT))
+
+    async def spare() -> list[Running]:
+        """The node that has none, once another one has all."""
+        held = [(await built.usage(node)).tiers[0].live_slots for node in nodes[1:]]
+        return [node for node, blocks in zip(nodes[1:], held, strict=True) if not blocks] if BLOCKS in held else []
+
+    (without,) = await eventually(spare, deadline_s=10)
+    reader = await built.client(without, rules={"copies": 2})
+    await eventually(lambda: whole_match(reader, tokens))
+    took: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    async def read() -> None:
+        target, began = np.zeros_like(source), clock()
+        result = await reader.load(await reader.match(tokens), buffers.contiguous(target, LAYOUT)).result()
+        took.append(clock() - began)
+        assert result.blocks == BLOCKS, f"read {len(took)}: {result}"
+        assert np.array_equal(target, source)
+
+    for _ in range(20):
+        await read()
+    assert (await built.usage(nodes[0])).counters["pushed_bytes"] > 0, "it is one of those who are read from"
+    reading = asyncio.create_task(read())
+    await nodes[0].kill()
+    await reading
+    until = clock() + 3
+    while clock() < until:
+        await read()
+    print(f"{len(took)} reads, the slowest {max(took) * 1e3:.0f} ms, before the kill {max(took[:20]) * 1e3:.0f} ms")
+    assert max(took) <= 1
