@@ -30,7 +30,9 @@ FAST = {"heartbeat_ms": 50, "node_lost_ms": 400}
 
 
 @pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
+async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """The census, which finds everything in the end, comes round once only."""
+    monkeypatch.setattr("kvstore.node.census._REST_S", 3600.0)
     async with site(tmp_path) as here:
         yield here
         for node in here.nodes:
@@ -106,6 +108,21 @@ async def test_a_lost_node_is_made_good(here: Site) -> None:
     await at_rest(*here.nodes)
     # by one of the holders alone
     await eventually(lambda: sum(counters(node)["copies_made"] for node in here.nodes) == BLOCKS)
+
+
+async def test_of_several_holders_one_makes_a_loss_good(here: Site) -> None:
+    """The others leave it to him: nobody is asked twice."""
+    _, nodes = await cluster_of(here, 4)
+    client = await writer_of(here, nodes[0], copies=3)
+    await client.store(tokens(BLOCKS), kv_of())
+    await eventually(lambda: sorted(copies(nodes, client)) == [0, BLOCKS, BLOCKS, BLOCKS])
+    await settled(*nodes)
+    asked = [counters(node)["copies_asked"] for node in nodes[1:]]
+    await nodes[0].stop()
+    here.nodes.remove(nodes.pop(0))
+    await eventually(lambda: copies(nodes, client) == [BLOCKS] * 3)
+    await settled(*nodes)
+    assert sum(counters(node)["copies_asked"] for node in nodes) - sum(asked) == BLOCKS
 
 
 async def whole(client: AsyncClient) -> Any:

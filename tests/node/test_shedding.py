@@ -116,6 +116,8 @@ async def test_a_node_that_comes_back_finds_its_loss_made_good_and_one_copy_goes
     await settled(*nodes)
     await silent(nodes[0], nodes[1:])
     await eventually(lambda: sum(copies(nodes, client)) == 2 * BLOCKS, deadline_s=10)
+    seen = [census_rounds(node) for node in nodes]
+    await eventually(lambda: all(census_rounds(n) > was + 3e8 for n, was in zip(nodes, seen, strict=True)))
     assert held(nodes[0], client) == BLOCKS
     assert sum(node.catalog.usage().counters.get("shed_blocks", 0) for node in nodes) == BLOCKS
     target = np.zeros_like(SOURCE)
