@@ -21,10 +21,10 @@ def counted(
 
 def test_nodes_counts_are_added_up() -> None:
     """By namespace and number wanted; the age is that of the oldest count. What came in stays as it was."""
-    first, second = counted(A, 2, [1, 5, 0], 1, 3, 100), counted(A, 2, [2, 7, 1], 2, 0, 900)
+    first, second = counted(A, 2, [1, 5, 0], 1, 3, 100), counted(A, 2, [2, 7, 1], 2, 4, 900)
     other, changing = counted(B, 3, [0, 0, 4, 0], 0, 4, 5), counted(A, 3, [0, 1, 0, 0], 1, 0, 5)
     assert added_up([first, other, second, changing]) == [
-        counted(A, 2, [3, 12, 1], 3, 3, 900),
+        counted(A, 2, [3, 12, 1], 3, 7, 900),
         changing,
         other,
     ]
