@@ -19,6 +19,7 @@ COMMANDS = {
     "restart": Command("kvbench.restart", "a node whose NVMe tier is full of blocks, until it serves again"),
     "keys": Command("kvbench.keys", "block keys of a long prompt"),
     "models": Command("kvbench.models", "public models and the bytes of KV of their tokens"),
+    "peers": Command("kvbench.peers", "kvstore beside Mooncake and NIXL: speed, and the same faults"),
     "replay": Command("kvbench.replay", "a trace of requests: hit ratios of eviction policies and times to live"),
 }
 

@@ -22,16 +22,17 @@ class Server:
 
 @asynccontextmanager
 async def child(
-    *argv: str, line_bytes_max: int = 2**16, prefix: Sequence[str] = ()
+    *argv: str, line_bytes_max: int = 2**16, prefix: Sequence[str] = (), python: str = sys.executable
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A Python process with pipes for input and output. Its end is asked for by closing its input, then enforced.
 
     line_bytes_max: longest line that is read from it. prefix: a command that becomes it (`ip netns exec …`).
+    python: another interpreter than this one.
     """
     pipe = asyncio.subprocess.PIPE
     # A session of its own: an interrupt from the terminal reaches the parent alone, which then ends its children.
     process = await asyncio.create_subprocess_exec(
-        *prefix, sys.executable, *argv, stdin=pipe, stdout=pipe, limit=line_bytes_max, start_new_session=True
+        *prefix, python, *argv, stdin=pipe, stdout=pipe, limit=line_bytes_max, start_new_session=True
     )
     try:
         yield process

@@ -1,0 +1,193 @@
+"""The stores that are compared, as clusters: how each is started, and what of it can be killed.
+
+The first host has the writer with its storage, and what knows where blocks are (control plane, master); hosts between
+the first and the last have storage for second copies; the last has the reader, which stores nothing.
+"""
+
+import os
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from kvbench.peers_site import Client, Site, client, listens, program
+from kvbench.rivals_installed import Installed
+from kvstore.cli.spawn import Server, running
+
+_LOG = ("--log-level", "error")
+
+
+class Cluster(ABC):
+    """A store that runs, but for its reader."""
+
+    name: ClassVar[str]
+    settings: ClassVar[dict[str, str]]
+    """What was set beside the defaults: shown with the figures."""
+
+    def __init__(
+        self, stack: AsyncExitStack, folder: Path, hosts: Sequence[Site], capacity_bytes: int, copies: int
+    ) -> None:
+        """capacity_bytes: of each storage. Use `opened`."""
+        self._stack = stack
+        self._folder = folder
+        self._hosts = hosts
+        self._capacity_bytes = capacity_bytes
+        self._copies = copies
+        self.writer: Client
+
+    @classmethod
+    @abstractmethod
+    def why_not(cls) -> str:
+        """Why it cannot run here; empty when it can."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Starts the metadata, every storage and the writer."""
+
+    @abstractmethod
+    async def start_reader(self) -> Client: ...
+
+    @abstractmethod
+    async def start_metadata(self) -> None:
+        """Also after `kill_metadata`, at the same address and with what it kept on disk."""
+
+    @abstractmethod
+    async def kill_metadata(self) -> None: ...
+
+    @abstractmethod
+    async def kill_storage(self) -> None:
+        """That of the first host."""
+
+
+class KVStoreCluster(Cluster):
+    """Control plane, a node per host, and clients, with their defaults."""
+
+    name = "kvstore"
+    settings: ClassVar[dict[str, str]] = {}
+    _client_options: ClassVar[tuple[str, ...]] = ()
+    _control: Server
+    _first_node: Server
+
+    @classmethod
+    def why_not(cls) -> str:
+        return ""
+
+    async def open(self) -> None:
+        self._port = self._hosts[0].free_port()
+        await self.start_metadata()
+        nodes = [await self._node(host) for host in self._hosts[:-1]]
+        self._first_node = nodes[0]
+        self.writer = await self._client(self._hosts[0], nodes[0])
+
+    async def start_reader(self) -> Client:
+        return await self._client(self._hosts[-1], await self._node(self._hosts[-1]))
+
+    async def start_metadata(self) -> None:
+        first = self._hosts[0]
+        listen = ("--listen", f"{first.address}:{self._port}", *first.insecure)
+        index = ("--index-path", str(self._folder / "index"))
+        starting = running("control", *listen, *index, *_LOG, prefix=first.prefix)
+        self._control = await self._stack.enter_async_context(starting)
+
+    async def kill_metadata(self) -> None:
+        await _kill(self._control)
+
+    async def kill_storage(self) -> None:
+        await _kill(self._first_node)
+
+    async def _node(self, host: Site) -> Server:
+        options = (
+            *("--node-id", host.name, "--control", self._control.said["address"]),
+            *("--listen", f"{host.address}:0", *host.insecure, "--socket", str(self._folder / f"{host.name}.sock")),
+            *("--compute-device", host.device, "--dram-bytes", str(self._capacity_bytes)),
+        )
+        return await self._stack.enter_async_context(running("node", *options, *_LOG, prefix=host.prefix))
+
+    async def _client(self, host: Site, node: Server) -> Client:
+        options = ("--node", node.said["socket"], "--control", self._control.said["address"])
+        copies = ("--copies", str(self._copies))
+        starting = client(
+            self.name, host, "kvstore_store", *options, *copies, *self._client_options, python=sys.executable
+        )
+        return await self._stack.enter_async_context(starting)
+
+
+class UncheckedCluster(KVStoreCluster):
+    """Without checksums, as Mooncake is."""
+
+    name = "kvstore, no checksums"
+    _client_options = ("--no-verify",)
+
+
+class MooncakeCluster(Cluster):
+    """Master, and a client per host that lends memory; the reader lends none."""
+
+    name = "mooncake store"
+    settings: ClassVar[dict[str, str]] = {
+        "MC_STORE_MEMCPY": "1",
+        "MC_TCP_ENABLE_CONNECTION_POOL": "1",
+        "MC_STORE_CLIENT_METRIC": "0",
+    }
+    _rival: ClassVar[Installed] = Installed("mooncake")
+
+    @classmethod
+    def why_not(cls) -> str:
+        return cls._rival.why_not()
+
+    async def open(self) -> None:
+        self._port = self._hosts[0].free_port()
+        await self.start_metadata()
+        clients = [await self._client(host, self._capacity_bytes) for host in self._hosts[:-1]]
+        self.writer = clients[0]
+
+    async def start_reader(self) -> Client:
+        return await self._client(self._hosts[-1], 0)
+
+    async def start_metadata(self) -> None:
+        first = self._hosts[0]
+        ports = (f"--rpc_port={self._port}", f"--metrics_port={first.free_port()}")
+        starting = program(first, self._rival.program("mooncake_master"), *ports, f"--rpc_address={first.address}")
+        self._master = await self._stack.enter_async_context(starting)
+        await listens(first, self._port, self._master)
+
+    async def kill_metadata(self) -> None:
+        self._master.kill()
+        await self._master.wait()
+
+    async def kill_storage(self) -> None:
+        os.kill(self.writer.process_id, signal.SIGKILL)
+
+    async def _client(self, host: Site, segment_bytes: int) -> Client:
+        options = ("--host", host.address, "--master", f"{self._hosts[0].address}:{self._port}")
+        starting = client(
+            self.name,
+            host,
+            "mooncake_store",
+            *options,
+            *("--segment-bytes", str(segment_bytes)),
+            python=str(self._rival.python),
+            environment=self._rival.prefix(self.settings),
+        )
+        return await self._stack.enter_async_context(starting)
+
+
+STORES: tuple[type[Cluster], ...] = (KVStoreCluster, UncheckedCluster, MooncakeCluster)
+
+
+@asynccontextmanager
+async def opened(
+    store: type[Cluster], folder: Path, hosts: Sequence[Site], capacity_bytes: int, copies: int = 1
+) -> AsyncIterator[Cluster]:
+    """A cluster whose processes end with the block. folder: its own, empty."""
+    async with AsyncExitStack() as stack:
+        cluster = store(stack, folder, hosts, capacity_bytes, copies)
+        await cluster.open()
+        yield cluster
+
+
+async def _kill(server: Server) -> None:
+    server.process.kill()
+    await server.process.wait()
