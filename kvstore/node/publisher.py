@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, islice
 
@@ -120,10 +121,12 @@ class Publisher:
             await self._wait_for_records()
 
     async def _wait_for_records(self) -> None:
-        """Until there is something to say; then a moment longer, so that a burst becomes one batch."""
+        """Until there is something to say. What follows soon on the last batch waits, so that a burst becomes one; what
+        comes after a pause is told at once."""
+        rested_s = time.monotonic() + self._config.publish_ms / 1000
         await self._wake.wait()
+        await asyncio.sleep(max(0.0, rested_s - time.monotonic()))
         self._wake.clear()
-        await asyncio.sleep(self._config.publish_ms / 1000)
 
     async def _register(self) -> None:
         reply = await self._stub.Register(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc.aio
 import numpy as np
@@ -67,7 +68,7 @@ class Server:
 class Node:
     """A catalog without memory, a publisher, and what the test did to the catalog."""
 
-    def __init__(self, control: str) -> None:
+    def __init__(self, control: str, publish_ms: int = 1) -> None:
         ids = (i.to_bytes(16, "big") for i in range(1, 10**9))
         self.clock = Clock()
         self.catalog = Catalog(
@@ -80,7 +81,7 @@ class Node:
         self.catalog.open_namespace(NAMESPACE, "tenant", LAYOUT)
         self.retention = Retention(self.catalog, RuleBook(DEFAULT_RULES, {}))
         address = types_pb2.NodeAddress(node_id="n", incarnation=7, grpc="unix:/nowhere")
-        config = NodeConfig(control=control, publish_ms=1)
+        config = NodeConfig(control=control, publish_ms=publish_ms)
         self.publisher = Publisher(config, address, self.catalog, self.retention, self.clock, list)
 
     def settle(self) -> None:
@@ -200,6 +201,23 @@ async def test_a_burst_becomes_one_batch_in_order(server: Server, node: Node, wi
     assert [len(r.keys) // 16 for batch in batches for r in batch.records] == [1] * 41
     assert [r.withdraw for batch in batches for r in batch.records] == [False, True] * 20 + [False]
     assert [batch.sequence for batch in batches] == list(range(1, len(batches) + 1))
+
+
+async def test_what_comes_after_a_pause_is_told_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The delay lies between batches, not before each: a lone store is readable elsewhere without it; the next waits."""
+    now_s = 0.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    await server.up()
+    node = Node(server.address, publish_ms=60_000)
+    node.publisher.start()
+    await eventually(lambda: node.publisher.registered)
+    now_s = 61.0
+    one, other = keys(2)
+    node.store([one])
+    await eventually(lambda: in_sync(server, node))
+    node.store([other])
+    assert not any([await in_sync(server, node) for _ in range(20)])
+    await node.publisher.stop()
 
 
 @pytest.mark.parametrize("forgetful", [False, True], ids=["same index", "empty index"])
