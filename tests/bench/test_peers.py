@@ -189,7 +189,11 @@ def test_rivals_that_are_not_installed_are_left_out(
     small = ["--sizes", "256KiB", "--blocks", "4", "--rounds", "1", "--contests", "store,transfer"]
     assert main(["peers", *small, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["contestant"] for row in found["measurements"]} == {"kvstore", "kvstore, no checksums", "kvstore fabric"}
+    assert {row["contestant"] for row in found["measurements"]} == {
+        "kvstore",
+        "kvstore, no checksums",
+        "kvstore fabric",
+    }
     assert found["ratios"] == {}
     left_out = [said for said in found["warnings"] if said.startswith("left out")]
     assert len(left_out) == 2
