@@ -62,7 +62,7 @@ def test_handoffs_go_beside_a_load(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_fault_of_a_helper_leaves_every_byte_right(capsys: pytest.CaptureFixture[str], fault: str) -> None:
     """It strikes in the middle of the load, the load ends, nothing is missing, and processes and hosts are gone."""
     found = measured(capsys, "--snic-mbit", "200", fault)
-    assert found["config"]["fault"]["kind"] in fault
+    assert found["settings"]["fault"]["kind"] in fault
     (dual,) = (row for row in found["measurements"] if row["path"] == "dual path" and "seconds" in row)
     assert 0 < dual["fault_s"] < dual["seconds"]["median"]
     assert dual["missing_blocks"] == 0
@@ -77,7 +77,7 @@ def test_concurrent_loads_over_two_readers(capsys: pytest.CaptureFixture[str]) -
     nics = {name: row["received_bytes"] for name, row in passed(found, "single path").items()}
     assert nics["prefill-1 snic0"] == pytest.approx(nics["prefill-2 snic0"], rel=0.1)
     assert nics["decode-1 snic0"] > BYTES
-    assert found["config"]["snic_mbit"] == {"prefill-1": 800, "prefill-2": 800, "decode-1": 1600}
+    assert found["settings"]["snic_mbit"] == {"prefill-1": 800, "prefill-2": 800, "decode-1": 1600}
     assert (
         min(row["sent_bytes"] for name, row in passed(found, "dual path").items() if name == "decode-1 cnic0") > BYTES
     )
