@@ -204,7 +204,7 @@ async def test_a_burst_becomes_one_batch_in_order(server: Server, node: Node, wi
 
 
 async def test_what_comes_after_a_pause_is_told_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The delay lies between batches, not before each: a lone store is readable elsewhere without it; the next waits."""
+    """The delay lies between batches, not before each: a lone store is readable elsewhere at once; the next waits."""
     now_s = 0.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
     await server.up()
