@@ -9,14 +9,16 @@ import numpy as np
 
 from kvbench.layouts import layout_of
 from kvbench.pair import Move, Point
+from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.cli.spawn import server
 from kvstore.client import AsyncClient, Match, buffers
+from kvstore.client.aio import Tokens
 from kvstore.config import ClientConfig
-from kvstore.errors import Unavailable
+from kvstore.errors import DeadlineExceeded, Unavailable
 
-_PUBLISHED_S = 5.0
+_PUBLISHED_S = 15.0
 
 
 @contextmanager
@@ -80,7 +82,7 @@ class _Cluster:
             owner, reader = [await self._client(socket, layout, verify) for socket in self._sockets]
             tokens = np.arange(point.count * layout.block_tokens, dtype=np.uint32) + verify
             await owner.store(tokens, buffers.contiguous(source, layout))
-            self._readers[verify] = reader, await _published(reader, tokens)
+            self._readers[verify] = reader, await published(reader, tokens)
         self._stored = point.size_bytes, point.count
 
     async def _client(self, socket: str, layout: Layout, verify: bool) -> AsyncClient:
@@ -90,8 +92,12 @@ class _Cluster:
         return await self._clients.enter_async_context(await connecting)
 
 
-async def _published(client: AsyncClient, tokens: "np.ndarray[tuple[int], np.dtype[np.uint32]]") -> Match:
-    async with asyncio.timeout(_PUBLISHED_S):
-        while (match := await client.match(tokens)).blocks < len(match.chain):  # noqa: ASYNC110  # another process publishes
-            await asyncio.sleep(0.01)
+async def published(client: AsyncClient, what: Chain | Tokens) -> Match:
+    """The match of a whole chain, once the client can find it. Raises DeadlineExceeded."""
+    try:
+        async with asyncio.timeout(_PUBLISHED_S):
+            while (match := await client.match(what)).blocks < len(match.chain):  # noqa: ASYNC110  # another process publishes
+                await asyncio.sleep(0.01)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"what was stored cannot be found elsewhere for {_PUBLISHED_S:g} s") from error
     return match
