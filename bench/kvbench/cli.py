@@ -21,6 +21,7 @@ COMMANDS = {
     "keys": Command("kvbench.keys", "block keys of a long prompt"),
     "models": Command("kvbench.models", "public models and the bytes of KV of their tokens"),
     "peers": Command("kvbench.peers", "kvstore beside Mooncake and NIXL: speed, and the same faults"),
+    "compare": Command("kvbench.compare", "two results of one bench: what moved beyond the noise"),
     "replay": Command("kvbench.replay", "a trace of requests: hit ratios of eviction policies and times to live"),
 }
 
@@ -51,4 +52,4 @@ def _finish(result: Result, args: argparse.Namespace) -> int:
         print(result.to_json())
     else:
         table.show(result)
-    return 0
+    return result.exit_code

@@ -36,7 +36,7 @@ _FIELDS: Mapping[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcome of one bench, JSON-safe."""
+    """The outcome of one bench, JSON-safe. exit_code: of the command; it is not in the object."""
 
     bench: str
     machine: dict[str, Any]
@@ -46,6 +46,7 @@ class Result:
     ratios: dict[str, float]
     warnings: list[str] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
 
     def fields(self) -> dict[str, Any]:
         """The JSON object."""

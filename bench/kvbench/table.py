@@ -13,17 +13,21 @@ _PERCENTILES_OF = 20
 
 def show(result: Result) -> None:
     """Prints a result to standard output."""
-    machine = result.machine
     columns, rows = flat(result.measurements)
     ratios = ((name, shown(value)) for name, value in result.ratios.items())
     tables.show(
-        f"{result.bench}: {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, UCX over "
-        f"{machine['transports']}",
+        f"{result.bench}: {machine_in_a_line(result.machine)}",
         tables.table(columns, rows),
         *([tables.table(("ratio", "value"), ratios)] if result.ratios else []),
         *(f"{name}: {shown(value)}" for name, value in result.extras.items() if not isinstance(value, list | dict)),
         *(f"warning: {text}" for text in result.warnings),
     )
+
+
+def machine_in_a_line(machine: Mapping[str, Any]) -> str:
+    """What a file that somebody wrote leaves out is a question mark."""
+    known = {name: machine.get(name, "?") for name in ("cpus", "cpu", "kernel", "transports")}
+    return "{cpus} CPUs ({cpu}), Linux {kernel}, UCX over {transports}".format(**known)
 
 
 def flat(measurements: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

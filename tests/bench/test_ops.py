@@ -77,7 +77,7 @@ def test_ratios_are_of_lone_calls() -> None:
     }
 
 
-async def testside_by_side_call_side_by_side_until_the_time_is_over() -> None:
+async def test_lanes_call_side_by_side_until_the_time_is_over() -> None:
     """Each lane once at the least; never more at once than there are lanes; an error of one ends all."""
     under_way, most, called = 0, 0, set()
 
