@@ -56,6 +56,8 @@ class ControlConfig:
     heartbeat_ms: int = option(500, "how often nodes report")
     node_lost_ms: int = option(2000, "silence after which a node's locations are no longer answered")
     address_file: str = option("", "write the address here once listening")
+    page: str = option("", "host:port of the web page; port 0 picks a free one; empty: none")
+    page_ms: int = option(500, "how often the page's numbers are renewed while somebody looks")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
 def check(config: Config) -> None:
     """Raises ConfigError for values that a server would refuse before it looks at this machine."""
     expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure)
+    if config.control.page:
+        expect_accepted("control.page", config.control.page, insecure=config.control.insecure)
     expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure)
     eviction_of_tiers(config.node)
     RuleBook(NamespaceRules.of_node(config.node), config.namespaces)

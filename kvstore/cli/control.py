@@ -24,8 +24,19 @@ def run(args: argparse.Namespace) -> int:
 
 @asynccontextmanager
 async def control_plane(config: ControlConfig) -> AsyncIterator[str]:
+    async with running(config) as server:
+        yield " ".join([f"address={server.address}", *page_said(server)])
+
+
+@asynccontextmanager
+async def running(config: ControlConfig) -> AsyncIterator[app.ControlServer]:
     server = await app.serve(config)
     try:
-        yield f"address={server.address}"
+        yield server
     finally:
         await server.stop()
+
+
+def page_said(server: app.ControlServer) -> list[str]:
+    """What the ready line says of the page."""
+    return [] if server.page is None else [f"page={server.page.url}"]

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from kvstore.cli.control import control_plane
+from kvstore.cli.control import page_said, running
 from kvstore.cli.layers import load_config
 from kvstore.cli.node import node
 from kvstore.cli.options import add_config_file, add_options
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 @asynccontextmanager
 async def _both(config: Config) -> AsyncIterator[str]:
     async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(control_plane(config.control))
-        address = control.removeprefix("address=")
-        embedded = node(replace(config.node, control=address), config.namespaces)
-        yield f"{await stack.enter_async_context(embedded)} control={address}"
+        control = await stack.enter_async_context(running(config.control))
+        embedded = node(replace(config.node, control=control.address), config.namespaces)
+        said = await stack.enter_async_context(embedded)
+        yield " ".join([said, f"control={control.address}", *page_said(control)])

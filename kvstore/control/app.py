@@ -13,6 +13,7 @@ from kvstore.control.clock import Clock
 from kvstore.control.directory import Directory
 from kvstore.control.index.base import Index
 from kvstore.control.index.lmdb import LmdbIndex
+from kvstore.control.page.server import PageServer
 from kvstore.control.repair import Membership
 from kvstore.control.service import ControlService
 from kvstore.control.sweeper import Sweeper
@@ -46,12 +47,19 @@ async def serve(config: ControlConfig) -> "ControlServer":
 
 
 class ControlServer:
-    """A running control plane. `address`: host:port or unix:path, the port as it was chosen."""
+    """A running control plane. `address`: host:port or unix:path, with the port as chosen. `page`: None without one."""
 
     def __init__(
-        self, address: str, server: grpc.aio.Server, health_: health.aio.HealthServicer, index: Index, tick: "Tick"
+        self,
+        address: str,
+        server: grpc.aio.Server,
+        health_: health.aio.HealthServicer,
+        index: Index,
+        tick: "Tick",
+        page: PageServer | None,
     ) -> None:
         self.address = address
+        self.page = page
         self._server = server
         self._health = health_
         self._index = index
@@ -72,22 +80,37 @@ class ControlServer:
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         address = bind(server, "control.listen", config.listen, insecure=config.insecure)
         await server.start()
+        try:
+            page = await _page(config, address, clock)
+        except BaseException:
+            await server.stop(None)
+            raise
         for service in ("", *_SERVICES):
             await health_.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("control plane on %s", address)
         tick = Tick(config, directory, Sweeper(index, directory), membership, clock)
-        return cls(address, server, health_, index, tick)
+        return cls(address, server, health_, index, tick, page)
 
     async def stop(self) -> None:
         """Ends: health says so, calls in progress get a second, the index is closed. Idempotent."""
         self._tick.cancel()
         await asyncio.gather(self._tick, return_exceptions=True)
+        if self.page is not None:
+            await self.page.stop()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_GRACE_S)
         await self._index.close()
 
     def __repr__(self) -> str:
         return f"ControlServer({self.address})"
+
+
+async def _page(config: ControlConfig, address: str, clock: Clock) -> PageServer | None:
+    if not config.page:
+        return None
+    return await PageServer.start(
+        config.page, address, insecure=config.insecure, interval_ms=config.page_ms, clock=clock
+    )
 
 
 class Tick:

@@ -1,0 +1,37 @@
+// The stream of states. The browser connects again by itself; we say how it stands, and when silence has become suspect.
+
+const SILENT_MS = 12_000;
+
+export function follow(url, { onState, onPoints, onStanding }) {
+  let source = null;
+  let heardMs = Date.now();
+
+  function connect() {
+    source = new EventSource(url);
+    source.addEventListener("open", heard);
+    source.addEventListener("state", (event) => {
+      heard();
+      onStanding("live");
+      onState(JSON.parse(event.data));
+    });
+    source.addEventListener("points", (event) => onPoints(JSON.parse(event.data)));
+    source.addEventListener("error", () => {
+      onStanding("lost");
+      // A refusal closes the stream for good; a lost connection is taken up again by the browser.
+      if (source.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+    });
+  }
+
+  function heard() {
+    heardMs = Date.now();
+  }
+
+  setInterval(() => {
+    if (Date.now() - heardMs < SILENT_MS) return;
+    onStanding("lost");
+    heard();
+    source.close();
+    connect();
+  }, 1000);
+  connect();
+}

@@ -1,0 +1,47 @@
+// Puts the page together: one stream feeds all parts.
+
+import { startCharts } from "./charts.js";
+import { startCluster } from "./cluster.js";
+import { put, say } from "./dom.js";
+import { startFind } from "./find.js";
+import { History } from "./history.js";
+import { follow } from "./live.js";
+import { startTheme } from "./theme.js";
+import { startTiles } from "./tiles.js";
+import { clock } from "./units.js";
+
+const part = (id) => document.getElementById(id);
+const history = new History();
+const showTiles = startTiles(part("tiles"));
+const showCluster = startCluster(part("map"));
+const showCharts = startCharts(part("plots"), part("spans"));
+let lastMs = null;
+
+startTheme(part("theme"));
+startFind(part("search"), part("found"));
+
+function notice(text) {
+  const element = part("notice");
+  element.hidden = !text;
+  say(element, text);
+}
+
+follow("/api/events", {
+  onPoints: (points) => history.take(points),
+  onState(state) {
+    notice(state.error ?? "");
+    if (!state.nodes) return;
+    lastMs = state.at_ms;
+    showTiles(state, history);
+    showCluster(state);
+    showCharts(state, history);
+    put(part("main"), "aria-busy", false);
+    say(part("foot"), `as of ${clock(state.at_ms)}`);
+  },
+  onStanding(standing) {
+    put(part("live"), "data-state", standing);
+    put(document.body, "data-stale", standing === "lost");
+    say(part("live").lastElementChild, standing === "live" ? "live" : "connection lost, trying again");
+    if (standing === "lost" && lastMs !== null) notice(`The control plane does not answer. What is shown is of ${clock(lastMs)}.`);
+  },
+});

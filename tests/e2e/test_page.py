@@ -1,0 +1,238 @@
+"""The page in a real browser, before a real cluster."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
+
+from kvstore.client import AsyncClient, buffers
+from tests.cluster import LAYOUT, Cluster, Running, random_blocks, whole_match
+from tests.waiting import eventually
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (scripts/install brings it)")
+
+BLOCKS = 64
+TOKENS = np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
+ACTIVE = "document.activeElement"
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        await started.close()
+
+
+class Site:
+    """A control plane with a page, two nodes, and a browser that has the page open."""
+
+    def __init__(self, processes: Cluster, control: Running, nodes: dict[str, Running], page: Page) -> None:
+        self.processes = processes
+        self.control = control
+        self.nodes = nodes
+        self.page = page
+
+    def node(self, name: str, standing: str = "") -> Any:
+        state = f"[data-state={standing}]" if standing else ""
+        return self.page.locator(f'[data-node="{name}"]{state}')
+
+    async def tile(self, name: str) -> str:
+        return await self.page.locator(f'[data-tile="{name}"] strong').inner_text()
+
+    async def stored(self) -> AsyncClient:
+        """A client at the node that has stored a prompt."""
+        client = await self.processes.client(self.nodes["near"])
+        await client.store(TOKENS, buffers.contiguous(random_blocks(LAYOUT, BLOCKS), LAYOUT))
+        await eventually(lambda: whole_match(client, TOKENS))
+        return client
+
+    async def load(self, reader: AsyncClient) -> None:
+        match = await reader.match(TOKENS)
+        memory = np.zeros((match.blocks, LAYOUT.block_bytes), np.uint8)
+        await reader.load(match, buffers.contiguous(memory, LAYOUT)).result()
+
+
+@pytest.fixture
+async def site(processes: Cluster, browser: Browser) -> AsyncIterator[Site]:
+    """Fails what it is used for when the browser had anything to complain of, or asked another host."""
+    control = await processes.control(page="127.0.0.1:0", page_ms="100")
+    nodes = {
+        name: await processes.node(name, control.address, dram_bytes="128MiB", roles=role)
+        for name, role in (("near", "prefill"), ("far", "decode"))
+    }
+    page = await browser.new_page(viewport={"width": 1280, "height": 900})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.extend(_complaint(message)))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.extend(_elsewhere(request, control.values["page"])))
+    await page.goto(control.values["page"])
+    built = Site(processes, control, nodes, page)
+    for name in nodes:
+        await expect(built.node(name, "up")).to_be_visible()
+    yield built
+    await page.close()
+    assert complaints == []
+
+
+def _complaint(message: ConsoleMessage) -> list[str]:
+    # The browser's own words for a server that a test takes away, and for a search that is refused.
+    expected = "net::ERR_" in message.text or "status of 400" in message.text
+    return [message.text] if message.type in ("error", "warning") and not expected else []
+
+
+def _elsewhere(request: Request, url: str) -> list[str]:
+    return [] if request.url.startswith(url) else [f"asked {request.url}"]
+
+
+async def turns(read: Callable[[], Any], wanted: Callable[[Any], bool]) -> None:
+    """Waits until what is read off the page is as wanted."""
+
+    async def is_so() -> bool:
+        return wanted(await read())
+
+    await eventually(is_so)
+
+
+async def test_it_shows_the_cluster(site: Site) -> None:
+    """Nodes with roles, tiers and lanes; the figures are those of the nodes."""
+    await site.stored()
+    await turns(lambda: site.tile("Blocks indexed"), lambda text: text == str(BLOCKS))
+    assert await site.tile("Nodes up") == "2 / 2"
+    near = site.node("near")
+    assert "prefill" in await near.inner_text()
+    assert "of 128 MiB" in await near.locator("[data-tint=dram]").inner_text()
+    assert await near.locator("[data-lane=compute-out]").count() == 1
+    assert await site.page.title() == "kvstore"
+
+
+async def test_it_updates_during_a_load(site: Site) -> None:
+    """Bytes are seen on the lanes that carry them and in the chart of their route, and the hit ratio rises, while loads
+    go on; the page is not loaded anew."""
+    await site.stored()
+    reader = await site.processes.client(site.nodes["far"])
+    arriving = site.node("far").locator("[data-lane=compute-in][data-busy]")
+    peers = site.page.locator("#plots path[data-tint=peer]")
+    loading = asyncio.create_task(_again_and_again(site, reader))
+    try:
+        await expect(arriving).to_be_visible(timeout=10_000)
+        await expect(peers).to_have_count(1, timeout=10_000)
+        await turns(lambda: site.tile("Hit ratio"), lambda text: text.endswith("%") and text != "0 %")
+    finally:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+    assert await site.page.evaluate("performance.getEntriesByType('navigation').length") == 1
+
+
+async def _again_and_again(site: Site, reader: AsyncClient) -> None:
+    while True:
+        await site.load(reader)
+
+
+async def test_a_killed_node_is_down_within_three_seconds(site: Site) -> None:
+    """By its name, in the count, and again up when it is back."""
+    await site.nodes["far"].kill()
+    await expect(site.node("far", "down")).to_be_visible(timeout=3000)
+    assert await site.tile("Nodes up") == "1 / 2"
+    assert "far" in await site.page.locator('[data-tile="Nodes up"]').inner_text()
+    await site.processes.node("far", site.control.address, dram_bytes="64MiB")
+    await expect(site.node("far", "up")).to_be_visible()
+
+
+async def test_a_search_shows_where_blocks_are(site: Site) -> None:
+    """By keys and by tokens; a block that is nowhere ends the prefix; what is no search is said so."""
+    client = await site.stored()
+    chain = client.chain(TOKENS)
+    page, found = site.page, site.page.locator("#found")
+    await page.fill("#search-namespace", chain.namespace_id.hex())
+    await page.fill("#search-what", " ".join([*(key.hex() for key in chain.keys[:2]), "ab" * 16]))
+    await page.get_by_role("button", name="Find").click()
+    await expect(found.locator(".summary")).to_contain_text("2 of 3 blocks")
+    assert "near DRAM" in await found.locator("tbody tr").first.inner_text()
+    await page.fill("#search-what", str(TOKENS[: LAYOUT.block_tokens * 5].tolist()))
+    await page.get_by_role("button", name="Find").click()
+    await expect(found.locator(".summary")).to_contain_text("5 of 5 blocks")
+    await page.fill("#search-what", "not a key")
+    await page.get_by_role("button", name="Find").click()
+    await expect(found.locator(".notice")).to_contain_text("hexadecimal")
+
+
+async def test_everything_is_reached_by_keyboard(site: Site) -> None:
+    """Tab visits links, theme, spans, charts and the form in the order of the page, each with a visible focus; Enter
+    sends the search; arrows walk through a chart."""
+    page = site.page
+    visited: list[str] = []
+    for _ in range(24):
+        await page.keyboard.press("Tab")
+        visited.append(await page.evaluate(f"{ACTIVE}.id || {ACTIVE}.getAttribute('href') || {ACTIVE}.tagName"))
+        outline = f"getComputedStyle({ACTIVE}.type === 'radio' ? {ACTIVE}.nextElementSibling : {ACTIVE}).outlineStyle"
+        assert await page.evaluate(outline) != "none", visited
+        if visited[-1] == "search-block-tokens":
+            break
+    wanted = ["#cluster", "#charts", "#find", "theme", "svg", "search-namespace", "search-what", "search-block-tokens"]
+    places = [visited.index(place) for place in wanted]
+    assert places == sorted(places)
+    await page.keyboard.press("Enter")
+    assert await page.evaluate("document.querySelector('#search-namespace:invalid') !== null")
+    plot = page.locator("#plots svg").first
+    await turns(lambda: plot.get_attribute("aria-label"), lambda text: "no data" not in text)
+    await plot.focus()
+    await page.keyboard.press("Home")
+    await expect(page.locator("#plots .when").first).not_to_have_text("now")
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#plots .when").first).to_have_text("now")
+
+
+async def test_light_and_dark(site: Site) -> None:
+    """As the system has it, until the reader chooses; his choice outlives a new visit."""
+    page = site.page
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = await page.evaluate(ground)
+    await page.emulate_media(color_scheme="dark")
+    dark = await page.evaluate(ground)
+    assert light != dark
+    await page.get_by_role("button", name="Theme: system").click()
+    assert await page.evaluate(ground) == light
+    await page.reload()
+    assert await page.evaluate(ground) == light
+    await page.get_by_role("button", name="Theme: light").click()
+    await page.emulate_media(color_scheme="light")
+    assert await page.evaluate(ground) == dark
+
+
+async def test_a_control_plane_that_comes_back_is_followed_again(site: Site, tmp_path: Path) -> None:
+    """Meanwhile the page says that what it shows is old."""
+    await site.control.kill()
+    await expect(site.page.locator("#notice")).to_contain_text("does not answer")
+    await expect(site.page.locator("#live")).to_contain_text("connection lost")
+    page = site.control.values["page"].removeprefix("http://").rstrip("/")
+    await site.processes.control(
+        listen=site.control.address, index_path=str(tmp_path / "index"), page=page, page_ms="100"
+    )
+    await expect(site.page.locator("#live")).to_contain_text("live", timeout=15_000)
+    await expect(site.node("near", "up")).to_be_visible(timeout=10_000)
+    await expect(site.page.locator("#notice")).to_be_hidden()
+
+
+async def test_it_fits_a_phone(site: Site) -> None:
+    """Nothing has to be scrolled sideways, and what one taps is large enough."""
+    await site.page.set_viewport_size({"width": 360, "height": 740})
+    assert await site.page.evaluate("document.documentElement.scrollWidth") <= 360
+    for box in [await each.bounding_box() for each in await site.page.get_by_role("button").all()]:
+        assert box is not None
+        assert box["height"] >= 32
+
+
+async def test_a_cluster_without_nodes_says_what_to_do(processes: Cluster, browser: Browser) -> None:
+    """Not an empty page."""
+    control = await processes.control(page="127.0.0.1:0")
+    page = await browser.new_page()
+    await page.goto(control.values["page"])
+    await expect(page.get_by_text("No node has registered yet")).to_be_visible()
+    await expect(page.get_by_text("no match yet", exact=True)).to_be_visible()
