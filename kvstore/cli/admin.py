@@ -4,19 +4,14 @@ import argparse
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
-import numpy as np
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from kvstore.blocks.keys import KEY_BYTES, chain
-from kvstore.blocks.layout import layout_from_fields
-from kvstore.blocks.namespace import Namespace
-from kvstore.cli import admin_adopt, admin_rules, admin_scrub, admin_tables
-from kvstore.errors import ControlUnavailable, InvalidInput
+from kvstore.cli import admin_adopt, admin_explain, admin_prefix, admin_rules, admin_scrub, admin_tables
+from kvstore.errors import ControlUnavailable
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
 from kvstore.rpc.status import from_rpc
@@ -53,22 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument("node", metavar="NODE", help="id of the node")
     device.add_argument("device", metavar="DEVICE", help="its directory, as it is configured")
     device.set_defaults(ask=_set_device, show=admin_tables.show_set_device, deadline_s=60.0)
+    admin_explain.add_commands(commands, shared)
     admin_adopt.add_commands(commands, shared)
     admin_scrub.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
 
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")
-    blocks.add_argument("--namespace-id", type=_hex, metavar="HEX", help="16 bytes")
-    blocks.add_argument("--keys", type=_hex, nargs="+", metavar="HEX", help="16 bytes each, root first")
-    blocks.add_argument(
-        "--namespace-json",
-        type=Path,
-        metavar="FILE",
-        help='a namespace: its fields, and "layout": {"block_tokens": …, "groups": [{…}]}',
-    )
-    blocks.add_argument(
-        "--tokens", type=Path, metavar="FILE", help="the prompt's tokens: a JSON list, or numbers apart"
-    )
+    admin_prefix.add_arguments(blocks)
     blocks.set_defaults(ask=_blocks, show=admin_tables.show_blocks)
 
 
@@ -119,62 +105,14 @@ async def _set_device(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Name
 
 
 async def _blocks(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
-    namespace_id, keys = _asked(args)
+    prefix = admin_prefix.asked(args)
+    keys = prefix.keys
     whole = admin_pb2.PrefixBlocksReply()
     for start in range(0, len(keys), KEYS_PER_MESSAGE_MAX):
         request = admin_pb2.PrefixBlocksRequest(
-            caller=caller("admin"), namespace_id=namespace_id, keys=b"".join(keys[start : start + KEYS_PER_MESSAGE_MAX])
+            caller=caller("admin"),
+            namespace_id=prefix.namespace_id,
+            keys=b"".join(keys[start : start + KEYS_PER_MESSAGE_MAX]),
         )
         whole.MergeFrom(await stub.PrefixBlocks(request, timeout=args.deadline_s))
     return whole
-
-
-def _asked(args: argparse.Namespace) -> tuple[bytes, tuple[bytes, ...]]:
-    """The namespace id and keys that the command line names, in one of its two ways."""
-    if args.namespace_id and args.keys:
-        return args.namespace_id, tuple(args.keys)
-    if args.namespace_json and args.tokens:
-        fields = _read_json(args.namespace_json)
-        try:
-            layout = layout_from_fields(**fields.pop("layout"))
-            namespace = Namespace.of(fields.pop("model"), layout, **fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput(f"{args.namespace_json}: not a namespace: {error}") from error
-        return namespace.id, chain(namespace.id, _read_tokens(args.tokens), layout.block_tokens).keys
-    raise InvalidInput("blocks: either --namespace-id and --keys, or --namespace-json and --tokens, are needed")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_read_text(path))
-    except ValueError as error:
-        raise InvalidInput(f"{path}: {error}") from error
-    if not isinstance(found, dict):
-        raise InvalidInput(f"{path}: a JSON object is needed")
-    return found
-
-
-def _read_tokens(path: Path) -> "np.typing.NDArray[np.int64]":
-    try:
-        return np.array(
-            [int(word) for word in _read_text(path).strip("[] \n").replace(",", " ").split()], dtype=np.int64
-        )
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"{path}: {error}") from error
-
-
-def _hex(text: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != KEY_BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r}: {2 * KEY_BYTES} hexadecimal digits are needed")
-    return value

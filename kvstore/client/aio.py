@@ -6,6 +6,7 @@ deadline; errors are of `kvstore.errors`. The blocking twin is `kvstore.client.b
 
 import asyncio
 import base64
+import contextlib
 import math
 import weakref
 from collections.abc import Awaitable, Mapping, Sequence
@@ -36,6 +37,7 @@ from kvstore.errors import (
     BufferMismatch,
     ControlUnavailable,
     InvalidInput,
+    KVStoreError,
     LeaseLost,
     TicketInvalid,
 )
@@ -43,6 +45,7 @@ from kvstore.pb import control_pb2, node_pb2
 from kvstore.policy.recompute import Prefill, Speed, Worth, worth
 from kvstore.policy.rulebook import check_asked
 from kvstore.policy.rules import DEFAULT_RULES
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
 Tokens = Sequence[int] | npt.NDArray[Any]
 _DEFAULT_GROUPS = 8
@@ -201,7 +204,7 @@ class AsyncClient:
         if hold_s is None and self._link.probe_extends:
             await self.unhold((await self._hold(found, _PROBE_S)).hold_id)  # touches at all owners
         found = await self._hold(found, hold_s)
-        return found if speed is None else replace(found, judged=self._judge(found, first_block, speed))
+        return found if speed is None else self._judged(found, first_block, speed)
 
     def start_match(
         self,
@@ -223,6 +226,24 @@ class AsyncClient:
             if own.blocks > found.blocks:
                 return Match(asked, own.blocks, found.locations)
         return found
+
+    def _judged(self, found: Match, first_block: int, prefill: Prefill) -> Match:
+        """The match with its judgement. The node hears what is not worth loading: operators may ask why it was not."""
+        judged = self._judge(found, first_block, prefill)
+        declined = found.chain.keys[judged.blocks : found.blocks][:KEYS_PER_MESSAGE_MAX]
+        if declined:
+            self._link.settle_later(partial(self._tell_declined, b"".join(declined)))
+        return replace(found, judged=judged)
+
+    async def _tell_declined(self, keys: bytes) -> None:
+        request = node_pb2.DeclinedRequest(
+            caller=self._link.caller,
+            session_id=self._link.session_id,
+            namespace_id=self._link.namespace.id,
+            keys=keys,
+        )
+        with contextlib.suppress(KVStoreError):  # nothing depends on it
+            await self._link.call(self._link.stub.Declined, request)
 
     def _judge(self, found: Match, first_block: int, prefill: Prefill) -> Worth:
         first = min(first_block, found.blocks)

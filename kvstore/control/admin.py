@@ -2,38 +2,30 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-import grpc.aio
-
-from kvstore.blocks.keys import KEY_BYTES
 from kvstore.control import wire
+from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, why
 from kvstore.control.copies import added_up
 from kvstore.control.directory import Directory, NodeState
+from kvstore.control.explaining import Explaining
 from kvstore.control.index.base import Index
 from kvstore.control.rules import SetRules
 from kvstore.control.service import MatchCounters
-from kvstore.errors import InvalidInput, KVStoreError, NodeUnavailable, TooLarge
-from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+from kvstore.errors import KVStoreError
+from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.policy.route import max_to_avg
-from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.lanes import STORAGE_IN, lane_of
 from kvstore.rpc.rules import rules_of
-from kvstore.rpc.status import from_rpc, unary
+from kvstore.rpc.status import unary
 
-NODE_DEADLINE_S = 1.0
 CHECK_DEADLINE_S = 30.0
 """Of a node that recounts everything."""
 DEVICE_DEADLINE_S = 60.0
 """Of a node that opens a device anew: it reads the whole index."""
 ADOPT_DEADLINE_S = 600.0
 """Of a node that reads every header of another node's device."""
-NODES_ASKED_AT_ONCE = 64
-LISTED_LOCATIONS_MAX = 100_000
-_CALLER = caller("control plane")
-
-Reply = TypeVar("Reply")
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +38,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._counters = counters
         self._clock = clock
         self._rules = SetRules(index, clock)
-        self._asking = asyncio.Semaphore(NODES_ASKED_AT_ONCE)
+        self._asking = Asking(directory)
+        self._explaining = Explaining(index, directory, self._asking)
 
     @unary
     async def Stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsReply:
@@ -85,45 +78,31 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def PrefixBlocks(self, request: admin_pb2.PrefixBlocksRequest, context: Any) -> admin_pb2.PrefixBlocksReply:
         wire.check_namespace(request.namespace_id)
         asked_blocks = wire.check_keys(request.keys)
-        found = await self._index.lookup(request.keys, prefix=False)
-        if len(found) > LISTED_LOCATIONS_MAX:
-            raise TooLarge(f"{len(found)} locations are more than {LISTED_LOCATIONS_MAX}; ask for fewer blocks")
-        now_ms = self._clock()
-        blocks = [
-            admin_pb2.BlockLocations(key=request.keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]) for i in range(asked_blocks)
-        ]
-        columns = zip(
-            found.block.tolist(), found.entries.tolist(), found.tier.tolist(), found.deadline_ms.tolist(), strict=True
-        )
-        for block, (ref, rank, count, _), tier, deadline_ms in columns:
-            state = self._directory.by_ref(ref)
-            blocks[block].locations.add(
-                node_id=state.address.node_id if state is not None else "",
-                alive=self._directory.answerable(ref, now_ms),
-                tier=tier,
-                shard=types_pb2.Shard(rank=rank, count=count),
-                remaining_ms=min(max(0, deadline_ms - now_ms), 2**32 - 1),
-            )
+        blocks = await self._explaining.located(request.keys, asked_blocks, self._clock())
         return admin_pb2.PrefixBlocksReply(blocks=blocks)
 
     @unary
+    async def Explain(self, request: admin_pb2.ExplainPrefixRequest, context: Any) -> admin_pb2.ExplainPrefixReply:
+        return await self._explaining.explain(request, self._clock())
+
+    @unary
     async def SetDevice(self, request: admin_pb2.SetNodeDeviceRequest, context: Any) -> node_pb2.SetDeviceReply:
-        asked = node_pb2.SetDeviceRequest(caller=_CALLER, path=request.path, enabled=request.enabled)
-        return await self._pass_on(request.node_id, lambda stub: stub.SetDevice(asked, timeout=DEVICE_DEADLINE_S))
+        asked = node_pb2.SetDeviceRequest(caller=NODE_CALLER, path=request.path, enabled=request.enabled)
+        return await self._asking.one(request.node_id, lambda stub: stub.SetDevice(asked, timeout=DEVICE_DEADLINE_S))
 
     @unary
     async def Adopt(self, request: admin_pb2.AdoptDirectoryRequest, context: Any) -> node_pb2.AdoptReply:
         now_ms = self._clock()
         alive = [state.address.node_id for state in self._directory.nodes() if self._directory.alive(state, now_ms)]
-        asked = node_pb2.AdoptRequest(caller=_CALLER, path=request.path, alive=alive, release=request.release)
-        reply = await self._pass_on(request.node_id, lambda stub: stub.Adopt(asked, timeout=ADOPT_DEADLINE_S))
+        asked = node_pb2.AdoptRequest(caller=NODE_CALLER, path=request.path, alive=alive, release=request.release)
+        reply = await self._asking.one(request.node_id, lambda stub: stub.Adopt(asked, timeout=ADOPT_DEADLINE_S))
         log.info("%s: %s by node %s", request.path, "given back" if request.release else "adopted", request.node_id)
         return reply
 
     @unary
     async def Scrub(self, request: admin_pb2.ScrubNodeRequest, context: Any) -> node_pb2.ScrubReply:
-        asked = node_pb2.ScrubRequest(caller=_CALLER, path=request.path, start=request.start)
-        return await self._pass_on(request.node_id, lambda stub: stub.Scrub(asked, timeout=NODE_DEADLINE_S))
+        asked = node_pb2.ScrubRequest(caller=NODE_CALLER, path=request.path, start=request.start)
+        return await self._asking.one(request.node_id, lambda stub: stub.Scrub(asked, timeout=NODE_DEADLINE_S))
 
     @unary
     async def SetRules(self, request: admin_pb2.AdminSetRulesRequest, context: Any) -> admin_pb2.AdminSetRulesReply:
@@ -132,64 +111,30 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         else:
             book = await self._rules.change(request.pattern, rules_of(request.rules))
         log.info("rules of %r: %s", request.pattern, "removed" if request.remove else rules_of(request.rules))
-        told = node_pb2.SetRulesRequest(caller=_CALLER, book=book)
-        states = self._directory.nodes()
-        answers = await asyncio.gather(
-            *(self._ask(state, lambda stub: stub.SetRules(told, timeout=NODE_DEADLINE_S)) for state in states)
-        )
-        nodes = [
-            admin_pb2.NodeReached(node_id=state.address.node_id, error=_why(answer))
-            for state, answer in zip(states, answers, strict=True)
-        ]
+        told = node_pb2.SetRulesRequest(caller=NODE_CALLER, book=book)
+        answers = await self._asking.all(lambda stub: stub.SetRules(told, timeout=NODE_DEADLINE_S))
+        nodes = [admin_pb2.NodeReached(node_id=node_id, error=why(answer)) for node_id, answer in answers.items()]
         return admin_pb2.AdminSetRulesReply(book=book, nodes=nodes)
 
     @unary
     async def GetRules(self, request: admin_pb2.AdminGetRulesRequest, context: Any) -> admin_pb2.AdminGetRulesReply:
-        asked = node_pb2.GetRulesRequest(caller=_CALLER)
-        states = self._directory.nodes()
-        answers = await asyncio.gather(
-            *(self._ask(state, lambda stub: stub.GetRules(asked, timeout=NODE_DEADLINE_S)) for state in states)
-        )
+        asked = node_pb2.GetRulesRequest(caller=NODE_CALLER)
+        answers = await self._asking.all(lambda stub: stub.GetRules(asked, timeout=NODE_DEADLINE_S))
         nodes = [
             admin_pb2.NodeRules(
-                node_id=state.address.node_id,
-                error=_why(answer),
+                node_id=node_id,
+                error=why(answer),
                 rules=None if isinstance(answer, KVStoreError) else answer,
             )
-            for state, answer in zip(states, answers, strict=True)
+            for node_id, answer in answers.items()
         ]
         return admin_pb2.AdminGetRulesReply(book=await self._rules.book(), nodes=nodes)
 
-    async def _pass_on(self, node_id: str, call: Callable[["node_pb2_grpc.NodeAsyncStub"], Awaitable[Reply]]) -> Reply:
-        """One call to one node, which the operator has named."""
-        states = {state.address.node_id: state for state in self._directory.nodes()}
-        if node_id not in states:
-            raise InvalidInput(f"no node {node_id!r} is registered")
-        async with open_channel(states[node_id].address.grpc) as channel:
-            try:
-                return await call(node_pb2_grpc.NodeStub(channel))
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, NodeUnavailable, node_id) from error
-
     async def _usage(self, state: NodeState, check: bool) -> admin_pb2.NodeUsage:
         node_id = state.address.node_id
-        request = node_pb2.UsageRequest(caller=_CALLER, check=check)
+        request = node_pb2.UsageRequest(caller=NODE_CALLER, check=check)
         deadline_s = CHECK_DEADLINE_S if check else NODE_DEADLINE_S
-        usage = await self._ask(state, lambda stub: stub.Usage(request, timeout=deadline_s))
+        usage = await self._asking.state(state, lambda stub: stub.Usage(request, timeout=deadline_s))
         if isinstance(usage, KVStoreError):
             return admin_pb2.NodeUsage(node_id=node_id, reachable=False, error=str(usage))
         return admin_pb2.NodeUsage(node_id=node_id, reachable=True, usage=usage)
-
-    async def _ask(
-        self, state: NodeState, call: Callable[["node_pb2_grpc.NodeAsyncStub"], Awaitable[Reply]]
-    ) -> Reply | KVStoreError:
-        """One call to a node; a node that does not answer is an answer too."""
-        async with self._asking, open_channel(state.address.grpc) as channel:
-            try:
-                return await call(node_pb2_grpc.NodeStub(channel))
-            except grpc.aio.AioRpcError as error:
-                return from_rpc(error, NodeUnavailable, state.address.node_id)
-
-
-def _why(answer: object) -> str:
-    return str(answer) if isinstance(answer, KVStoreError) else ""

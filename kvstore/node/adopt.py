@@ -73,7 +73,9 @@ class Adoption:
             if tree is None:
                 rejected += [(index, entry.generation) for index, entry in run]
             else:
+                before = len(taken)
                 self._take(tree, slab, run, store_now_ms, taken, rejected)
+                tree.namespace.hold(self._tier, len(taken) - before, slab.size_class.slot_bytes)
         self._stock.spaces[self._tier].banks[slab.bank].occupy(slab, taken)
         return rejected
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
+from kvstore.node.departures import Departure
 from kvstore.policy.slots import Slot
 
 
@@ -39,6 +40,17 @@ class Standing(NamedTuple):
 
     above: Above
     lifetime: Lifetime
+
+
+class Whereabouts(NamedTuple):
+    """What is known of one key, for people. tiers: where it is. gone: why it is not, or was not before it came again.
+    declined: a client found it not worth loading."""
+
+    tiers: tuple[Tier, ...]
+    remaining_ns: int
+    being_written: bool
+    gone: Departure | None
+    declined: Departure | None
 
 
 class Place(NamedTuple):

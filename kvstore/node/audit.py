@@ -43,6 +43,7 @@ class Audit:
             *self._lease_violations(),
             *self._record_violations(),
             *self._owed_violations(),
+            *self._namespace_violations(),
         ]
 
     def _slots(self) -> Iterator[tuple[Tier, Slot]]:
@@ -140,6 +141,19 @@ class Audit:
                 yield f"{block} owes {block.owed}"
         if owed_bytes != self._stock.owed_bytes:
             yield f"{owed_bytes} B are owed to NVMe, counted {self._stock.owed_bytes}"
+
+    def _namespace_violations(self) -> Iterator[str]:
+        for namespace in self._stock.namespaces.values():
+            blocks: Counter[Tier] = Counter()
+            slot_bytes: Counter[Tier] = Counter()
+            for tree in namespace.trees.values():
+                for block in tree.blocks.values():
+                    for tier, slot in block.slots:
+                        blocks[tier] += 1
+                        slot_bytes[tier] += slot.slab.size_class.slot_bytes
+            if blocks != namespace.held_blocks or slot_bytes != namespace.held_bytes:
+                name = namespace.namespace_id.hex()
+                yield f"namespace {name} holds {dict(blocks)}, counted {dict(namespace.held_blocks)}"
 
     def _record_violations(self) -> Iterator[str]:
         digests = empty_digests()

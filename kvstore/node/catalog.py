@@ -40,10 +40,12 @@ from kvstore.node.answers import (
     TierUsage,
     Usage,
     Visit,
+    Whereabouts,
     place_of,
 )
 from kvstore.node.audit import Audit
 from kvstore.node.copies import Copy, CopyTable
+from kvstore.node.departures import DECLINED
 from kvstore.node.journal import Journal
 from kvstore.node.leases import LeaseTable
 from kvstore.node.pins import PinTable
@@ -284,6 +286,19 @@ class Catalog:
         blocks = {} if tree is None else tree.blocks
         return [_standing(blocks.get(key), now_ns) for key in keys]
 
+    def whereabouts(self, namespace_id: bytes, shard: ShardId, keys: Sequence[bytes], now_ns: int) -> list[Whereabouts]:
+        """Where each key is, or why it is not, as far as this node remembers. Touches nothing.
+
+        namespace_id: b"": whichever namespace has the key, for a key is of one alone. Raises InvalidInput for a rank
+        outside its count."""
+        check_shard(shard)
+        return [self._reading.whereabouts(namespace_id, shard, key, now_ns) for key in keys]
+
+    def declined(self, namespace_id: bytes, keys: Sequence[bytes]) -> None:
+        """A client found blocks not worth loading; remembered for `whereabouts`."""
+        self._stock.departures.note(namespace_id, keys, DECLINED)
+        self._counters["declined_blocks"] += len(keys)
+
     def pin_lease(self, lease_id: bytes, holder: str, now_ns: int, deadline_ns: int) -> Pins:
         """Pins what an open lease has of its blocks, for a handoff: per outcome of its reservation READY for GRANTED
         (the private ones too) and PRESENT, the outcome itself for what it does not have. Raises LeaseLost."""
@@ -458,6 +473,7 @@ class Catalog:
     def tick(self, now_ns: int) -> None:
         """What time has brought: blocks and remote pins end, leases lapse, same-host pins become revocable, slabs that
         stood empty are given back. Does a bounded number of blocks at once."""
+        self._stock.departures.now_ns = now_ns
         self._leases.lapse_due(now_ns)
         self._pins.end_due(now_ns)
         self._stock.expire(now_ns, _EXPIRED_PER_TICK_MAX)

@@ -14,6 +14,7 @@ from kvstore.blocks.state import Outcome, SlotState, Tier
 from kvstore.errors import InvalidInput, LeaseLost, PermissionRefused
 from kvstore.node.answers import Lifetime
 from kvstore.node.deadlines import HoldTable
+from kvstore.node.departures import LAPSED
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, Tree
 from kvstore.policy.slots import Slab, Slot
@@ -137,6 +138,8 @@ class LeaseTable:
             self._end_presents(lease)
             self._counters["quarantined"] += len(lease.slots)
             self._stock.spaces[lease.tier].move(lease.slots, SlotState.QUARANTINED)
+            lost = [block.key for block in lease.blocks if block is not None]
+            self._stock.departures.note(lease.tree, lost, LAPSED)
             for index in range(len(lease.slots)):
                 self._detach(lease, index)
             if not lease.slots:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from kvstore.blocks.state import Outcome, SlotState, Tier
-from kvstore.node.answers import PinnedBlock, Pins, Visit, place_of
+from kvstore.node.answers import PinnedBlock, Pins, ShardId, Visit, Whereabouts, place_of
+from kvstore.node.departures import Departure
 from kvstore.node.leases import Lease
 from kvstore.node.pins import PinTable
 from kvstore.node.stock import Stock
@@ -89,6 +90,30 @@ class Reading:
             if tree is not None and tree.namespace.rules.probe_extends:
                 self._stock.touch(tree, keys[:length], now_ns)
         return length
+
+    def whereabouts(self, namespace_id: bytes, shard: ShardId, key: bytes, now_ns: int) -> Whereabouts:
+        """See `Catalog.whereabouts`."""
+        departures = self._stock.departures
+        namespace_id = namespace_id or self._namespace_of(shard, key)
+        tree = self._stock.tree(namespace_id, shard)
+        block = None if tree is None else tree.blocks.get(key)
+        outcome, here = _readable(block, now_ns)
+        gone = None if tree is None else departures.of(tree, key)
+        if block is not None and outcome is Outcome.EXPIRED:
+            gone = Departure("expired", block.deadline_ns)
+        return Whereabouts(
+            () if here is None else tuple(tier for tier, _ in here.slots),
+            0 if here is None else here.deadline_ns - now_ns,
+            block is not None and block.writer is not None,
+            gone,
+            departures.of(namespace_id, key),
+        )
+
+    def _namespace_of(self, shard: ShardId, key: bytes) -> bytes:
+        """That knows a key; b"": none does."""
+        trees = (tree for tree in self._stock.trees() if tree.shard == shard)
+        known = (tree for tree in trees if key in tree.blocks or self._stock.departures.of(tree, key) is not None)
+        return next((tree.namespace.namespace_id for tree in known), b"")
 
     def _pinned(
         self, outcomes: list[Outcome], copies: Sequence[Copy | None], holder: str, now_ns: int, deadline_ns: int

@@ -7,6 +7,7 @@ from kvstore.blocks.keys import KEY_BYTES
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput
 from kvstore.node.answers import Above, Lifetime, Reservation, ShardId, place_of
+from kvstore.node.departures import REFUSED
 from kvstore.node.leases import Lease, LeaseTable
 from kvstore.node.pins import PinTable
 from kvstore.node.room import Room
@@ -127,6 +128,7 @@ class Reserving:
         for index in sought[granted:]:
             lease.outcomes[index] = Outcome.REFUSED
         self._counters["refused"] += len(refused)
+        self._stock.departures.note(lease.tree, [block.key for block in refused if block is not None], REFUSED)
 
     def _retry_ns(self, now_ns: int) -> int:
         """Until the next lease or pin may end; soon, where blocks are on their way to NVMe, for that makes room."""

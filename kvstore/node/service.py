@@ -16,6 +16,7 @@ from kvstore.node.catalog import Place, ShardId
 from kvstore.node.census import Census
 from kvstore.node.custody import Custody
 from kvstore.node.disks import Disks
+from kvstore.node.explaining import explain
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.intake import Intake
@@ -330,6 +331,16 @@ class NodeService(node_pb2_grpc.NodeServicer):
         shed = self._custody.catalog.shed(request.namespace_id, shard, keys)
         self._custody.settle()
         return node_pb2.ShedReply(shed=bytes(key in shed for key in keys))
+
+    @unary
+    async def Declined(self, request: node_pb2.DeclinedRequest, context: Context) -> node_pb2.DeclinedReply:
+        self._caller(request.session_id, request.namespace_id)
+        self._custody.catalog.declined(request.namespace_id, keys_of(request.keys))
+        return node_pb2.DeclinedReply()
+
+    @unary
+    async def Explain(self, request: node_pb2.ExplainRequest, context: Context) -> node_pb2.ExplainReply:
+        return explain(self._custody, self._retention, request)
 
     @unary
     async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:

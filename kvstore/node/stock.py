@@ -11,6 +11,7 @@ from operator import attrgetter
 
 from kvstore.blocks.state import SlotState, Tier
 from kvstore.node.answers import CloseSlab, Forget, Lifetime, OpenSlab, SetGeneration, ShardId
+from kvstore.node.departures import Departures
 from kvstore.node.journal import Journal
 from kvstore.node.tree import Block, OpenNamespace, Tree
 from kvstore.policy.evict import EvictionOrder, EvictionPolicy, Lru
@@ -25,7 +26,8 @@ _PUBLISHED_PART = 8
 class Stock:
     """Blocks and slots of all tiers. Every method that takes `now_ns` wants it not to fall from call to call.
 
-    eviction: the policy of each tier; LRU for one that is not named.
+    eviction: the policy of each tier; LRU for one that is not named. left: copies that went, by tier and reason (the
+    name of its counter).
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Stock:
         self.journal = journal
         self.counters = counters
         self.namespaces: dict[bytes, OpenNamespace] = {}
+        self.departures = Departures()
+        self.left: Counter[tuple[Tier, str]] = Counter()
         self.owed: dict[Block, None] = {}
         self.owed_bytes = 0
         self.owed_from_hits = 0
@@ -116,6 +120,8 @@ class Stock:
                 block.checksums = checksums
             if deadline_ns > block.deadline_ns:
                 block.deadline_ns = block.published_ns = deadline_ns
+        first, slot, _ = copies[0]
+        first.tree.namespace.hold(tier, len(copies), slot.slab.size_class.slot_bytes)
         # Of those that end together the deepest go first, so that there is no hole even between two of them.
         self._expiry.add_all(block for block, _, _ in reversed(copies) if block not in self._expiry)
         self.journal.added([block for block, _, _ in copies], tier, now_ns)
@@ -127,6 +133,7 @@ class Stock:
         block.slots.append((tier, slot))
         block.slots.sort(key=lambda copy: copy[0])
         slot.slab.touched = max(slot.slab.touched, block.touched)
+        block.tree.namespace.hold(tier, 1, slot.slab.size_class.slot_bytes)
         self.journal.added([block], tier, now_ns)
         if tier is Tier.NVME:
             self.excuse(block)
@@ -246,7 +253,7 @@ class Stock:
         """Removes all copies of a block, whoever descends from it: those become orphans and go before all others."""
         self.counters[counter] += 1
         for tier, slot in list(block.slots):
-            self._remove(block, tier, slot)
+            self._remove(block, tier, slot, counter)
         self._orphan_descendants(block)
 
     def remove_copy(self, block: Block, tier: Tier, slot: Slot, counter: str) -> None:
@@ -255,7 +262,7 @@ class Stock:
             self.remove(block, counter)
             return
         self.counters[counter] += 1
-        self._remove(block, tier, slot)
+        self._remove(block, tier, slot, counter)
         if tier is Tier.NVME:
             self._owe(block)
         self.offer(block)
@@ -278,7 +285,7 @@ class Stock:
         copies = [(slot.owner, slot) for slot in islice(live, count)]
         copies.sort(key=lambda copy: -copy[0].depth)
         for block, slot in copies:
-            self._remove(block, tier, slot)
+            self._remove(block, tier, slot, counter)
             self._owe(block)
             self.offer(block)
         gone = {block for block, _ in copies if not block.slots}
@@ -322,9 +329,9 @@ class Stock:
         """Removes one copy for its room."""
         assert evictable(block, slot), block
         self.counters["evicted_pressure"] += 1
-        self._remove(block, tier, slot)
+        self._remove(block, tier, slot, "evicted_pressure")
 
-    def _remove(self, block: Block, tier: Tier, slot: Slot) -> None:
+    def _remove(self, block: Block, tier: Tier, slot: Slot, reason: str) -> None:
         if slot is block.owed:
             self.excuse(block)
         block.slots.remove((tier, slot))
@@ -332,11 +339,16 @@ class Stock:
         if order is not None:
             order.forget(block)
         slot.owner = None
+        namespace = block.tree.namespace
+        namespace.hold(tier, -1, slot.slab.size_class.slot_bytes)
+        self.left[tier, reason] += 1
         self.give_up(tier, slot)
         if tier is Tier.NVME:
             self.journal.do([Forget(tier, slot.slab.slab_id, slot.index, slot.generation)])
         self.journal.withdrawn(block, tier)
         if not block.slots:
+            namespace.gone[reason] += 1
+            self.departures.note(block.tree, (block.key,), reason)
             self._expiry.discard(block)
             block.checksums = b""
             block.deadline_ns = block.asked_ns = block.hits = block.uses = 0

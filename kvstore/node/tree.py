@@ -7,6 +7,7 @@ An entry that is none of these is pruned at once.
 Children form a linked list through the entries: most blocks have one child, a system prompt's last block has thousands.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,20 @@ if TYPE_CHECKING:
 class OpenNamespace:
     """A namespace that was opened here, with the trees of its shards.
 
-    turned_leaf: told of each live entry that has lost its last child."""
+    turned_leaf: told of each live entry that has lost its last child. held_blocks, held_bytes: copies and their slots,
+    by tier. gone: blocks that went, by reason."""
 
-    __slots__ = ("layout", "namespace_id", "rules", "tenant", "trees", "turned_leaf")
+    __slots__ = (
+        "gone",
+        "held_blocks",
+        "held_bytes",
+        "layout",
+        "namespace_id",
+        "rules",
+        "tenant",
+        "trees",
+        "turned_leaf",
+    )
 
     def __init__(
         self,
@@ -41,6 +53,14 @@ class OpenNamespace:
         self.rules = rules
         self.turned_leaf = turned_leaf
         self.trees: dict[ShardId, Tree] = {}
+        self.held_blocks: Counter[Tier] = Counter()
+        self.held_bytes: Counter[Tier] = Counter()
+        self.gone: Counter[str] = Counter()
+
+    def hold(self, tier: Tier, blocks: int, slot_bytes: int) -> None:
+        """So many blocks more in a tier, or fewer."""
+        self.held_blocks[tier] += blocks
+        self.held_bytes[tier] += blocks * slot_bytes
 
     def tree(self, shard: ShardId) -> "Tree":
         """The tree of a shard, made when it is new."""

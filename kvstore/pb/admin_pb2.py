@@ -26,7 +26,7 @@ from kvstore.pb import node_pb2 as kvstore_dot_pb_dot_node__pb2
 from kvstore.pb import types_pb2 as kvstore_dot_pb_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/pb/admin.proto\x12\nkvstore.v1\x1a\x15kvstore/pb/node.proto\x1a\x16kvstore/pb/types.proto\"A\n\x0cStatsRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"\x87\x02\n\nStatsReply\x12\x16\n\x0eindexed_blocks\x18\x01 \x01(\x04\x12\x19\n\x11indexed_locations\x18\x02 \x01(\x04\x12\x0f\n\x07matches\x18\x03 \x01(\x04\x12\x16\n\x0ematched_blocks\x18\x04 \x01(\x04\x12\x14\n\x0c\x61sked_blocks\x18\x05 \x01(\x04\x12$\n\x05nodes\x18\x06 \x03(\x0b\x32\x15.kvstore.v1.NodeUsage\x12\x14\n\x0cstorage_nics\x18\x07 \x01(\r\x12\x1e\n\x16storage_nic_max_to_avg\x18\x08 \x01(\x01\x12+\n\x06\x63opies\x18\t \x03(\x0b\x32\x1b.kvstore.v1.NamespaceCopies\"e\n\tNodeUsage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x16.kvstore.v1.UsageReply\"2\n\x0cNodesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"2\n\nNodesReply\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.kvstore.v1.NodeState\"y\n\tNodeState\x12(\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\r\n\x05roles\x18\x02 \x03(\t\x12\r\n\x05\x61live\x18\x03 \x01(\x08\x12\x11\n\tsilent_ms\x18\x04 \x01(\x04\x12\x11\n\tlocations\x18\x05 \x01(\x04\"]\n\x13PrefixBlocksRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x14\n\x0cnamespace_id\x18\x02 \x01(\x0c\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\"?\n\x11PrefixBlocksReply\x12*\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1a.kvstore.v1.BlockLocations\"K\n\x0e\x42lockLocations\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12,\n\tlocations\x18\x02 \x03(\x0b\x32\x19.kvstore.v1.BlockLocation\"\x87\x01\n\rBlockLocation\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x61live\x18\x02 \x01(\x08\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12 \n\x05shard\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Shard\x12\x14\n\x0cremaining_ms\x18\x05 \x01(\r\"j\n\x14SetNodeDeviceRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x04 \x01(\x08\"k\n\x15\x41\x64optDirectoryRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\x08\"d\n\x10ScrubNodeRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\r\n\x05start\x18\x04 \x01(\x08\"}\n\x14\x41\x64minSetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12 \n\x05rules\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Rules\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"`\n\x12\x41\x64minSetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.kvstore.v1.NodeReached\"-\n\x0bNodeReached\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\":\n\x14\x41\x64minGetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"^\n\x12\x41\x64minGetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12$\n\x05nodes\x18\x02 \x03(\x0b\x32\x15.kvstore.v1.NodeRules\"U\n\tNodeRules\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12(\n\x05rules\x18\x03 \x01(\x0b\x32\x19.kvstore.v1.GetRulesReply2\xb7\x04\n\x05\x41\x64min\x12\x39\n\x05Stats\x12\x18.kvstore.v1.StatsRequest\x1a\x16.kvstore.v1.StatsReply\x12\x39\n\x05Nodes\x12\x18.kvstore.v1.NodesRequest\x1a\x16.kvstore.v1.NodesReply\x12N\n\x0cPrefixBlocks\x12\x1f.kvstore.v1.PrefixBlocksRequest\x1a\x1d.kvstore.v1.PrefixBlocksReply\x12I\n\tSetDevice\x12 .kvstore.v1.SetNodeDeviceRequest\x1a\x1a.kvstore.v1.SetDeviceReply\x12\x42\n\x05\x41\x64opt\x12!.kvstore.v1.AdoptDirectoryRequest\x1a\x16.kvstore.v1.AdoptReply\x12=\n\x05Scrub\x12\x1c.kvstore.v1.ScrubNodeRequest\x1a\x16.kvstore.v1.ScrubReply\x12L\n\x08SetRules\x12 .kvstore.v1.AdminSetRulesRequest\x1a\x1e.kvstore.v1.AdminSetRulesReply\x12L\n\x08GetRules\x12 .kvstore.v1.AdminGetRulesRequest\x1a\x1e.kvstore.v1.AdminGetRulesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/pb/admin.proto\x12\nkvstore.v1\x1a\x15kvstore/pb/node.proto\x1a\x16kvstore/pb/types.proto\"A\n\x0cStatsRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"\xe5\x03\n\nStatsReply\x12\x16\n\x0eindexed_blocks\x18\x01 \x01(\x04\x12\x19\n\x11indexed_locations\x18\x02 \x01(\x04\x12\x0f\n\x07matches\x18\x03 \x01(\x04\x12\x16\n\x0ematched_blocks\x18\x04 \x01(\x04\x12\x14\n\x0c\x61sked_blocks\x18\x05 \x01(\x04\x12$\n\x05nodes\x18\x06 \x03(\x0b\x32\x15.kvstore.v1.NodeUsage\x12\x14\n\x0cstorage_nics\x18\x07 \x01(\r\x12\x1e\n\x16storage_nic_max_to_avg\x18\x08 \x01(\x01\x12\x30\n\nnamespaces\x18\n \x03(\x0b\x32\x1c.kvstore.v1.NamespaceMatches\x12\x1b\n\x13matched_1min_blocks\x18\x0b \x01(\x04\x12\x19\n\x11\x61sked_1min_blocks\x18\x0c \x01(\x04\x12\x1c\n\x14matched_10min_blocks\x18\r \x01(\x04\x12\x1a\n\x12\x61sked_10min_blocks\x18\x0e \x01(\x04\x12\x1c\n\x14matched_60min_blocks\x18\x0f \x01(\x04\x12\x1a\n\x12\x61sked_60min_blocks\x18\x10 \x01(\x04\x12+\n\x06\x63opies\x18\t \x03(\x0b\x32\x1b.kvstore.v1.NamespaceCopies\"g\n\x10NamespaceMatches\x12\x14\n\x0cnamespace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07matches\x18\x02 \x01(\x04\x12\x14\n\x0c\x61sked_blocks\x18\x03 \x01(\x04\x12\x16\n\x0ematched_blocks\x18\x04 \x01(\x04\"e\n\tNodeUsage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x16.kvstore.v1.UsageReply\"2\n\x0cNodesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"2\n\nNodesReply\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.kvstore.v1.NodeState\"y\n\tNodeState\x12(\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\r\n\x05roles\x18\x02 \x03(\t\x12\r\n\x05\x61live\x18\x03 \x01(\x08\x12\x11\n\tsilent_ms\x18\x04 \x01(\x04\x12\x11\n\tlocations\x18\x05 \x01(\x04\"]\n\x13PrefixBlocksRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x14\n\x0cnamespace_id\x18\x02 \x01(\x0c\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\"?\n\x11PrefixBlocksReply\x12*\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1a.kvstore.v1.BlockLocations\"K\n\x0e\x42lockLocations\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12,\n\tlocations\x18\x02 \x03(\x0b\x32\x19.kvstore.v1.BlockLocation\"\x87\x01\n\rBlockLocation\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x61live\x18\x02 \x01(\x08\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12 \n\x05shard\x18\x04 \x01(\x0b\x32\x11.kvstore.v1.Shard\x12\x14\n\x0cremaining_ms\x18\x05 \x01(\r\"j\n\x14SetNodeDeviceRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x04 \x01(\x08\"k\n\x15\x41\x64optDirectoryRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\x08\"d\n\x10ScrubNodeRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\r\n\x05start\x18\x04 \x01(\x08\"}\n\x14\x41\x64minSetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12 \n\x05rules\x18\x03 \x01(\x0b\x32\x11.kvstore.v1.Rules\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"`\n\x12\x41\x64minSetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.kvstore.v1.NodeReached\"-\n\x0bNodeReached\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\":\n\x14\x41\x64minGetRulesRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\"^\n\x12\x41\x64minGetRulesReply\x12\"\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12$\n\x05nodes\x18\x02 \x03(\x0b\x32\x15.kvstore.v1.NodeRules\"U\n\tNodeRules\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12(\n\x05rules\x18\x03 \x01(\x0b\x32\x19.kvstore.v1.GetRulesReply\"\x9d\x01\n\x14\x45xplainPrefixRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x14\n\x0cnamespace_id\x18\x02 \x01(\x0c\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12(\n\tnamespace\x18\x05 \x01(\x0b\x32\x15.kvstore.v1.Namespace\"\xad\x01\n\x12\x45xplainPrefixReply\x12\x16\n\x0ematched_blocks\x18\x01 \x01(\r\x12*\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x1a.kvstore.v1.ExplainedBlock\x12\'\n\x04near\x18\x03 \x03(\x0b\x32\x19.kvstore.v1.NearNamespace\x12*\n\tunreached\x18\x04 \x03(\x0b\x32\x17.kvstore.v1.NodeReached\"j\n\x0e\x45xplainedBlock\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12,\n\tlocations\x18\x04 \x03(\x0b\x32\x19.kvstore.v1.BlockLocation\"\x85\x01\n\rNearNamespace\x12\x14\n\x0cnamespace_id\x18\x01 \x01(\x0c\x12(\n\tnamespace\x18\x02 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\r\n\x05nodes\x18\x04 \x03(\t\x12\x0f\n\x07\x64iffers\x18\x05 \x03(\t2\x84\x05\n\x05\x41\x64min\x12\x39\n\x05Stats\x12\x18.kvstore.v1.StatsRequest\x1a\x16.kvstore.v1.StatsReply\x12\x39\n\x05Nodes\x12\x18.kvstore.v1.NodesRequest\x1a\x16.kvstore.v1.NodesReply\x12N\n\x0cPrefixBlocks\x12\x1f.kvstore.v1.PrefixBlocksRequest\x1a\x1d.kvstore.v1.PrefixBlocksReply\x12I\n\tSetDevice\x12 .kvstore.v1.SetNodeDeviceRequest\x1a\x1a.kvstore.v1.SetDeviceReply\x12\x42\n\x05\x41\x64opt\x12!.kvstore.v1.AdoptDirectoryRequest\x1a\x16.kvstore.v1.AdoptReply\x12=\n\x05Scrub\x12\x1c.kvstore.v1.ScrubNodeRequest\x1a\x16.kvstore.v1.ScrubReply\x12L\n\x08SetRules\x12 .kvstore.v1.AdminSetRulesRequest\x1a\x1e.kvstore.v1.AdminSetRulesReply\x12L\n\x08GetRules\x12 .kvstore.v1.AdminGetRulesRequest\x1a\x1e.kvstore.v1.AdminGetRulesReply\x12K\n\x07\x45xplain\x12 .kvstore.v1.ExplainPrefixRequest\x1a\x1e.kvstore.v1.ExplainPrefixReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,41 +36,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATSREQUEST']._serialized_start=85
   _globals['_STATSREQUEST']._serialized_end=150
   _globals['_STATSREPLY']._serialized_start=153
-  _globals['_STATSREPLY']._serialized_end=416
-  _globals['_NODEUSAGE']._serialized_start=418
-  _globals['_NODEUSAGE']._serialized_end=519
-  _globals['_NODESREQUEST']._serialized_start=521
-  _globals['_NODESREQUEST']._serialized_end=571
-  _globals['_NODESREPLY']._serialized_start=573
-  _globals['_NODESREPLY']._serialized_end=623
-  _globals['_NODESTATE']._serialized_start=625
-  _globals['_NODESTATE']._serialized_end=746
-  _globals['_PREFIXBLOCKSREQUEST']._serialized_start=748
-  _globals['_PREFIXBLOCKSREQUEST']._serialized_end=841
-  _globals['_PREFIXBLOCKSREPLY']._serialized_start=843
-  _globals['_PREFIXBLOCKSREPLY']._serialized_end=906
-  _globals['_BLOCKLOCATIONS']._serialized_start=908
-  _globals['_BLOCKLOCATIONS']._serialized_end=983
-  _globals['_BLOCKLOCATION']._serialized_start=986
-  _globals['_BLOCKLOCATION']._serialized_end=1121
-  _globals['_SETNODEDEVICEREQUEST']._serialized_start=1123
-  _globals['_SETNODEDEVICEREQUEST']._serialized_end=1229
-  _globals['_ADOPTDIRECTORYREQUEST']._serialized_start=1231
-  _globals['_ADOPTDIRECTORYREQUEST']._serialized_end=1338
-  _globals['_SCRUBNODEREQUEST']._serialized_start=1340
-  _globals['_SCRUBNODEREQUEST']._serialized_end=1440
-  _globals['_ADMINSETRULESREQUEST']._serialized_start=1442
-  _globals['_ADMINSETRULESREQUEST']._serialized_end=1567
-  _globals['_ADMINSETRULESREPLY']._serialized_start=1569
-  _globals['_ADMINSETRULESREPLY']._serialized_end=1665
-  _globals['_NODEREACHED']._serialized_start=1667
-  _globals['_NODEREACHED']._serialized_end=1712
-  _globals['_ADMINGETRULESREQUEST']._serialized_start=1714
-  _globals['_ADMINGETRULESREQUEST']._serialized_end=1772
-  _globals['_ADMINGETRULESREPLY']._serialized_start=1774
-  _globals['_ADMINGETRULESREPLY']._serialized_end=1868
-  _globals['_NODERULES']._serialized_start=1870
-  _globals['_NODERULES']._serialized_end=1955
-  _globals['_ADMIN']._serialized_start=1958
-  _globals['_ADMIN']._serialized_end=2525
+  _globals['_STATSREPLY']._serialized_end=638
+  _globals['_NAMESPACEMATCHES']._serialized_start=640
+  _globals['_NAMESPACEMATCHES']._serialized_end=743
+  _globals['_NODEUSAGE']._serialized_start=745
+  _globals['_NODEUSAGE']._serialized_end=846
+  _globals['_NODESREQUEST']._serialized_start=848
+  _globals['_NODESREQUEST']._serialized_end=898
+  _globals['_NODESREPLY']._serialized_start=900
+  _globals['_NODESREPLY']._serialized_end=950
+  _globals['_NODESTATE']._serialized_start=952
+  _globals['_NODESTATE']._serialized_end=1073
+  _globals['_PREFIXBLOCKSREQUEST']._serialized_start=1075
+  _globals['_PREFIXBLOCKSREQUEST']._serialized_end=1168
+  _globals['_PREFIXBLOCKSREPLY']._serialized_start=1170
+  _globals['_PREFIXBLOCKSREPLY']._serialized_end=1233
+  _globals['_BLOCKLOCATIONS']._serialized_start=1235
+  _globals['_BLOCKLOCATIONS']._serialized_end=1310
+  _globals['_BLOCKLOCATION']._serialized_start=1313
+  _globals['_BLOCKLOCATION']._serialized_end=1448
+  _globals['_SETNODEDEVICEREQUEST']._serialized_start=1450
+  _globals['_SETNODEDEVICEREQUEST']._serialized_end=1556
+  _globals['_ADOPTDIRECTORYREQUEST']._serialized_start=1558
+  _globals['_ADOPTDIRECTORYREQUEST']._serialized_end=1665
+  _globals['_SCRUBNODEREQUEST']._serialized_start=1667
+  _globals['_SCRUBNODEREQUEST']._serialized_end=1767
+  _globals['_ADMINSETRULESREQUEST']._serialized_start=1769
+  _globals['_ADMINSETRULESREQUEST']._serialized_end=1894
+  _globals['_ADMINSETRULESREPLY']._serialized_start=1896
+  _globals['_ADMINSETRULESREPLY']._serialized_end=1992
+  _globals['_NODEREACHED']._serialized_start=1994
+  _globals['_NODEREACHED']._serialized_end=2039
+  _globals['_ADMINGETRULESREQUEST']._serialized_start=2041
+  _globals['_ADMINGETRULESREQUEST']._serialized_end=2099
+  _globals['_ADMINGETRULESREPLY']._serialized_start=2101
+  _globals['_ADMINGETRULESREPLY']._serialized_end=2195
+  _globals['_NODERULES']._serialized_start=2197
+  _globals['_NODERULES']._serialized_end=2282
+  _globals['_EXPLAINPREFIXREQUEST']._serialized_start=2285
+  _globals['_EXPLAINPREFIXREQUEST']._serialized_end=2442
+  _globals['_EXPLAINPREFIXREPLY']._serialized_start=2445
+  _globals['_EXPLAINPREFIXREPLY']._serialized_end=2618
+  _globals['_EXPLAINEDBLOCK']._serialized_start=2620
+  _globals['_EXPLAINEDBLOCK']._serialized_end=2726
+  _globals['_NEARNAMESPACE']._serialized_start=2729
+  _globals['_NEARNAMESPACE']._serialized_end=2862
+  _globals['_ADMIN']._serialized_start=2865
+  _globals['_ADMIN']._serialized_end=3509
 # @@protoc_insertion_point(module_scope)

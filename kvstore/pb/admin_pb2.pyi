@@ -53,6 +53,13 @@ class StatsReply(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     STORAGE_NICS_FIELD_NUMBER: builtins.int
     STORAGE_NIC_MAX_TO_AVG_FIELD_NUMBER: builtins.int
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    MATCHED_1MIN_BLOCKS_FIELD_NUMBER: builtins.int
+    ASKED_1MIN_BLOCKS_FIELD_NUMBER: builtins.int
+    MATCHED_10MIN_BLOCKS_FIELD_NUMBER: builtins.int
+    ASKED_10MIN_BLOCKS_FIELD_NUMBER: builtins.int
+    MATCHED_60MIN_BLOCKS_FIELD_NUMBER: builtins.int
+    ASKED_60MIN_BLOCKS_FIELD_NUMBER: builtins.int
     COPIES_FIELD_NUMBER: builtins.int
     indexed_blocks: builtins.int
     indexed_locations: builtins.int
@@ -63,8 +70,18 @@ class StatsReply(google.protobuf.message.Message):
     """nodes that answered and have one"""
     storage_nic_max_to_avg: builtins.float
     """of the bytes that came in over each since its node started; 0: none did"""
+    matched_1min_blocks: builtins.int
+    asked_1min_blocks: builtins.int
+    matched_10min_blocks: builtins.int
+    asked_10min_blocks: builtins.int
+    matched_60min_blocks: builtins.int
+    asked_60min_blocks: builtins.int
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeUsage]: ...
+    @property
+    def namespaces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NamespaceMatches]:
+        """by their ids; what is beyond 1024 of them is added up under an empty one"""
+
     @property
     def copies(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.node_pb2.NamespaceCopies]:
         """of all nodes that answered, added up; one per namespace and number wanted"""
@@ -80,11 +97,42 @@ class StatsReply(google.protobuf.message.Message):
         nodes: collections.abc.Iterable[Global___NodeUsage] | None = ...,
         storage_nics: builtins.int = ...,
         storage_nic_max_to_avg: builtins.float = ...,
+        namespaces: collections.abc.Iterable[Global___NamespaceMatches] | None = ...,
+        matched_1min_blocks: builtins.int = ...,
+        asked_1min_blocks: builtins.int = ...,
+        matched_10min_blocks: builtins.int = ...,
+        asked_10min_blocks: builtins.int = ...,
+        matched_60min_blocks: builtins.int = ...,
+        asked_60min_blocks: builtins.int = ...,
         copies: collections.abc.Iterable[kvstore.pb.node_pb2.NamespaceCopies] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["asked_blocks", b"asked_blocks", "copies", b"copies", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_blocks", b"matched_blocks", "matches", b"matches", "nodes", b"nodes", "storage_nic_max_to_avg", b"storage_nic_max_to_avg", "storage_nics", b"storage_nics"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asked_10min_blocks", b"asked_10min_blocks", "asked_1min_blocks", b"asked_1min_blocks", "asked_60min_blocks", b"asked_60min_blocks", "asked_blocks", b"asked_blocks", "copies", b"copies", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_10min_blocks", b"matched_10min_blocks", "matched_1min_blocks", b"matched_1min_blocks", "matched_60min_blocks", b"matched_60min_blocks", "matched_blocks", b"matched_blocks", "matches", b"matches", "namespaces", b"namespaces", "nodes", b"nodes", "storage_nic_max_to_avg", b"storage_nic_max_to_avg", "storage_nics", b"storage_nics"]) -> None: ...
 
 Global___StatsReply: typing_extensions.TypeAlias = StatsReply
+
+@typing.final
+class NamespaceMatches(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    MATCHES_FIELD_NUMBER: builtins.int
+    ASKED_BLOCKS_FIELD_NUMBER: builtins.int
+    MATCHED_BLOCKS_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    matches: builtins.int
+    asked_blocks: builtins.int
+    matched_blocks: builtins.int
+    def __init__(
+        self,
+        *,
+        namespace_id: builtins.bytes = ...,
+        matches: builtins.int = ...,
+        asked_blocks: builtins.int = ...,
+        matched_blocks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asked_blocks", b"asked_blocks", "matched_blocks", b"matched_blocks", "matches", b"matches", "namespace_id", b"namespace_id"]) -> None: ...
+
+Global___NamespaceMatches: typing_extensions.TypeAlias = NamespaceMatches
 
 @typing.final
 class NodeUsage(google.protobuf.message.Message):
@@ -483,3 +531,134 @@ class NodeRules(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "rules", b"rules"]) -> None: ...
 
 Global___NodeRules: typing_extensions.TypeAlias = NodeRules
+
+@typing.final
+class ExplainPrefixRequest(google.protobuf.message.Message):
+    """Where each block of a prefix is, and why it is nowhere."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    SHARD_COUNT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    NAMESPACE_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    """empty: whichever has the keys"""
+    shard_count: builtins.int
+    """0 means 1"""
+    keys: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def namespace(self) -> kvstore.pb.types_pb2.Namespace:
+        """what the id was made of, where the caller knows it: then others are compared with it"""
+
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+        shard_count: builtins.int = ...,
+        keys: builtins.bytes = ...,
+        namespace: kvstore.pb.types_pb2.Namespace | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "namespace", b"namespace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "keys", b"keys", "namespace", b"namespace", "namespace_id", b"namespace_id", "shard_count", b"shard_count"]) -> None: ...
+
+Global___ExplainPrefixRequest: typing_extensions.TypeAlias = ExplainPrefixRequest
+
+@typing.final
+class ExplainPrefixReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MATCHED_BLOCKS_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    NEAR_FIELD_NUMBER: builtins.int
+    UNREACHED_FIELD_NUMBER: builtins.int
+    matched_blocks: builtins.int
+    """what a match would answer"""
+    @property
+    def blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExplainedBlock]:
+        """one per key"""
+
+    @property
+    def near(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NearNamespace]:
+        """other namespaces that hold something, those that differ least first"""
+
+    @property
+    def unreached(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeReached]:
+        """nodes that could not be asked, and why"""
+
+    def __init__(
+        self,
+        *,
+        matched_blocks: builtins.int = ...,
+        blocks: collections.abc.Iterable[Global___ExplainedBlock] | None = ...,
+        near: collections.abc.Iterable[Global___NearNamespace] | None = ...,
+        unreached: collections.abc.Iterable[Global___NodeReached] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "matched_blocks", b"matched_blocks", "near", b"near", "unreached", b"unreached"]) -> None: ...
+
+Global___ExplainPrefixReply: typing_extensions.TypeAlias = ExplainPrefixReply
+
+@typing.final
+class ExplainedBlock(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    LOCATIONS_FIELD_NUMBER: builtins.int
+    key: builtins.bytes
+    verdict: builtins.str
+    """see docs/admin.md, "Why a block missed" """
+    text: builtins.str
+    @property
+    def locations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BlockLocation]:
+        """by the index"""
+
+    def __init__(
+        self,
+        *,
+        key: builtins.bytes = ...,
+        verdict: builtins.str = ...,
+        text: builtins.str = ...,
+        locations: collections.abc.Iterable[Global___BlockLocation] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "locations", b"locations", "text", b"text", "verdict", b"verdict"]) -> None: ...
+
+Global___ExplainedBlock: typing_extensions.TypeAlias = ExplainedBlock
+
+@typing.final
+class NearNamespace(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    NAMESPACE_FIELD_NUMBER: builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    DIFFERS_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    block_tokens: builtins.int
+    @property
+    def namespace(self) -> kvstore.pb.types_pb2.Namespace: ...
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def differs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """"model: 'a' there, 'b' asked" """
+
+    def __init__(
+        self,
+        *,
+        namespace_id: builtins.bytes = ...,
+        namespace: kvstore.pb.types_pb2.Namespace | None = ...,
+        block_tokens: builtins.int = ...,
+        nodes: collections.abc.Iterable[builtins.str] | None = ...,
+        differs: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["namespace", b"namespace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block_tokens", b"block_tokens", "differs", b"differs", "namespace", b"namespace", "namespace_id", b"namespace_id", "nodes", b"nodes"]) -> None: ...
+
+Global___NearNamespace: typing_extensions.TypeAlias = NearNamespace

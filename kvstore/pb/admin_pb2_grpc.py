@@ -76,6 +76,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/kvstore.v1.Admin/Explain',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -133,6 +138,12 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +186,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetRules,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +410,33 @@ class Admin(object):
             '/kvstore.v1.Admin/GetRules',
             kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.SerializeToString,
             kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Explain',
+            kvstore_dot_pb_dot_admin__pb2.ExplainPrefixRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.ExplainPrefixReply.FromString,
             options,
             channel_credentials,
             insecure,

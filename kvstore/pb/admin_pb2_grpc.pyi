@@ -154,7 +154,23 @@ _AdminGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType]):
+_AdminExplainType = typing_extensions.TypeVar(
+    '_AdminExplainType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ExplainPrefixRequest,
+        kvstore.pb.admin_pb2.ExplainPrefixReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ExplainPrefixRequest,
+        kvstore.pb.admin_pb2.ExplainPrefixReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ExplainPrefixRequest,
+        kvstore.pb.admin_pb2.ExplainPrefixReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -190,6 +206,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.AdminGetRulesRequest,
             kvstore.pb.admin_pb2.AdminGetRulesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.ExplainPrefixRequest,
+            kvstore.pb.admin_pb2.ExplainPrefixReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -227,6 +247,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.AdminGetRulesRequest,
             kvstore.pb.admin_pb2.AdminGetRulesReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.ExplainPrefixRequest,
+            kvstore.pb.admin_pb2.ExplainPrefixReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -247,6 +271,8 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     SetRules: _AdminSetRulesType
 
     GetRules: _AdminGetRulesType
+
+    Explain: _AdminExplainType
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -280,6 +306,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.AdminGetRulesRequest,
         kvstore.pb.admin_pb2.AdminGetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ExplainPrefixRequest,
+        kvstore.pb.admin_pb2.ExplainPrefixReply,
     ],
 ]
 
@@ -344,5 +374,12 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.AdminGetRulesRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.admin_pb2.AdminGetRulesReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.AdminGetRulesReply]]: ...
+
+    @abc.abstractmethod
+    def Explain(
+        self,
+        request: kvstore.pb.admin_pb2.ExplainPrefixRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.ExplainPrefixReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.ExplainPrefixReply]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1693,6 +1693,10 @@ class UsageReply(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    ROUTES_FIELD_NUMBER: builtins.int
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    LOADS_FIELD_NUMBER: builtins.int
+    TTL_FIELD_NUMBER: builtins.int
     NODE_FIELD_NUMBER: builtins.int
     TIERS_FIELD_NUMBER: builtins.int
     COUNTERS_FIELD_NUMBER: builtins.int
@@ -1701,6 +1705,16 @@ class UsageReply(google.protobuf.message.Message):
     LANES_FIELD_NUMBER: builtins.int
     MOVED_FIELD_NUMBER: builtins.int
     COPIES_FIELD_NUMBER: builtins.int
+    @property
+    def routes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RouteTraffic]: ...
+    @property
+    def namespaces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NamespaceUsage]: ...
+    @property
+    def loads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoadState]:
+        """under way, then those that ended lately"""
+
+    @property
+    def ttl(self) -> Global___TtlHistogram: ...
     @property
     def node(self) -> kvstore.pb.types_pb2.NodeAddress: ...
     @property
@@ -1728,6 +1742,10 @@ class UsageReply(google.protobuf.message.Message):
     def __init__(
         self,
         *,
+        routes: collections.abc.Iterable[Global___RouteTraffic] | None = ...,
+        namespaces: collections.abc.Iterable[Global___NamespaceUsage] | None = ...,
+        loads: collections.abc.Iterable[Global___LoadState] | None = ...,
+        ttl: Global___TtlHistogram | None = ...,
         node: kvstore.pb.types_pb2.NodeAddress | None = ...,
         tiers: collections.abc.Iterable[Global___TierUsage] | None = ...,
         counters: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
@@ -1737,8 +1755,8 @@ class UsageReply(google.protobuf.message.Message):
         moved: collections.abc.Iterable[Global___LaneMoved] | None = ...,
         copies: collections.abc.Iterable[Global___NamespaceCopies] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["node", b"node"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["copies", b"copies", "counters", b"counters", "devices", b"devices", "lanes", b"lanes", "moved", b"moved", "node", b"node", "tiers", b"tiers", "violations", b"violations"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["node", b"node", "ttl", b"ttl"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["copies", b"copies", "counters", b"counters", "devices", b"devices", "lanes", b"lanes", "loads", b"loads", "moved", b"moved", "namespaces", b"namespaces", "node", b"node", "routes", b"routes", "tiers", b"tiers", "ttl", b"ttl", "violations", b"violations"]) -> None: ...
 
 Global___UsageReply: typing_extensions.TypeAlias = UsageReply
 
@@ -2041,9 +2059,402 @@ class ScrubReply(google.protobuf.message.Message):
 Global___ScrubReply: typing_extensions.TypeAlias = ScrubReply
 
 @typing.final
+class RouteTraffic(google.protobuf.message.Message):
+    """What loads of this node's clients got by one route from one tier, of whatever node."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROUTE_FIELD_NUMBER: builtins.int
+    TIER_FIELD_NUMBER: builtins.int
+    PIECES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    LAST_1MIN_BYTES_FIELD_NUMBER: builtins.int
+    LAST_10MIN_BYTES_FIELD_NUMBER: builtins.int
+    LAST_60MIN_BYTES_FIELD_NUMBER: builtins.int
+    route: builtins.str
+    """as LoadSource has it"""
+    tier: kvstore.pb.types_pb2.Tier.ValueType
+    pieces: builtins.int
+    bytes: builtins.int
+    """since the node started"""
+    last_1min_bytes: builtins.int
+    last_10min_bytes: builtins.int
+    last_60min_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        route: builtins.str = ...,
+        tier: kvstore.pb.types_pb2.Tier.ValueType = ...,
+        pieces: builtins.int = ...,
+        bytes: builtins.int = ...,
+        last_1min_bytes: builtins.int = ...,
+        last_10min_bytes: builtins.int = ...,
+        last_60min_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "last_10min_bytes", b"last_10min_bytes", "last_1min_bytes", b"last_1min_bytes", "last_60min_bytes", b"last_60min_bytes", "pieces", b"pieces", "route", b"route", "tier", b"tier"]) -> None: ...
+
+Global___RouteTraffic: typing_extensions.TypeAlias = RouteTraffic
+
+@typing.final
+class NamespaceUsage(google.protobuf.message.Message):
+    """What a node holds of one namespace, in all tiers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class GoneEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    TIERS_FIELD_NUMBER: builtins.int
+    GONE_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    tenant: builtins.str
+    model: builtins.str
+    """empty: not known, nobody has opened it since the node started"""
+    @property
+    def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NamespaceTier]: ...
+    @property
+    def gone(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """blocks that went since the node started, by reason (see docs/admin.md)"""
+
+    def __init__(
+        self,
+        *,
+        namespace_id: builtins.bytes = ...,
+        tenant: builtins.str = ...,
+        model: builtins.str = ...,
+        tiers: collections.abc.Iterable[Global___NamespaceTier] | None = ...,
+        gone: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gone", b"gone", "model", b"model", "namespace_id", b"namespace_id", "tenant", b"tenant", "tiers", b"tiers"]) -> None: ...
+
+Global___NamespaceUsage: typing_extensions.TypeAlias = NamespaceUsage
+
+@typing.final
+class NamespaceTier(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    tier: kvstore.pb.types_pb2.Tier.ValueType
+    blocks: builtins.int
+    bytes: builtins.int
+    """of slots"""
+    def __init__(
+        self,
+        *,
+        tier: kvstore.pb.types_pb2.Tier.ValueType = ...,
+        blocks: builtins.int = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "bytes", b"bytes", "tier", b"tier"]) -> None: ...
+
+Global___NamespaceTier: typing_extensions.TypeAlias = NamespaceTier
+
+@typing.final
+class LoadState(google.protobuf.message.Message):
+    """One `Load` call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    BLOCKS_ASKED_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    ARRIVED_BYTES_FIELD_NUMBER: builtins.int
+    AGE_MS_FIELD_NUMBER: builtins.int
+    ENDED_FIELD_NUMBER: builtins.int
+    TOOK_MS_FIELD_NUMBER: builtins.int
+    FIRST_MS_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """of this node's loads, from 1 up"""
+    tenant: builtins.str
+    namespace_id: builtins.bytes
+    blocks: builtins.int
+    """that were found"""
+    blocks_asked: builtins.int
+    bytes: builtins.int
+    """of what was found"""
+    arrived_bytes: builtins.int
+    age_ms: builtins.int
+    ended: builtins.bool
+    took_ms: builtins.int
+    """once it has ended"""
+    first_ms: builtins.int
+    """until the first bytes were there; 0: none yet, or at once"""
+    @property
+    def paths(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LoadPath]: ...
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        tenant: builtins.str = ...,
+        namespace_id: builtins.bytes = ...,
+        blocks: builtins.int = ...,
+        blocks_asked: builtins.int = ...,
+        bytes: builtins.int = ...,
+        arrived_bytes: builtins.int = ...,
+        age_ms: builtins.int = ...,
+        ended: builtins.bool = ...,
+        took_ms: builtins.int = ...,
+        first_ms: builtins.int = ...,
+        paths: collections.abc.Iterable[Global___LoadPath] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["age_ms", b"age_ms", "arrived_bytes", b"arrived_bytes", "blocks", b"blocks", "blocks_asked", b"blocks_asked", "bytes", b"bytes", "ended", b"ended", "first_ms", b"first_ms", "namespace_id", b"namespace_id", "number", b"number", "paths", b"paths", "tenant", b"tenant", "took_ms", b"took_ms"]) -> None: ...
+
+Global___LoadState: typing_extensions.TypeAlias = LoadState
+
+@typing.final
+class LoadPath(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROUTE_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    TIER_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    route: builtins.str
+    node_id: builtins.str
+    """whose bytes they are, or the helper's for a relay"""
+    tier: kvstore.pb.types_pb2.Tier.ValueType
+    bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        route: builtins.str = ...,
+        node_id: builtins.str = ...,
+        tier: kvstore.pb.types_pb2.Tier.ValueType = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "node_id", b"node_id", "route", b"route", "tier", b"tier"]) -> None: ...
+
+Global___LoadPath: typing_extensions.TypeAlias = LoadPath
+
+@typing.final
+class TtlHistogram(google.protobuf.message.Message):
+    """How long blocks live from now on: counts[i] of them for at most bounds_s[i] seconds, the last count for longer."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BOUNDS_S_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    SAMPLED_FIELD_NUMBER: builtins.int
+    sampled: builtins.bool
+    """by some of the keys, which are random, and scaled up"""
+    @property
+    def bounds_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        bounds_s: collections.abc.Iterable[builtins.int] | None = ...,
+        counts: collections.abc.Iterable[builtins.int] | None = ...,
+        sampled: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bounds_s", b"bounds_s", "counts", b"counts", "sampled", b"sampled"]) -> None: ...
+
+Global___TtlHistogram: typing_extensions.TypeAlias = TtlHistogram
+
+@typing.final
+class ExplainRequest(google.protobuf.message.Message):
+    """For operators: what this node knows of each key."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    SHARD_COUNT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    """empty: whichever has the keys"""
+    shard_count: builtins.int
+    """0 means 1"""
+    keys: builtins.bytes
+    """times shard_count no more than the keys of one message"""
+    namespaces: builtins.bool
+    """which others hold something here?"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+        shard_count: builtins.int = ...,
+        keys: builtins.bytes = ...,
+        namespaces: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "keys", b"keys", "namespace_id", b"namespace_id", "namespaces", b"namespaces", "shard_count", b"shard_count"]) -> None: ...
+
+Global___ExplainRequest: typing_extensions.TypeAlias = ExplainRequest
+
+@typing.final
+class ExplainReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: builtins.int
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    @property
+    def keys(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___KeyState]:
+        """all keys of rank 0, then all of rank 1, …"""
+
+    @property
+    def namespaces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___KnownNamespace]:
+        """at most 256"""
+
+    def __init__(
+        self,
+        *,
+        keys: collections.abc.Iterable[Global___KeyState] | None = ...,
+        namespaces: collections.abc.Iterable[Global___KnownNamespace] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["keys", b"keys", "namespaces", b"namespaces"]) -> None: ...
+
+Global___ExplainReply: typing_extensions.TypeAlias = ExplainReply
+
+@typing.final
+class KeyState(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIERS_FIELD_NUMBER: builtins.int
+    REMAINING_MS_FIELD_NUMBER: builtins.int
+    BEING_WRITTEN_FIELD_NUMBER: builtins.int
+    GONE_FIELD_NUMBER: builtins.int
+    GONE_MS_AGO_FIELD_NUMBER: builtins.int
+    DECLINED_FIELD_NUMBER: builtins.int
+    DECLINED_MS_AGO_FIELD_NUMBER: builtins.int
+    remaining_ms: builtins.int
+    being_written: builtins.bool
+    gone: builtins.str
+    """why it is not here, by what this node remembers; empty: nothing"""
+    gone_ms_ago: builtins.int
+    declined: builtins.bool
+    """a client of this node found it not worth loading, by what the node remembers"""
+    declined_ms_ago: builtins.int
+    @property
+    def tiers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[kvstore.pb.types_pb2.Tier.ValueType]:
+        """where it is"""
+
+    def __init__(
+        self,
+        *,
+        tiers: collections.abc.Iterable[kvstore.pb.types_pb2.Tier.ValueType] | None = ...,
+        remaining_ms: builtins.int = ...,
+        being_written: builtins.bool = ...,
+        gone: builtins.str = ...,
+        gone_ms_ago: builtins.int = ...,
+        declined: builtins.bool = ...,
+        declined_ms_ago: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["being_written", b"being_written", "declined", b"declined", "declined_ms_ago", b"declined_ms_ago", "gone", b"gone", "gone_ms_ago", b"gone_ms_ago", "remaining_ms", b"remaining_ms", "tiers", b"tiers"]) -> None: ...
+
+Global___KeyState: typing_extensions.TypeAlias = KeyState
+
+@typing.final
+class KnownNamespace(google.protobuf.message.Message):
+    """A namespace that holds blocks here."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    NAMESPACE_FIELD_NUMBER: builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    block_tokens: builtins.int
+    @property
+    def namespace(self) -> kvstore.pb.types_pb2.Namespace: ...
+    def __init__(
+        self,
+        *,
+        namespace_id: builtins.bytes = ...,
+        namespace: kvstore.pb.types_pb2.Namespace | None = ...,
+        block_tokens: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["namespace", b"namespace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block_tokens", b"block_tokens", "namespace", b"namespace", "namespace_id", b"namespace_id"]) -> None: ...
+
+Global___KnownNamespace: typing_extensions.TypeAlias = KnownNamespace
+
+@typing.final
+class DeclinedRequest(google.protobuf.message.Message):
+    """A client tells its node that it computes these blocks, though they are stored, for they would come later."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    session_id: builtins.bytes
+    namespace_id: builtins.bytes
+    keys: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        session_id: builtins.bytes = ...,
+        namespace_id: builtins.bytes = ...,
+        keys: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "keys", b"keys", "namespace_id", b"namespace_id", "session_id", b"session_id"]) -> None: ...
+
+Global___DeclinedRequest: typing_extensions.TypeAlias = DeclinedRequest
+
+@typing.final
+class DeclinedReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeclinedReply: typing_extensions.TypeAlias = DeclinedReply
+
+@typing.final
 class TierUsage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class GoneEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    GONE_FIELD_NUMBER: builtins.int
     TIER_FIELD_NUMBER: builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: builtins.int
     SLAB_BYTES_FIELD_NUMBER: builtins.int
@@ -2062,9 +2473,14 @@ class TierUsage(google.protobuf.message.Message):
     live_bytes: builtins.int
     pins: builtins.int
     leases: builtins.int
+    @property
+    def gone(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """copies that left the tier since the node started, by reason"""
+
     def __init__(
         self,
         *,
+        gone: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         tier: kvstore.pb.types_pb2.Tier.ValueType = ...,
         capacity_bytes: builtins.int = ...,
         slab_bytes: builtins.int = ...,
@@ -2075,7 +2491,7 @@ class TierUsage(google.protobuf.message.Message):
         pins: builtins.int = ...,
         leases: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["capacity_bytes", b"capacity_bytes", "free_slots", b"free_slots", "leases", b"leases", "live_bytes", b"live_bytes", "live_slots", b"live_slots", "pins", b"pins", "reserved_slots", b"reserved_slots", "slab_bytes", b"slab_bytes", "tier", b"tier"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capacity_bytes", b"capacity_bytes", "free_slots", b"free_slots", "gone", b"gone", "leases", b"leases", "live_bytes", b"live_bytes", "live_slots", b"live_slots", "pins", b"pins", "reserved_slots", b"reserved_slots", "slab_bytes", b"slab_bytes", "tier", b"tier"]) -> None: ...
 
 Global___TierUsage: typing_extensions.TypeAlias = TierUsage
 

@@ -145,6 +145,16 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.GetRulesRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.GetRulesReply.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/kvstore.v1.Node/Explain',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.ExplainReply.FromString,
+                _registered_method=True)
+        self.Declined = channel.unary_unary(
+                '/kvstore.v1.Node/Declined',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.DeclinedRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.DeclinedReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer(object):
@@ -283,6 +293,18 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Declined(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -395,6 +417,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.GetRules,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.GetRulesRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.GetRulesReply.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.ExplainRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.ExplainReply.SerializeToString,
+            ),
+            'Declined': grpc.unary_unary_rpc_method_handler(
+                    servicer.Declined,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.DeclinedRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.DeclinedReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -992,6 +1024,60 @@ class Node(object):
             '/kvstore.v1.Node/GetRules',
             kvstore_dot_pb_dot_node__pb2.GetRulesRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.GetRulesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Explain',
+            kvstore_dot_pb_dot_node__pb2.ExplainRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.ExplainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Declined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Declined',
+            kvstore_dot_pb_dot_node__pb2.DeclinedRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.DeclinedReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -377,7 +377,39 @@ _NodeGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType]):
+_NodeExplainType = typing_extensions.TypeVar(
+    '_NodeExplainType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ExplainRequest,
+        kvstore.pb.node_pb2.ExplainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ExplainRequest,
+        kvstore.pb.node_pb2.ExplainReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ExplainRequest,
+        kvstore.pb.node_pb2.ExplainReply,
+    ],
+)
+
+_NodeDeclinedType = typing_extensions.TypeVar(
+    '_NodeDeclinedType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DeclinedRequest,
+        kvstore.pb.node_pb2.DeclinedReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DeclinedRequest,
+        kvstore.pb.node_pb2.DeclinedReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DeclinedRequest,
+        kvstore.pb.node_pb2.DeclinedReply,
+    ],
+)
+
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeDeclinedType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -469,6 +501,14 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.GetRulesRequest,
             kvstore.pb.node_pb2.GetRulesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ExplainRequest,
+            kvstore.pb.node_pb2.ExplainReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.DeclinedRequest,
+            kvstore.pb.node_pb2.DeclinedReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -562,6 +602,14 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.GetRulesRequest,
             kvstore.pb.node_pb2.GetRulesReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ExplainRequest,
+            kvstore.pb.node_pb2.ExplainReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.DeclinedRequest,
+            kvstore.pb.node_pb2.DeclinedReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Attach: _NodeAttachType
@@ -607,6 +655,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     SetRules: _NodeSetRulesType
 
     GetRules: _NodeGetRulesType
+
+    Explain: _NodeExplainType
+
+    Declined: _NodeDeclinedType
 
 NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -696,6 +748,14 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.GetRulesRequest,
         kvstore.pb.node_pb2.GetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ExplainRequest,
+        kvstore.pb.node_pb2.ExplainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DeclinedRequest,
+        kvstore.pb.node_pb2.DeclinedReply,
     ],
 ]
 
@@ -855,5 +915,19 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.GetRulesRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.GetRulesReply, collections.abc.Awaitable[kvstore.pb.node_pb2.GetRulesReply]]: ...
+
+    @abc.abstractmethod
+    def Explain(
+        self,
+        request: kvstore.pb.node_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.ExplainReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ExplainReply]]: ...
+
+    @abc.abstractmethod
+    def Declined(
+        self,
+        request: kvstore.pb.node_pb2.DeclinedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.DeclinedReply, collections.abc.Awaitable[kvstore.pb.node_pb2.DeclinedReply]]: ...
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -80,6 +80,10 @@ def pin_outlives_its_table(small: SmallCatalog) -> None:
     slot_of(small, "b").state = SlotState.RETIRED
 
 
+def namespace_counts_too_few(small: SmallCatalog) -> None:
+    next(small.catalog.namespaces()).held_blocks[Tier.DRAM] -= 1
+
+
 DAMAGES = [
     forget_pin,
     free_behind_its_back,
@@ -96,6 +100,7 @@ DAMAGES = [
     candidate_is_lost,
     overdue_bytes_drift,
     pin_outlives_its_table,
+    namespace_counts_too_few,
 ]
 
 

@@ -1,0 +1,101 @@
+"""Which blocks a command of `kvstore admin` is about: a prompt's, or keys."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.blocks.keys import KEY_BYTES, chain
+from kvstore.blocks.layout import layout_from_fields
+from kvstore.blocks.namespace import Namespace
+from kvstore.errors import InvalidInput
+
+
+class Prefix(NamedTuple):
+    """namespace, tokens: None where only keys were named."""
+
+    namespace_id: bytes
+    keys: tuple[bytes, ...]
+    namespace: Namespace | None = None
+    tokens: "npt.NDArray[np.int64] | None" = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `asked` reads."""
+    parser.add_argument("--namespace-id", type=hex_key, metavar="HEX", help="16 bytes")
+    parser.add_argument("--keys", type=hex_key, nargs="+", metavar="HEX", help="16 bytes each, root first")
+    parser.add_argument(
+        "--namespace-json",
+        type=Path,
+        metavar="FILE",
+        help='a namespace: its fields, and "layout": {"block_tokens": …, "groups": [{…}]}',
+    )
+    parser.add_argument(
+        "--tokens", type=Path, metavar="FILE", help="the prompt's tokens: a JSON list, or numbers apart"
+    )
+
+
+def asked(args: argparse.Namespace) -> Prefix:
+    """What the command line names, in one of its two ways. Raises InvalidInput."""
+    if args.namespace_id and args.keys:
+        return Prefix(args.namespace_id, tuple(args.keys))
+    if args.namespace_json and args.tokens:
+        return prompt(args.namespace_json, args.tokens)
+    raise InvalidInput("either --namespace-id and --keys, or --namespace-json and --tokens, are needed")
+
+
+def prompt(namespace_json: Path, tokens_file: Path) -> Prefix:
+    """The blocks of a prompt. Raises InvalidInput."""
+    namespace, block_tokens = read_namespace(namespace_json)
+    tokens = _read_tokens(tokens_file)
+    return Prefix(namespace.id, chain(namespace.id, tokens, block_tokens).keys, namespace, tokens)
+
+
+def read_namespace(path: Path) -> tuple[Namespace, int]:
+    """A namespace and its tokens per block. Raises InvalidInput."""
+    fields = _read_json(path)
+    try:
+        layout = layout_from_fields(**fields.pop("layout"))
+        return Namespace.of(fields.pop("model"), layout, **fields), layout.block_tokens
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"{path}: not a namespace: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_read_text(path))
+    except ValueError as error:
+        raise InvalidInput(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{path}: a JSON object is needed")
+    return found
+
+
+def _read_tokens(path: Path) -> "npt.NDArray[np.int64]":
+    try:
+        return np.array(
+            [int(word) for word in _read_text(path).strip("[] \n").replace(",", " ").split()], dtype=np.int64
+        )
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"{path}: {error}") from error
+
+
+def hex_key(text: str) -> bytes:
+    """A key, or a namespace's id. Raises ArgumentTypeError."""
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != KEY_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r}: {2 * KEY_BYTES} hexadecimal digits are needed")
+    return value

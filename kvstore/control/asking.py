@@ -1,0 +1,59 @@
+"""Asking nodes, where they know better. A node that does not answer is an answer too."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc.aio
+
+from kvstore.control.directory import Directory, NodeState
+from kvstore.errors import InvalidInput, KVStoreError, NodeUnavailable
+from kvstore.pb import node_pb2_grpc
+from kvstore.rpc.channel import caller, open_channel
+from kvstore.rpc.status import from_rpc
+
+NODE_DEADLINE_S = 1.0
+"""Of a question that a node answers from memory."""
+NODES_ASKED_AT_ONCE = 64
+NODE_CALLER = caller("control plane")
+
+Reply = TypeVar("Reply")
+Call = Callable[["node_pb2_grpc.NodeAsyncStub"], Awaitable[Reply]]
+
+
+class Asking:
+    """Belongs to the event loop."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._turns = asyncio.Semaphore(NODES_ASKED_AT_ONCE)
+
+    async def all(self, call: Call[Reply]) -> dict[str, Reply | KVStoreError]:
+        """One call to every registered node; their answers by node id."""
+        states = self._directory.nodes()
+        answers = await asyncio.gather(*(self.state(state, call) for state in states))
+        return {state.address.node_id: answer for state, answer in zip(states, answers, strict=True)}
+
+    async def state(self, state: NodeState, call: Call[Reply]) -> Reply | KVStoreError:
+        """One call to a node."""
+        async with self._turns, open_channel(state.address.grpc) as channel:
+            try:
+                return await call(node_pb2_grpc.NodeStub(channel))
+            except grpc.aio.AioRpcError as error:
+                return from_rpc(error, NodeUnavailable, state.address.node_id)
+
+    async def one(self, node_id: str, call: Call[Reply]) -> Reply:
+        """One call to the node that an operator has named. Raises InvalidInput for one that is not registered, and what
+        the node answers."""
+        states = {state.address.node_id: state for state in self._directory.nodes()}
+        if node_id not in states:
+            raise InvalidInput(f"no node {node_id!r} is registered")
+        answer = await self.state(states[node_id], call)
+        if isinstance(answer, KVStoreError):
+            raise answer
+        return answer
+
+
+def why(answer: object) -> str:
+    """Why there is no answer; "" when there is one."""
+    return str(answer) if isinstance(answer, KVStoreError) else ""
