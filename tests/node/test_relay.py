@@ -16,7 +16,9 @@ from kvstore.blocks.layout import Layout
 from kvstore.client import AsyncClient, LoadResult, buffers
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.app import NodeServer
+from kvstore.node.board import Board
 from kvstore.node.networks import COMPUTE, STORAGE
+from kvstore.node.pieces import Piece
 from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import random_blocks
@@ -247,13 +249,26 @@ async def test_what_finds_no_room_is_relayed_all_the_same(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("moved_bytes", [0, SOME])
-async def test_a_load_that_is_cancelled_lets_go_everywhere(tmp_path: Path, moved_bytes: int) -> None:
-    """Whenever it is cancelled: the caller has its buffer back at once, and a second later no node holds anything of
-    it; nothing more is asked of anybody."""
-    async with relaying(tmp_path) as world:
+async def test_a_load_that_is_cancelled_lets_go_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved_bytes: int
+) -> None:
+    """Whenever it is cancelled: the caller has its buffer back at once, after 50 ms nothing more is begun anywhere, and
+    a second later no node holds anything of it."""
+    began_last_s = 0.0
+    take = Board.take
+
+    def noted(board: Board, path: int, now_ns: int, **how: Any) -> Piece | None:
+        nonlocal began_last_s
+        piece = take(board, path, now_ns, **how)
+        began_last_s = began_last_s if piece is None else time.monotonic()
+        return piece
+
+    monkeypatch.setattr(Board, "take", noted)
+    async with relaying(tmp_path, lane_bytes_max=512 * 1024) as world:
         match = await world.client.match(world.chain)
         target = np.zeros_like(world.source)
         nic(world.reader, STORAGE).faults.stalled = True
+        nic(world.helper, COMPUTE).faults.delay_s = 0.02  # it has not brought all by then
         load = world.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8)
         await eventually(lambda: world.helper.transfers.counters["relayed_bytes"] >= moved_bytes)
         began_s = time.monotonic()
@@ -261,7 +276,9 @@ async def test_a_load_that_is_cancelled_lets_go_everywhere(tmp_path: Path, moved
         assert time.monotonic() - began_s < 0.5
         written = target.copy()
         nic(world.reader, STORAGE).faults.stalled = False
+        nic(world.helper, COMPUTE).faults.delay_s = 0.0
         for node in (world.helper, world.storage, world.reader):
             await eventually(lambda node=node: not held_by(node) and not node.transfers.staged_bytes, 1.0)
+        assert bool(moved_bytes) <= began_last_s < began_s + 0.05
         await world.load()
         assert np.array_equal(target, written)
