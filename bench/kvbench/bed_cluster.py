@@ -56,11 +56,14 @@ class Engines:
 
 
 @asynccontextmanager
-async def store(bed: Testbed, folder: Path, capacity: Sequence[str]) -> AsyncIterator[Store]:
+async def store(
+    bed: Testbed, folder: Path, capacity: Sequence[str], control_options: Sequence[str] = ()
+) -> AsyncIterator[Store]:
     """capacity: options of the storage node's tiers."""
     async with AsyncExitStack() as stack:
         host = bed.topology.host("control")
-        control = await stack.enter_async_context(running("control", *_listen(host), *_LOG, prefix=bed.prefix(host)))
+        argv = (*_listen(host), *_LOG, *control_options)
+        control = await stack.enter_async_context(running("control", *argv, prefix=bed.prefix(host)))
         address, host = control.said["address"], bed.topology.host("storage")
         options = ("--roles", "storage", "--compute-device", host.nic(STORAGE).device, *capacity)
         node = await stack.enter_async_context(_node(bed, folder, address, host, options))

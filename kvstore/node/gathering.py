@@ -18,6 +18,7 @@ from kvstore.node.board import Board
 from kvstore.node.catalog import PinnedBlock, Pins, ShardId
 from kvstore.node.feed import Arrival, BoardFeed, Changed
 from kvstore.node.kept import KeptBlock
+from kvstore.node.loadlog import Progress
 from kvstore.node.networks import STORAGE
 from kvstore.node.pathmaker import Direct, PathMaker
 from kvstore.node.paths import HerePath, NodePath, Path, Source, opened
@@ -84,7 +85,7 @@ class Gathering:
         self.outcomes: list[Outcome] = []
         self.sources: list[Source] = []
         self.route = ""
-        self.bytes_by_route: dict[str, int] = {}
+        self.progress = Progress(self.count + int(start.tail))
 
     # ---- the plan --------------------------------------------------------------------------------------------------
 
@@ -110,6 +111,8 @@ class Gathering:
         self._usable = next(
             (block for block, outcome in enumerate(self.outcomes) if outcome is not Outcome.READY), len(self.outcomes)
         )
+        self.progress.found_blocks = self._usable
+        self.progress.found_bytes = self._usable * self._layout.block_bytes
         wanted = [block for block in sorted(ready) if block < self._usable]
         self._take_kept([block for block in absent if block < self._usable])
         groups = cut(self._layout, self._groups, wanted, self._config.piece_bytes)
@@ -262,7 +265,9 @@ class Gathering:
         source = self._source(number, arrival.piece.block)
         if source not in self.sources:
             self.sources.append(source)
-        self.bytes_by_route[source.route] = self.bytes_by_route.get(source.route, 0) + arrival.piece.length
+        self.progress.first_ns = self.progress.first_ns or self._custody.clock()
+        self.progress.arrived[source] += arrival.piece.length
+        self._resources.counters[f"loaded_{source.route}_bytes"] += arrival.piece.length
         if source.route == "direct":
             self._promise(max(0, self._promised_bytes - arrival.piece.length))
         self._told.append((number, arrival.piece))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from kvstore.errors import DeadlineExceeded, InvalidInput
 from kvstore.node.background import Background, together
 from kvstore.node.gathering import Gathering, Told
+from kvstore.node.loadlog import LoadLog, Progress
 from kvstore.node.paths import Source
 from kvstore.node.resources import Resources
 from kvstore.node.sessions import Session
@@ -28,10 +29,15 @@ class Loads:
     def __init__(self, resources: Resources, background: Background) -> None:
         self.resources = resources
         self._background = background
+        self._log = LoadLog()
 
     @property
     def counters(self) -> dict[str, int]:
         return self.resources.counters
+
+    def states(self) -> list[node_pb2.LoadState]:
+        """Those under way, then those that ended lately."""
+        return self._log.states(self.resources.custody.clock())
 
     async def serve(
         self, requests: AsyncIterator[node_pb2.LoadUp], admit: Callable[[bytes, bytes], Session]
@@ -46,6 +52,8 @@ class Loads:
         session = admit(start.session_id, start.namespace_id)
         load = _Load(self.resources, session, start)
         self.counters["loads"] += 1
+        clock = self.resources.custody.clock
+        entry = self._log.begin(session.tenant, start.namespace_id, load.progress, clock())
         try:
             async with asyncio.timeout(max(start.deadline_ms, 1) / 1000):
                 work = asyncio.create_task(load.run(stream))
@@ -61,6 +69,7 @@ class Loads:
         except TimeoutError:
             raise DeadlineExceeded(f"the load did not finish within {start.deadline_ms} ms") from None
         finally:
+            self._log.end(entry, clock())
             self._background.spawn(load.settle())
 
 
@@ -78,6 +87,10 @@ class _Load:
         self._pace = Pace(_MESSAGE_PACE_S)
         self._closed = False
         self._corrupt_pieces = 0
+
+    @property
+    def progress(self) -> Progress:
+        return self._gathering.progress
 
     async def run(self, requests: AsyncIterator[node_pb2.LoadUp]) -> None:
         """Plans, gathers, and says what became of it; until the client has ended its side."""
@@ -152,8 +165,6 @@ class _Load:
 
     async def settle(self) -> None:
         await self._gathering.settle()
-        for route, moved in self._gathering.bytes_by_route.items():
-            self._resources.counters[f"loaded_{route}_bytes"] += moved
 
 
 def _source(source: Source) -> node_pb2.LoadSource:

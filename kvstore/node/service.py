@@ -378,6 +378,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             tiers=tiers,
             devices=self._disks.usage() if self._disks is not None else [],
             counters=counters,
+            loads=self._loads.states(),
             lanes=self._lane_loads(),
             moved=self._lanes_moved(),
             copies=self._census.usage() if self._census is not None else [],

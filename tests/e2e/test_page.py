@@ -123,6 +123,9 @@ async def test_it_updates_during_a_load(site: Site) -> None:
     try:
         await expect(arriving).to_be_visible(timeout=10_000)
         await expect(peers).to_have_count(1, timeout=10_000)
+        ended = site.page.locator("#loads tbody tr")
+        await expect(ended.first).to_contain_text(f"{BLOCKS}", timeout=10_000)
+        await expect(ended.first.locator("[data-tint=peer]")).to_have_count(1)
         await turns(lambda: site.tile("Hit ratio"), lambda text: text.endswith("%") and text != "0 %")
     finally:
         loading.cancel()
@@ -145,21 +148,30 @@ async def test_a_killed_node_is_down_within_three_seconds(site: Site) -> None:
     await expect(site.node("far", "up")).to_be_visible()
 
 
-async def test_a_search_shows_where_blocks_are(site: Site) -> None:
-    """By keys and by tokens; a block that is nowhere ends the prefix; what is no search is said so."""
+async def test_a_search_shows_where_blocks_are_and_why_they_are_not(site: Site) -> None:
+    """By keys, and by tokens in whichever namespace has them; a block that is nowhere ends the prefix, and the reason
+    is said; so is what is no search."""
     client = await site.stored()
+    # Another namespace, with other blocks: the prompt is found in the one that has it.
+    other = await site.processes.client(site.nodes["far"], model="other")
+    await other.store(TOKENS[: LAYOUT.block_tokens], buffers.contiguous(random_blocks(LAYOUT, 1), LAYOUT))
+    found = site.page.locator("#found")
+
+    async def search(what: str, namespace: str = "") -> None:
+        await site.page.fill("#search-what", what)
+        await site.page.fill("#search-namespace", namespace)
+        await site.page.get_by_role("button", name="Find", exact=True).click()
+
     chain = client.chain(TOKENS)
-    page, found = site.page, site.page.locator("#found")
-    await page.fill("#search-namespace", chain.namespace_id.hex())
-    await page.fill("#search-what", " ".join([*(key.hex() for key in chain.keys[:2]), "ab" * 16]))
-    await page.get_by_role("button", name="Find").click()
+    await search(" ".join([*(key.hex() for key in chain.keys[:2]), "ab" * 16]))
     await expect(found.locator(".summary")).to_contain_text("2 of 3 blocks")
+    await expect(found.locator(".summary")).to_contain_text("Block 2 ends the prefix: never stored")
     assert "near DRAM" in await found.locator("tbody tr").first.inner_text()
-    await page.fill("#search-what", str(TOKENS[: LAYOUT.block_tokens * 5].tolist()))
-    await page.get_by_role("button", name="Find").click()
-    await expect(found.locator(".summary")).to_contain_text("5 of 5 blocks")
-    await page.fill("#search-what", "not a key")
-    await page.get_by_role("button", name="Find").click()
+    await search(str(TOKENS[: LAYOUT.block_tokens * 5].tolist()))
+    await expect(found.locator(".summary")).to_contain_text("5 of 5 blocks can be loaded in test of default")
+    await search(str(TOKENS.tolist()), other.chain(TOKENS).namespace_id.hex())
+    await expect(found.locator(".summary")).to_contain_text(f"1 of {BLOCKS} blocks can be loaded in other")
+    await search("not a key")
     await expect(found.locator(".notice")).to_contain_text("hexadecimal")
 
 
@@ -173,13 +185,13 @@ async def test_everything_is_reached_by_keyboard(site: Site) -> None:
         visited.append(await page.evaluate(f"{ACTIVE}.id || {ACTIVE}.getAttribute('href') || {ACTIVE}.tagName"))
         outline = f"getComputedStyle({ACTIVE}.type === 'radio' ? {ACTIVE}.nextElementSibling : {ACTIVE}).outlineStyle"
         assert await page.evaluate(outline) != "none", visited
-        if visited[-1] == "search-block-tokens":
+        if visited[-1] == "search-namespace":
             break
-    wanted = ["#cluster", "#charts", "#find", "theme", "svg", "search-namespace", "search-what", "search-block-tokens"]
+    wanted = ["#cluster", "#loads", "#charts", "#find", "theme", "svg", "search-what", "search-namespace"]
     places = [visited.index(place) for place in wanted]
     assert places == sorted(places)
     await page.keyboard.press("Enter")
-    assert await page.evaluate("document.querySelector('#search-namespace:invalid') !== null")
+    assert await page.evaluate("document.querySelector('#search-what:invalid') !== null")
     plot = page.locator("#plots svg").first
     await turns(lambda: plot.get_attribute("aria-label"), lambda text: "no data" not in text)
     await plot.focus()

@@ -391,6 +391,30 @@ async def in_hbm_alone(here: Site, memory: SlowHbm) -> tuple[NodeServer, AsyncCl
     return node, client, chain
 
 
+async def test_operators_see_a_load_under_way_and_after_its_end(here: Site) -> None:
+    """With what was found, what has come and by which way, also while it goes on; so do the node's counters."""
+    node = await here.node()
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client, blocks=BLOCKS + 1)
+    await store(client, chain, BLOCKS)
+    load = await begin(client, chain)
+    await load.until_done()
+    (state,) = node.loads.states()
+    found_bytes = BLOCKS * LAYOUT.block_bytes
+    assert (state.ended, state.tenant, state.namespace_id) == (False, "default", chain.namespace_id)
+    assert (state.blocks_asked, state.blocks, state.bytes, state.arrived_bytes) == (
+        BLOCKS + 1,
+        BLOCKS,
+        found_bytes,
+        found_bytes,
+    )
+    assert [(path.route, path.node_id, path.bytes) for path in state.paths] == [("local", node.node_id, found_bytes)]
+    assert node.loads.counters["loaded_local_bytes"] == found_bytes
+    await load.end()
+    await eventually(lambda: node.loads.states()[0].ended)
+    assert node.loads.states()[0].took_ms >= node.loads.states()[0].first_ms > 0
+
+
 async def within(work: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(work, DEADLINE_S)
 

@@ -8,16 +8,17 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from kvstore.control.page import view
-from kvstore.control.page.asking import Look
-from kvstore.control.page.history import ASKED, MATCHED, STRETCH_MS, History
-from kvstore.control.page.rates import Rates
+from kvstore.control.page.history import ASKED, FIRST, MATCHED, STRETCH_MS, TOOK, History
+from kvstore.control.page.rates import Fresh, Rates
+from kvstore.control.page.source import Look
 from kvstore.errors import KVStoreError, Refused
-from kvstore.pb import node_pb2
+from kvstore.pb import admin_pb2, node_pb2
 
 VIEWERS_MAX = 64
 BEAT_S = 5.0
@@ -39,6 +40,7 @@ class Feed:
         self._interval_s = interval_ms / 1000
         self._clock = clock
         self._rates = Rates()
+        self._ended = Fresh()
         self._history = History()
         self._began_ms = self._looked_ms = clock()
         self._state: dict[str, Any] = {}
@@ -136,6 +138,9 @@ class Feed:
                     rate = risen.pop(_lane_counter(lane.lane), 0) * 1000 / max(1, span_ms)
                     lane_rates[node.node_id, lane.lane] = rate
                 counted += risen
+        ended = _ended(look.stats)
+        for load in (ended[name] for name in self._ended.of(ended)):
+            counted += Counter({FIRST: load.first_ms, TOOK: load.took_ms})
         self._rates.keep([_CONTROL, *(node.node_id for node in look.stats.nodes)])
         self._history.add(counted, self._looked_ms, now_ms)
         self._looked_ms = now_ms
@@ -147,6 +152,15 @@ class Feed:
         self._version += 1
         self._news.set()
         self._news = asyncio.Event()
+
+
+def _ended(stats: admin_pb2.StatsReply) -> dict[object, node_pb2.LoadState]:
+    return {
+        (node.node_id, node.usage.node.incarnation, load.number): load
+        for node in stats.nodes
+        for load in node.usage.loads
+        if load.ended
+    }
 
 
 def _counters(usage: node_pb2.UsageReply) -> dict[str, int]:

@@ -10,6 +10,7 @@ STRETCHES_MAX = 900
 
 # What the charts show, and the nodes' counters that add up to it.
 BYTES = {route: (f"loaded_{route}_bytes",) for route in ("local", "peer", "direct", "relay")}
+KEPT = {"stored": ("stored_blocks",), "spilled": ("spilled_blocks",), "copied": ("copies_taken",)}
 GONE = {"pressure": ("evicted_pressure",), "expired": ("expired",)}
 FAULTS = {
     "corrupt": ("corrupt_in_memory", "corrupt_on_disk", "corrupt_pieces", "scrub_dropped"),
@@ -19,6 +20,8 @@ FAULTS = {
     "refused": ("refused",),
 }
 ASKED, MATCHED = "asked_blocks", "matched_blocks"
+FIRST, TOOK = "loads_first_ms", "loads_took_ms"
+"""Of loads that ended: until their first bytes, and in all."""
 
 
 @dataclass(slots=True)
@@ -36,7 +39,10 @@ class Stretch:
             "span_ms": self.ended_ms - self.began_ms,
             "asked": self.counted[ASKED],
             "matched": self.counted[MATCHED],
+            "first_ms": self.counted[FIRST],
+            "took_ms": self.counted[TOOK],
             "bytes": self._sums(BYTES),
+            "kept": self._sums(KEPT),
             "gone": self._sums(GONE),
             "faults": self._sums(FAULTS),
         }

@@ -5,7 +5,7 @@ stretch; one that is seen for the first time may have counted for long, so it ad
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -14,6 +14,18 @@ class _Seen:
     incarnation: int
     at_ms: int
     counters: Mapping[str, int]
+
+
+class Fresh:
+    """Which of the things that are listed for a while were not there at the look before; none at the first look."""
+
+    def __init__(self) -> None:
+        self._seen: frozenset[object] | None = None
+
+    def of(self, listed: Iterable[object]) -> frozenset[object]:
+        now = frozenset(listed)
+        before, self._seen = self._seen, now
+        return frozenset() if before is None else now - before
 
 
 class Rates:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from kvstore.control.page.asking import Asking
 from kvstore.control.page.feed import Feed
 from kvstore.control.page.site import make_site
+from kvstore.control.page.source import Source
 from kvstore.errors import ConfigError
 from kvstore.rpc.bind import expect_accepted, is_local
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 class PageServer:
     """A running page. `url`: where a browser finds it."""
 
-    def __init__(self, listener: socket.socket, url: str, server: "_Server", feed: Feed, asking: Asking) -> None:
+    def __init__(self, listener: socket.socket, url: str, server: "_Server", feed: Feed, source: Source) -> None:
         self.url = url
         self._server = server
         self._feed = feed
-        self._asking = asking
+        self._source = source
         self._serving = asyncio.create_task(server.serve([listener]), name="page")
 
     @classmethod
@@ -40,10 +40,10 @@ class PageServer:
         Raises ConfigError for an address that cannot be bound, or that other hosts reach without `insecure`.
         """
         listener = _bound(listen, insecure=insecure)
-        asking = Asking(control)
-        feed = Feed(asking.look, interval_ms, clock)
+        source = Source(control)
+        feed = Feed(source.look, interval_ms, clock)
         host, port = listener.getsockname()[:2]
-        site = make_site(feed, asking, _LOCAL_HOSTS if is_local(listen) else ("*",))
+        site = make_site(feed, source, _LOCAL_HOSTS if is_local(listen) else ("*",))
         config = uvicorn.Config(
             site,
             http="h11",
@@ -59,14 +59,14 @@ class PageServer:
         )
         url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
         log.info("page on %s", url)
-        return cls(listener, url, _Server(config), feed, asking)
+        return cls(listener, url, _Server(config), feed, source)
 
     async def stop(self) -> None:
         """Ends all streams and requests within a second or so. Idempotent."""
         await self._feed.close()
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
-        await self._asking.close()
+        await self._source.close()
 
     def __repr__(self) -> str:
         return f"PageServer({self.url})"

@@ -19,10 +19,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvstore import errors as e
-from kvstore.control.page.asking import Asking
 from kvstore.control.page.feed import Event, Feed
-from kvstore.control.page.search import read_search
-from kvstore.control.page.view import found
+from kvstore.control.page.search import find, read_search
+from kvstore.control.page.source import Source
 
 STATIC = Path(__file__).with_name("static")
 SEARCH_BYTES_MAX = 4 * 1024 * 1024
@@ -53,7 +52,7 @@ _STATUS: dict[type[e.KVStoreError], int] = {
 }
 
 
-def make_site(feed: Feed, asking: Asking, hosts: Sequence[str]) -> ASGIApp:
+def make_site(feed: Feed, source: Source, hosts: Sequence[str]) -> ASGIApp:
     """hosts: names by which browsers may call it, "*" for any. Where a name resolves to is its owner's choice: without
     a list, a page from elsewhere could read this one under a name of its own that leads here (DNS rebinding)."""
 
@@ -68,8 +67,7 @@ def make_site(feed: Feed, asking: Asking, hosts: Sequence[str]) -> ASGIApp:
         return Response(await feed.state(), media_type="application/json")
 
     async def search(request: Request) -> Response:
-        asked = read_search(await _body(request))
-        return JSONResponse(found((await asking.find(asked.namespace_id, asked.keys)).blocks))
+        return JSONResponse(await find(source, read_search(await _body(request))))
 
     return Starlette(
         routes=[

@@ -1,11 +1,12 @@
 """The cluster as the page gets it: JSON made of `Admin`'s answers. No I/O, no clock; bytes and counts as they are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kvstore.blocks.state import Tier
-from kvstore.control.page.asking import Look
 from kvstore.control.page.history import FAULTS
+from kvstore.control.page.source import Look
+from kvstore.control.page.spaces import namespaces
 from kvstore.pb import admin_pb2, node_pb2, types_pb2
 
 UP, MUTE, DOWN = "up", "mute", "down"
@@ -25,6 +26,8 @@ def cluster(look: Look, rates: LaneRates) -> dict[str, Any]:
         "balance": {"nics": stats.storage_nics, "max_to_avg": stats.storage_nic_max_to_avg},
         "nodes": [_node(state, usages.get(state.address.node_id), rates) for state in nodes],
         "copies": [_copies(each) for each in stats.copies],
+        "loads": [_load(node.node_id, load) for node in stats.nodes for load in node.usage.loads],
+        "namespaces": namespaces(stats),
     }
 
 
@@ -109,13 +112,47 @@ def _copies(copies: node_pb2.NamespaceCopies) -> dict[str, Any]:
     }
 
 
-def found(blocks: Iterable[admin_pb2.BlockLocations]) -> dict[str, Any]:
-    """Where each block of a prefix is."""
+def _load(node_id: str, load: node_pb2.LoadState) -> dict[str, Any]:
     return {
-        "blocks": [
-            {"key": block.key.hex(), "places": [_place(location) for location in block.locations]} for block in blocks
-        ]
+        "node": node_id,
+        "number": load.number,
+        "tenant": load.tenant,
+        "namespace": load.namespace_id.hex(),
+        "blocks": load.blocks,
+        "asked": load.blocks_asked,
+        "bytes": load.bytes,
+        "arrived_bytes": load.arrived_bytes,
+        "age_ms": load.age_ms,
+        "ended": load.ended,
+        "took_ms": load.took_ms,
+        "first_ms": load.first_ms,
+        "paths": [
+            {"route": path.route, "node": path.node_id, "tier": Tier(path.tier).name, "bytes": path.bytes}
+            for path in load.paths
+        ],
     }
+
+
+def explained(reply: admin_pb2.ExplainPrefixReply, place: admin_pb2.NearNamespace | None) -> dict[str, Any]:
+    """Where each block of a prefix is, and why it is nowhere. place: the namespace that was searched, if known."""
+    return {
+        "namespace": None if place is None else _named(place),
+        "matched": reply.matched_blocks,
+        "blocks": [
+            {
+                "key": block.key.hex(),
+                "verdict": block.verdict,
+                "text": block.text,
+                "places": [_place(location) for location in block.locations],
+            }
+            for block in reply.blocks
+        ],
+        "unreached": [{"node": node.node_id, "error": node.error} for node in reply.unreached],
+    }
+
+
+def _named(place: admin_pb2.NearNamespace) -> dict[str, Any]:
+    return {"id": place.namespace_id.hex(), "tenant": place.namespace.tenant, "model": place.namespace.model}
 
 
 def _place(location: admin_pb2.BlockLocation) -> dict[str, Any]:

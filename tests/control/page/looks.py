@@ -1,6 +1,6 @@
 """Answers of `Admin` for tests of the page."""
 
-from kvstore.control.page.asking import Look
+from kvstore.control.page.source import Look
 from kvstore.pb import admin_pb2, node_pb2, types_pb2
 
 

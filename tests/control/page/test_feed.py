@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from kvstore.control.page import feed as feed_module
-from kvstore.control.page.asking import Look
 from kvstore.control.page.feed import VIEWERS_MAX, Event, Feed
 from kvstore.control.page.history import STRETCH_MS
+from kvstore.control.page.source import Look
 from kvstore.errors import ControlUnavailable, Refused
 from kvstore.pb import admin_pb2
 from tests.control.page.looks import look, node_usage
@@ -85,6 +85,26 @@ async def test_a_lane_that_was_silent_is_measured_over_its_silence() -> None:
     async with watching(cluster) as feed, aclosing(feed.events()) as stream:
         state = await until(stream, "state", lambda state: state["nodes"][0]["lanes"][:1] and cluster.looks >= 5)
     assert state["nodes"][0]["lanes"][0]["bytes_per_s"] in (0, 2000)
+
+
+async def test_a_load_that_ended_counts_once_for_the_charts() -> None:
+    """However long it stays listed; those that had ended before the first look do not count."""
+    cluster = Cluster(step_ms=STRETCH_MS)
+
+    def ended(*numbers: int) -> Look:
+        usage = node_usage("a")
+        for number in numbers:
+            usage.usage.loads.add(number=number, ended=True, first_ms=number, took_ms=10 * number)
+        usage.usage.loads.add(number=9, first_ms=5)
+        return look(usage)
+
+    cluster.answer = lambda: ended(1) if cluster.looks < 3 else ended(1, 2, 3)
+    async with watching(cluster) as feed, aclosing(feed.events()) as stream:
+        points: list[dict[str, int]] = []
+        while len(points) < 6:
+            points += (await until(stream, "points"))["points"]
+    assert [(point["first_ms"], point["took_ms"]) for point in points[:6]].count((0, 0)) == 5
+    assert sum(point["took_ms"] for point in points) == 50
 
 
 async def test_charts_go_on_where_a_lost_stream_ended() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.control.page.rates import Rates
+from kvstore.control.page.rates import Fresh, Rates
 
 
 def test_what_was_counted_before_the_first_look_belongs_to_no_stretch() -> None:
@@ -38,3 +38,11 @@ def test_nothing_is_counted_twice_and_nothing_is_lost(steps: list[int]) -> None:
         total += step
         seen += rates.risen("a", 1, {"bytes": total}, number)[0]["bytes"]
     assert seen == total
+
+
+def test_what_is_listed_for_a_while_is_fresh_once() -> None:
+    """Nothing at the first look; then what was not listed at the look before."""
+    fresh = Fresh()
+    assert fresh.of([1, 2]) == set()
+    assert fresh.of([2, 3]) == {3}
+    assert fresh.of([2, 3]) == set()

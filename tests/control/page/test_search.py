@@ -3,13 +3,12 @@
 import contextlib
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.blocks.keys import chain
-from kvstore.control.page.search import BLOCK_TOKENS_MAX, Search, read_search
+from kvstore.blocks.keys import TOKENS_MAX
+from kvstore.control.page.search import Search, read_search
 from kvstore.errors import InvalidInput, KVStoreError, TooLarge
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
@@ -21,37 +20,28 @@ def asked(**fields: Any) -> dict[str, Any]:
     return {"namespace": NAMESPACE.hex(), **fields}
 
 
-def test_keys_are_taken_as_they_are() -> None:
-    """In the order given."""
-    assert read_search(asked(keys=[KEY.hex(), NAMESPACE.hex()])) == Search(NAMESPACE, KEY + NAMESPACE)
-
-
-def test_tokens_become_the_keys_that_clients_make() -> None:
-    """The partial block at the end has none."""
-    tokens = np.arange(200, dtype=np.uint32)
-    found = read_search(asked(tokens=tokens.tolist(), block_tokens=64))
-    assert found.keys == chain(NAMESPACE, tokens, 64).packed
-    assert len(found.keys) == 3 * 16
+def test_keys_and_tokens_are_taken_as_they_are() -> None:
+    """In the order given; a namespace may be left out."""
+    assert read_search(asked(keys=[KEY.hex(), NAMESPACE.hex()])) == Search(NAMESPACE, keys=(KEY, NAMESPACE))
+    assert read_search({"tokens": [1, 2**32 - 1], "namespace": ""}) == Search(b"", tokens=(1, 2**32 - 1))
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ([], "object"),
-        ({}, "namespace"),
+        ({}, "keys"),
         ({"namespace": "zz" * 16}, "namespace"),
+        ({"namespace": 3}, "namespace"),
         (asked(), "keys"),
         (asked(keys=[]), "keys"),
         (asked(keys="ab"), "keys"),
         (asked(keys=[KEY.hex(), "ab"]), "keys"),
-        (asked(tokens=[1, -1], block_tokens=1), "tokens"),
-        (asked(tokens=[1, True], block_tokens=1), "tokens"),
-        (asked(tokens=[2**32], block_tokens=1), "tokens"),
-        (asked(tokens=[1.0], block_tokens=1), "tokens"),
-        (asked(tokens=[], block_tokens=1), "tokens"),
-        (asked(tokens=[1]), "block_tokens"),
-        (asked(tokens=[1], block_tokens=BLOCK_TOKENS_MAX + 1), "block_tokens"),
-        (asked(tokens=[1] * 63, block_tokens=64), "63 tokens are less"),
+        (asked(tokens=[1, -1]), "tokens"),
+        (asked(tokens=[1, True]), "tokens"),
+        (asked(tokens=[2**32]), "tokens"),
+        (asked(tokens=[1.0]), "tokens"),
+        (asked(tokens=[]), "tokens"),
     ],
 )
 def test_what_is_wrong_is_named(wrong: Any, says: str) -> None:
@@ -61,9 +51,11 @@ def test_what_is_wrong_is_named(wrong: Any, says: str) -> None:
 
 
 def test_a_search_is_bounded() -> None:
-    """By what one message to the control plane may hold."""
+    """By what one message to the control plane may hold, and one prompt."""
     with pytest.raises(TooLarge, match="shorter prefix"):
-        read_search(asked(tokens=[0] * (KEYS_PER_MESSAGE_MAX + 1), block_tokens=1))
+        read_search(asked(keys=[KEY.hex()] * (KEYS_PER_MESSAGE_MAX + 1)))
+    with pytest.raises(TooLarge, match="tokens"):
+        read_search(asked(tokens=[0] * (TOKENS_MAX + 1)))
 
 
 json_values = st.recursive(
@@ -72,7 +64,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["namespace", "keys", "tokens", "block_tokens"]), json_values) | json_values)
+@given(st.dictionaries(st.sampled_from(["namespace", "keys", "tokens"]), json_values) | json_values)
 def test_no_json_breaks_it(value: Any) -> None:
     """A typed refusal, or a search."""
     with contextlib.suppress(KVStoreError):

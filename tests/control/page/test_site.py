@@ -19,7 +19,7 @@ from kvstore.errors import ConfigError
 from kvstore.pb import control_pb2_grpc
 from kvstore.rpc.channel import open_channel
 from tests.contracts.index import key
-from tests.control.conftest import NAMESPACE, FakeNode
+from tests.control.conftest import FakeNode
 from tests.waiting import eventually
 
 KEYS = [key(i) for i in range(4)]
@@ -107,14 +107,23 @@ async def test_events_flow(http: httpx2.AsyncClient) -> None:
     assert names[:2] == ["event: points", "event: state"]
 
 
-async def test_a_search_answers_where_blocks_are(http: httpx2.AsyncClient, node: FakeNode) -> None:
-    """One entry per key, also where nothing is."""
-    asked = {"namespace": NAMESPACE.hex(), "keys": [key.hex() for key in KEYS]}
-    blocks = (await http.post("/api/search", json=asked)).json()["blocks"]
-    assert [block["key"] for block in blocks] == asked["keys"]
-    assert [[(place["node"], place["tier"]) for place in block["places"]] for block in blocks] == [
-        [("a", "DRAM")]
-    ] * 3 + [[]]
+async def test_a_search_says_of_every_block_where_it_is_and_why_it_is_not(
+    http: httpx2.AsyncClient, node: FakeNode
+) -> None:
+    """One entry per key; a node that does not answer is named."""
+    keys = [key.hex() for key in KEYS]
+    answer = (await http.post("/api/search", json={"keys": keys})).json()
+    assert ([block["key"] for block in answer["blocks"]], answer["matched"]) == (keys, 3)
+    places = [[(place["node"], place["tier"]) for place in block["places"]] for block in answer["blocks"]]
+    assert places == [[("a", "DRAM")]] * 3 + [[]]
+    assert [block["verdict"] for block in answer["blocks"]] == ["node_down"] * 3 + ["unknown"]
+    assert [each["node"] for each in answer["unreached"]] == ["a"]
+
+
+async def test_a_prompt_where_nothing_is_stored(http: httpx2.AsyncClient) -> None:
+    """Is told so."""
+    answer = await http.post("/api/search", json={"tokens": [1, 2, 3]})
+    assert (answer.status_code, answer.json()["text"]) == (400, "nothing is stored yet")
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,17 @@ export const CHARTS = [
     series: [{ label: "blocks found of those asked for", tint: "hit", of: (point) => (point.asked ? point.matched / point.asked : null) }],
   },
   {
+    title: "TTFT share of loads", show: percent, most: () => 1, none: "No load has ended yet",
+    series: [{ label: "time to the first bytes, of the whole load’s", tint: "hit", of: (point) => (point.took_ms ? point.first_ms / point.took_ms : null) }],
+  },
+  {
     title: "Loaded, by route", show: rate, stacked: true, none: "Nothing was loaded yet",
     series: among("bytes", [["local", "local", "local"], ["peer", "peer", "peer"], ["direct", "direct, own SNIC", "direct"],
       ["relay", "relay, a helper’s SNIC", "relay"]]),
+  },
+  {
+    title: "Blocks stored", show: perSecond, none: "None was stored yet",
+    series: among("kept", [["stored", "stored", "stored"], ["spilled", "spilled to NVMe", "spilled"], ["copied", "copied to other nodes", "copied"]]),
   },
   {
     title: "Blocks gone", show: perSecond, stacked: true, none: "None went",

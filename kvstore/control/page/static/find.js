@@ -1,4 +1,4 @@
-// The search: where the blocks of a prefix are.
+// The search: where the blocks of a prefix are, and why they are nowhere.
 
 import { make } from "./dom.js";
 import { plural, seconds } from "./units.js";
@@ -22,14 +22,11 @@ export function startFind(form, found) {
 }
 
 async function ask(form) {
-  const fields = Object.fromEntries(new FormData(form));
-  const what = fields.what.trim();
-  const words = what.replace(/[[\],]/g, " ").split(/\s+/).filter(Boolean);
+  const namespace = form.elements.namespace.value.trim();
+  const words = form.elements.what.value.replace(/[[\],]/g, " ").split(/\s+/).filter(Boolean);
   // Keys have 32 digits, tokens are numbers below 2**32: nothing is both.
   const isTokens = words.length > 0 && words.every((word) => /^\d{1,10}$/.test(word));
-  const asked = isTokens
-    ? { namespace: fields.namespace.trim(), tokens: words.map(Number), block_tokens: Number(fields.block_tokens) }
-    : { namespace: fields.namespace.trim(), keys: words };
+  const asked = { namespace, ...(isTokens ? { tokens: words.map(Number) } : { keys: words }) };
   const response = await fetch("/api/search", {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked),
   }).catch(() => {
@@ -40,33 +37,40 @@ async function ask(form) {
   return answer;
 }
 
-function shown({ blocks }) {
-  const readable = (block) => block.places.some((place) => place.alive);
-  const prefix = blocks.findIndex((block) => !readable(block));
-  const matched = prefix < 0 ? blocks.length : prefix;
+function shown({ namespace, matched, blocks, unreached }) {
+  const where = namespace ? ` in ${namespace.model} of ${namespace.tenant}` : "";
+  const ends = blocks[matched];
   const summary = make("p", { class: "summary" }, make("strong", {}, `${matched} of ${plural(blocks.length, "block")}`),
-    matched === blocks.length ? " can be loaded." : ` can be loaded; block ${matched} is where the prefix ends.`);
+    ends ? ` can be loaded${where}. Block ${matched} ends the prefix: ${said(ends)}.` : ` can be loaded${where}.`);
   const strip = make("div", { class: "strip", role: "img", "aria-label": summary.textContent },
     ...blocks.slice(0, SHOWN_MAX).map((block, at) => make("i", {
-      "data-tint": readable(block) ? best(block).tier.toLowerCase() : null, "data-end": at === matched, title: `block ${at}: ${told(block)}`,
+      "data-tint": at < matched ? best(block)?.toLowerCase() : null, "data-end": at === matched, "data-behind": block.verdict === "behind_gap",
+      title: `block ${at}: ${said(block)}`,
     })));
-  const rows = blocks.slice(0, SHOWN_MAX).map((block, at) => make("tr", { "data-missing": !readable(block) },
-    make("td", { class: "number" }, String(at)), make("td", {}, make("code", {}, block.key)), make("td", {}, told(block))));
+  const rows = blocks.slice(0, SHOWN_MAX).map((block, at) => make("tr", { "data-missing": at >= matched },
+    make("td", { class: "number" }, String(at)), make("td", {}, make("code", {}, block.key)),
+    make("td", {}, make("b", {}, verdict(block)), block.text ? ` ${block.text}` : ""), make("td", {}, places(block))));
+  const titles = ["Block", "Key", "Verdict", "Where, by the index"];
   const table = make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Blocks of the prefix" },
-    make("table", {}, make("thead", {}, make("tr", {}, ...["Block", "Key", "Where"].map((title) => make("th", { scope: "col" }, title)))),
+    make("table", {}, make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)))),
       make("tbody", {}, ...rows)));
   const rest = blocks.length - rows.length;
-  return [summary, strip, table, ...(rest > 0 ? [make("p", { class: "empty" }, `and ${plural(rest, "block")} more`)] : [])];
+  return [
+    summary, strip, table,
+    ...(rest > 0 ? [make("p", { class: "empty" }, `and ${plural(rest, "block")} more`)] : []),
+    ...unreached.map(({ node }) => make("p", { class: "empty" }, `${node} did not answer: what it knows is not in this`)),
+  ];
 }
 
-const ORDER = ["HBM", "DRAM", "NVME"];
-const best = (block) => block.places.filter((place) => place.alive).sort((a, b) => ORDER.indexOf(a.tier) - ORDER.indexOf(b.tier))[0];
+const TIERS = ["HBM", "DRAM", "NVME"];
+const best = (block) => TIERS.find((tier) => block.places.some((place) => place.alive && place.tier === tier));
+const verdict = (block) => block.verdict.replaceAll("_", " ");
+const said = (block) => (block.text ? `${verdict(block)}, ${block.text}` : verdict(block));
 
-function told(block) {
-  if (!block.places.length) return "nowhere";
+function places(block) {
   return block.places.map((place) => {
     const shard = place.shard === "0/1" ? "" : ` shard ${place.shard}`;
-    const where = `${place.node || "a node that is gone"} ${place.tier}${shard}`;
+    const where = `${place.node || "a node that is gone"} ${place.tier === "NVME" ? "NVMe" : place.tier}${shard}`;
     return place.alive ? `${where}, ${seconds(place.remaining_ms)} left` : `${where}, down`;
-  }).join("; ");
+  }).join("; ") || "–";
 }

@@ -6,14 +6,24 @@ import { put, say } from "./dom.js";
 import { startFind } from "./find.js";
 import { History } from "./history.js";
 import { follow } from "./live.js";
+import { PathRates, startLoads } from "./loads.js";
+import { startSpaces } from "./spaces.js";
 import { startTheme } from "./theme.js";
 import { startTiles } from "./tiles.js";
 import { clock } from "./units.js";
+import { startWires } from "./wires.js";
 
 const part = (id) => document.getElementById(id);
 const history = new History();
 const showTiles = startTiles(part("tiles"));
 const showCluster = startCluster(part("map"));
+const showWires = startWires(part("map"));
+const showLoads = startLoads(part("loads"));
+const pathRates = new PathRates();
+const showSpaces = startSpaces(part("spaces"), (id) => {
+  part("search-namespace").value = id;
+  part("search-what").focus();
+});
 const showCharts = startCharts(part("plots"), part("spans"));
 let lastMs = null;
 
@@ -33,8 +43,12 @@ follow("/api/events", {
     if (!state.nodes) return;
     lastMs = state.at_ms;
     showTiles(state, history);
+    pathRates.take(state);
     showCluster(state);
+    showWires(state);
+    showLoads(state);
     showCharts(state, history);
+    showSpaces(state);
     put(part("main"), "aria-busy", false);
     say(part("foot"), `as of ${clock(state.at_ms)}`);
   },

@@ -46,7 +46,7 @@ function tiles(state, points) {
       note: asked ? `of ${count(asked)} blocks, last minute` : ever.asked ? "since the start" : "no match yet" },
     { name: "Arriving now", value: rate(inwards), note: "over all NICs" },
     { name: "Held", value: bytes(live), note: capacity ? `${percent(live / capacity)} of ${bytes(capacity)}` : "no tier" },
-    { name: "Blocks indexed", value: count(state.index.blocks), note: `${plural(state.index.locations, "copy", "copies")} of them` },
+    { name: "Blocks indexed", value: count(state.index.blocks), note: `${plural(state.index.locations, "copy", "copies")}` },
     { name: "Blocks gone", value: count(gone), note: gone ? `last minute, ${perSecond(gone / spanS)}` : "last minute" },
     { name: "Errors", value: count(wrong), mood: wrong ? "bad" : null,
       note: refused ? `last minute; ${count(refused)} puts refused` : "last minute" },

@@ -20,6 +20,7 @@ export const percent = (part) => `${(100 * part).toFixed(part > 0 && part < 0.09
 export const perSecond = (number) => `${number >= 100 ? count(number) : number.toFixed(number >= 10 ? 1 : 2)}/s`;
 
 export function seconds(ms) {
+  if (ms < 950) return `${Math.round(ms)} ms`;
   const s = ms / 1000;
   if (s < 10) return `${s.toFixed(1)} s`;
   if (s < 120) return `${Math.round(s)} s`;

@@ -1,0 +1,88 @@
+"""Loads as operators see them: those under way, and the last ones that ended. No I/O, no clock."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from itertools import count
+
+from kvstore.node.paths import Source
+from kvstore.pb import node_pb2
+from kvstore.rpc.enums import pb_tier
+
+ENDED_MAX = 32
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a load is. found_blocks, found_bytes: what will come, once that is known. arrived: bytes by their source;
+    what was corrupt and comes again counts again. first_ns: when the first of it was told; 0: not yet."""
+
+    asked_blocks: int
+    found_blocks: int = 0
+    found_bytes: int = 0
+    first_ns: int = 0
+    arrived: Counter[Source] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One load. number: of this node's, from 1 up."""
+
+    number: int
+    tenant: str
+    namespace_id: bytes
+    progress: Progress
+    began_ns: int
+
+
+class LoadLog:
+    """Every method wants a `now_ns` that does not fall from call to call."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._running: dict[int, Entry] = {}
+        self._ended: deque[tuple[Entry, int]] = deque(maxlen=ENDED_MAX)
+
+    def begin(self, tenant: str, namespace_id: bytes, progress: Progress, now_ns: int) -> Entry:
+        """A load is under way, and `progress` says how far it is, until `end`."""
+        entry = Entry(next(self._numbers), tenant, namespace_id, progress, now_ns)
+        self._running[entry.number] = entry
+        return entry
+
+    def end(self, entry: Entry, now_ns: int) -> None:
+        """However it ended."""
+        del self._running[entry.number]
+        self._ended.append((entry, now_ns))
+
+    def states(self, now_ns: int) -> list[node_pb2.LoadState]:
+        """Those under way, then those that ended, the last one first."""
+        running = [_state(entry, now_ns, 0) for entry in self._running.values()]
+        return running + [_state(entry, now_ns, ended_ns) for entry, ended_ns in reversed(self._ended)]
+
+    def __repr__(self) -> str:
+        return f"LoadLog({len(self._running)} under way, {len(self._ended)} ended)"
+
+
+def _state(entry: Entry, now_ns: int, ended_ns: int) -> node_pb2.LoadState:
+    progress = entry.progress
+    return node_pb2.LoadState(
+        number=entry.number,
+        tenant=entry.tenant,
+        namespace_id=entry.namespace_id,
+        blocks=progress.found_blocks,
+        blocks_asked=progress.asked_blocks,
+        bytes=progress.found_bytes,
+        arrived_bytes=progress.arrived.total(),
+        age_ms=_ms(now_ns - entry.began_ns),
+        ended=bool(ended_ns),
+        took_ms=_ms(ended_ns - entry.began_ns) if ended_ns else 0,
+        first_ms=_ms(progress.first_ns - entry.began_ns) if progress.first_ns else 0,
+        paths=[
+            node_pb2.LoadPath(route=source.route, node_id=source.node_id, tier=pb_tier(source.tier), bytes=count_bytes)
+            for source, count_bytes in progress.arrived.items()
+        ],
+    )
+
+
+def _ms(ns: int) -> int:
+    """Rounded up: what took time did not take none."""
+    return -(-ns // 1_000_000)
