@@ -22,18 +22,25 @@ COMMANDS = {
     "models": Command("kvbench.models", "public models and the bytes of KV of their tokens"),
     "peers": Command("kvbench.peers", "kvstore beside Mooncake and NIXL: speed, and the same faults"),
     "compare": Command("kvbench.compare", "two results of one bench: what moved beyond the noise"),
+    "report": Command("kvbench.report", "results as one HTML page and as Markdown, with pictures"),
     "replay": Command("kvbench.replay", "a trace of requests: hit ratios of eviction policies and times to live"),
 }
 
 
+_MAKE_PAGES = {"report"}
+"""Commands that return an exit code instead of a result, and have an `--out` of their own."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    makes_page = bool(argv) and argv[0] in _MAKE_PAGES
     return run_program(
         "kvbench",
         "Measures kvstore beside what the machine itself can do.",
         COMMANDS,
-        sys.argv[1:] if argv is None else argv,
-        add_shared=_add_shared,
-        finish=_finish,
+        argv,
+        add_shared=(lambda parser: None) if makes_page else _add_shared,
+        finish=(lambda code, args: int(code)) if makes_page else _finish,
     )
 
 

@@ -40,7 +40,7 @@ class _Cluster:
     """What is stored for one block size, and the clients that load it."""
 
     def __init__(self, total_bytes: int) -> None:
-        self._dram = str(3 * total_bytes)
+        self._dram = str(4 * total_bytes)  # two sets of a size, and two of the size before
         self._processes = AsyncExitStack()
         self._clients = AsyncExitStack()
         self._readers: dict[bool, tuple[AsyncClient, Match]] = {}

@@ -1,0 +1,184 @@
+"""Reports: every bench has its pictures, nothing in a file can break the page, and odd results do no harm."""
+
+import base64
+import json
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from kvbench import plots_bandwidth, plots_serving, report
+from kvbench.cli import COMMANDS, main
+from kvbench.result import Result
+from kvstore.errors import InvalidInput
+from tests.bench import results_drawn
+
+DRAWING = plots_bandwidth.PICTURES | plots_serving.PICTURES
+
+
+class Page(HTMLParser):
+    """What of a page would be loaded from elsewhere, its pictures, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.pictures: list[str] = []
+        self.loads: list[str] = []
+        self.texts: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name in ("src", "href") and value:
+                inline = value.startswith("data:image/svg+xml;base64,")
+                (self.pictures if inline else self.loads).append(value)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def write(results: list[Result], folder: Path) -> tuple[Page, str]:
+    page = report.write(results, folder)
+    return Page(page.read_text()), page.with_suffix(".md").read_text()
+
+
+def test_a_report_of_everything_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From files to one page without anything to load, with every picture; the Markdown's pictures lie beside it."""
+    files = []
+    for number, result in enumerate(results_drawn.all_of_them()):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(result.to_json())
+    assert main(["report", *map(str, files), "--out", str(tmp_path / "out")]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    found = Page(page.read_text())
+    assert page == tmp_path / "out" / "report.html"
+    assert all(link.startswith("#") for link in found.loads)
+    assert len(found.pictures) == 15
+    for picture in found.pictures:
+        ElementTree.fromstring(base64.b64decode(picture.partition(",")[2]))
+    named = re.findall(r"!\[.*?\]\((.*?)\)", page.with_suffix(".md").read_text())
+    assert len(named) == 15
+    assert all((page.parent / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("bench", DRAWING)
+def test_every_picture_names_its_units_and_lines(bench: str) -> None:
+    """Axes have labels, several lines a legend."""
+    mine = [each for each in results_drawn.all_of_them() if each.bench == bench]
+    pictures = list(DRAWING[bench](mine))
+    assert pictures
+    for picture in pictures:
+        assert picture.figure.axes[0].get_ylabel()
+        assert picture.figure.legends
+        assert picture.title
+        assert picture.caption
+
+
+def test_what_is_drawn_is_a_bench() -> None:
+    """A renamed command would lose its pictures without a word."""
+    assert DRAWING.keys() - {"goodput", "agents", "tiers"} <= COMMANDS.keys()
+
+
+def test_a_line_goes_through_its_medians() -> None:
+    """In the panel and at the sizes at which they were measured."""
+    result = results_drawn.transfer()
+    (picture,) = plots_bandwidth.transfer([result])
+    middle = picture.figure.axes[1]
+    (line,) = [line for line in middle.lines if line.get_label() == "fabric"]
+    wanted = {
+        row["size_bytes"]: row["gb_per_s"]["median"]
+        for row in result.measurements
+        if row["contestant"] == "fabric" and row["in_flight"] == 8
+    }
+    assert dict(zip(map(int, line.get_xdata()), line.get_ydata(), strict=True)) == wanted  # type: ignore[arg-type]
+
+
+def test_gain_is_drawn_over_helpers_and_faults_are_left_out() -> None:
+    """A killed helper is no point of the curve."""
+    runs = [results_drawn.dualpath(2), results_drawn.dualpath(1), results_drawn.dualpath(3, {"kind": "kill"})]
+    (picture,) = plots_serving.dualpath(runs)
+    (line,) = [line for line in picture.figure.axes[0].lines if line.get_label() == "DualPath"]
+    assert [*line.get_xdata()] == [1, 2]
+    assert list(plots_serving.dualpath(runs[2:])) == []
+
+
+@pytest.mark.parametrize("result", results_drawn.all_of_them(), ids=lambda result: result.bench)
+@pytest.mark.parametrize("measurements", [[], [{"other": 1}], [{"path": None, "way": 7, "gb_per_s": "fast", "ms": {}}]])
+def test_results_without_their_columns_have_no_pictures(
+    result: Result, measurements: list[dict[str, object]], tmp_path: Path
+) -> None:
+    """They are shown as tables; a report of many files does not fail for one."""
+    odd = replace(result, measurements=measurements, settings={})
+    page, _ = write([odd], tmp_path)
+    assert page.pictures == []
+    assert result.bench in page.texts
+
+
+def test_texts_are_no_markup(tmp_path: Path) -> None:
+    """A name with tags or bars in it is shown as it is."""
+    bad = "<script>x</script>|*a*"
+    odd = replace(results_drawn.models(), measurements=[{"model": bad}], warnings=[bad], settings={"x": bad})
+    page, text = write([odd], tmp_path)
+    assert "script" not in page.tags
+    assert bad in page.texts
+    assert "<script" not in text.replace("\\<", "")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {2}
+
+
+def test_warnings_and_what_was_left_out_are_shown(tmp_path: Path) -> None:
+    """Before the figures that they speak against."""
+    page = report.write([results_drawn.transfer()], tmp_path, left_out=["peers: not installed"]).read_text()
+    assert page.index("peers: not installed") < page.index("noisy machine") < page.index("<table")
+
+
+def test_equal_results_make_equal_pictures(tmp_path: Path) -> None:
+    """So that a report in a repository changes only where figures do."""
+    one, other = (report.write(results_drawn.all_of_them(), tmp_path / name).read_text() for name in "ab")
+    assert one == other
+
+
+def test_a_page_may_be_named(tmp_path: Path) -> None:
+    """By either of the two files."""
+    for name in ("x.html", "x.md"):
+        assert report.write([results_drawn.models()], tmp_path / name) == tmp_path / "x.html"
+
+
+@pytest.mark.parametrize(("content", "said"), [("{}", "not a result"), (None, "No such file")])
+def test_files_that_are_no_results(
+    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They end the command with their name; nothing is written."""
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["report", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    """Is named."""
+    (tmp_path / "file").write_text(json.dumps({}))
+    with pytest.raises(InvalidInput, match="--out"):
+        report.write([results_drawn.models()], tmp_path / "file" / "out")
+
+
+def test_without_matplotlib_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, as everything else that is absent."""
+    for name in [name for name in sys.modules if name.startswith(("kvbench.plot", "matplotlib"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("plotting", "plots_bandwidth", "plots_serving"):
+        monkeypatch.delattr(f"kvbench.{name}", raising=False)
+    path = tmp_path / "x.json"
+    path.write_text(results_drawn.models().to_json())
+    assert main(["report", str(path), "--out", str(tmp_path)]) == 2
+    assert "kvstore[bench]" in capsys.readouterr().err
