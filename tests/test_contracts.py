@@ -32,6 +32,7 @@ FORBIDDEN = [
     ("Words and decisions do no I/O", "kvstore/policy/evict.py", "asyncio"),
     ("LMDB is where the indexes are", "kvstore/control/app.py", "lmdb"),
     ("UCX is in one module", "kvstore/node/app.py", "ucxx"),
+    ("The web framework is the page's", "kvstore/control/page/view.py", "starlette"),
 ]
 
 

@@ -4,6 +4,7 @@ import { make, Parts, put, say } from "./dom.js";
 import { bytes, count, percent, plural, rate, seconds } from "./units.js";
 
 const STANDING = { up: "up", mute: "no answer", down: "down" };
+const DENSE_FROM = 13;
 const NICS = [
   ["storage", "SNIC"],
   ["shared", "file system"],
@@ -30,6 +31,7 @@ export function startCluster(map) {
       say(part.element.firstChild, row.title);
       part.nodes.show(row.nodes, (node) => node.id, (card, node) => card.update(node));
     });
+    put(map, "data-dense", state.nodes.length >= DENSE_FROM);
     empty.hidden = shown.length > 0;
     say(empty, "No node has registered yet. Start one with: kvstore node --control ADDRESS");
   };
@@ -98,15 +100,17 @@ const TIER_NAMES = { HBM: "HBM", DRAM: "DRAM", NVME: "NVMe" };
 
 function newTier({ tier }) {
   const { meter, show } = newMeter(TIER_NAMES[tier]);
-  const figure = make("span", { class: "figure" });
+  const live = make("span");
+  const limit = make("span", { class: "limit" });
   const element = make("div", { class: "gauge", "data-tint": tier.toLowerCase() },
-    make("span", { class: "name" }, TIER_NAMES[tier]), meter, figure);
+    make("span", { class: "name" }, TIER_NAMES[tier]), meter, make("span", { class: "figure" }, live, limit));
   function update(now, devices) {
     const part = now.capacity_bytes ? now.live_bytes / now.capacity_bytes : 0;
     const text = `${bytes(now.live_bytes)} of ${bytes(now.capacity_bytes)}`;
     show(part, text, now.capacity_bytes ? now.slab_bytes / now.capacity_bytes : 0);
     const out = tier === "NVME" ? devices.filter((device) => !device.in_service).length : 0;
-    say(figure, out ? `${text} · ${out} of ${plural(devices.length, "device")} out` : text);
+    say(live, bytes(now.live_bytes));
+    say(limit, out ? ` · ${out} of ${plural(devices.length, "device")} out` : ` of ${bytes(now.capacity_bytes)}`);
     put(element, "data-bad", out > 0);
     put(element, "title", `${percent(part)} live, ${count(now.live_slots)} slots live, ` +
       `${count(now.reserved_slots)} reserved, ${count(now.free_slots)} free`);

@@ -13,7 +13,7 @@ const STEP = 6;
 
 export function startWires(map) {
   const svg = draw("svg", { class: "wires", role: "img" });
-  map.prepend(svg);
+  map.append(svg);
   let shown = null;
   const again = () => shown && render(svg, map, shown);
   new ResizeObserver(again).observe(map);
@@ -107,19 +107,20 @@ function flowing(flow, line) {
   return lines.flatMap((points) => {
     const d = rounded(points);
     const [x, y] = points.at(-1);
-    const isIn = points.length > 1 && y < points.at(-2)[1];
+    const isUp = y < points.at(-2)[1];
     return [
       draw("path", { class: "flow", "data-tint": flow.route, d, "stroke-width": width }),
       draw("path", { class: "pulse", d, "stroke-width": Math.max(1, width / 2.5) }),
-      draw("path", { class: "arrow", "data-tint": flow.route, d: `M${x},${y}l-5,${isIn ? 8 : -8}h10z` }),
+      draw("path", { class: "arrow", "data-tint": flow.route, d: `M${x},${y}l-5,${isUp ? 8 : -8}h10z` }),
     ];
   }).concat(lines.length ? [label(flow, lines[0])] : []);
 }
 
+// In the gap before the card that the path leads into.
 function label(flow, points) {
   const [x, y] = points.at(-1);
-  const into = points.at(-2)[1];
-  return draw("text", { class: "flow-rate", "data-tint": flow.route, x: x + 8, y: (y + into) / 2 + 4 }, rate(flow.bytes_per_s));
+  const isIn = y > points.at(-2)[1];
+  return draw("text", { class: "flow-rate", "data-tint": flow.route, x: x + 8, y: isIn ? y - 9 : y + 17 }, rate(flow.bytes_per_s));
 }
 
 function rounded(points) {
