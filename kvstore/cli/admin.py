@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from kvstore.cli import admin_adopt, admin_explain, admin_prefix, admin_rules, admin_scrub, admin_tables
+from kvstore.cli import admin_adopt, admin_explain, admin_loads, admin_prefix, admin_rules, admin_scrub, admin_tables
 from kvstore.errors import ControlUnavailable
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument("node", metavar="NODE", help="id of the node")
     device.add_argument("device", metavar="DEVICE", help="its directory, as it is configured")
     device.set_defaults(ask=_set_device, show=admin_tables.show_set_device, deadline_s=60.0)
+    admin_loads.add_commands(commands, shared)
     admin_explain.add_commands(commands, shared)
     admin_adopt.add_commands(commands, shared)
     admin_scrub.add_commands(commands, shared)

@@ -6,21 +6,19 @@ from rich.table import Table
 
 from kvstore.blocks.state import Tier
 from kvstore.cli.admin_copies import copies_table
+from kvstore.cli.admin_stats import SPANS_S, ratio, stats_tables
 from kvstore.cli.options import shown_size
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
 
-_SPANS_S = {"1 min": 60, "10 min": 600, "60 min": 3600}
-
 
 def show_stats(reply: admin_pb2.StatsReply) -> None:
-    ratio = f"{reply.matched_blocks / reply.asked_blocks:.1%}" if reply.asked_blocks else "–"
     devices = [(node.node_id, device) for node in reply.nodes for device in node.usage.devices]
     numbers = (reply.indexed_blocks, reply.indexed_locations, reply.matches, reply.asked_blocks, reply.matched_blocks)
     show(
         table(
             ("indexed blocks", "locations", "matches", "asked blocks", "matched blocks", "hit ratio"),
-            [(*(f"{number:,}" for number in numbers), ratio)],
+            [(*(f"{number:,}" for number in numbers), ratio(reply.matched_blocks, reply.asked_blocks))],
             title="index",
         ),
         table(
@@ -28,6 +26,7 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
             (row for node in reply.nodes for row in _usage_rows(node)),
             title="nodes",
         ),
+        *stats_tables(reply),
         *([devices_table(devices), _disk_traffic(reply.nodes)] if devices else []),
         *([copies_table(reply.copies)] if reply.copies else []),
         *_balance(reply),
@@ -36,7 +35,7 @@ def show_stats(reply: admin_pb2.StatsReply) -> None:
 
 def show_lanes(reply: admin_pb2.StatsReply) -> None:
     rows = (row for node in reply.nodes for row in _lane_rows(node))
-    show(table(("node", "lane", "queued", "per s", "rate", "moved", *_SPANS_S), rows, title="lanes"), *_balance(reply))
+    show(table(("node", "lane", "queued", "per s", "rate", "moved", *SPANS_S), rows, title="lanes"), *_balance(reply))
 
 
 def _lane_rows(node: admin_pb2.NodeUsage) -> Iterator[tuple[str, ...]]:
@@ -55,7 +54,7 @@ def _lane_rows(node: admin_pb2.NodeUsage) -> Iterator[tuple[str, ...]]:
 def _rates(moved: node_pb2.LaneMoved) -> Iterator[str]:
     """Bytes per second, on average over each span."""
     counts = (moved.last_1min_bytes, moved.last_10min_bytes, moved.last_60min_bytes)
-    for count, span_s in zip(counts, _SPANS_S.values(), strict=True):
+    for count, span_s in zip(counts, SPANS_S.values(), strict=True):
         yield f"{shown_bytes(count / span_s)}/s"
 
 

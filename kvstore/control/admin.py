@@ -11,8 +11,8 @@ from kvstore.control.copies import added_up
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.explaining import Explaining
 from kvstore.control.index.base import Index
+from kvstore.control.matches import MatchCounters
 from kvstore.control.rules import SetRules
-from kvstore.control.service import MatchCounters
 from kvstore.errors import KVStoreError
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.policy.route import max_to_avg
@@ -45,17 +45,16 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsReply:
         usages = await asyncio.gather(*(self._usage(state, request.check) for state in self._directory.nodes()))
         moved = [lane.moved_bytes for node in usages if (lane := lane_of(node.usage.lanes, STORAGE_IN)) is not None]
-        return admin_pb2.StatsReply(
+        reply = admin_pb2.StatsReply(
             indexed_blocks=await self._index.blocks(),
             indexed_locations=sum(record.locations for record in await self._index.nodes()),
-            matches=self._counters.matches,
-            matched_blocks=self._counters.matched_blocks,
-            asked_blocks=self._counters.asked_blocks,
             nodes=usages,
             storage_nics=len(moved),
             storage_nic_max_to_avg=max_to_avg(moved),
             copies=added_up(each for node in usages for each in node.usage.copies),
         )
+        reply.MergeFrom(self._counters.told(self._clock()))
+        return reply
 
     @unary
     async def Nodes(self, request: admin_pb2.NodesRequest, context: Any) -> admin_pb2.NodesReply:

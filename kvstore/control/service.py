@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from kvstore.config import ControlConfig
 from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.index.base import Index
+from kvstore.control.matches import MatchCounters
 from kvstore.control.prefix import answer
 from kvstore.control.repair import Membership, holders_of, holders_reply
 from kvstore.control.rules import SetRules
@@ -19,15 +19,6 @@ from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.status import unary
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class MatchCounters:
-    """Since the start of the control plane."""
-
-    matches: int = 0
-    asked_blocks: int = 0
-    matched_blocks: int = 0
 
 
 class ControlService(control_pb2_grpc.ControlServicer):
@@ -110,9 +101,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         found_answer = answer(
             found, asked_blocks, shard_count, lambda ref: self._directory.answerable(ref, now_ms), now_ms
         )
-        self.counters.matches += 1
-        self.counters.asked_blocks += asked_blocks
-        self.counters.matched_blocks += found_answer.blocks
+        self.counters.note(request.namespace_id, asked_blocks, found_answer.blocks, now_ms)
         reader = self._directory.named(request.reader_node_id, now_ms)
         return wire.match_reply(found_answer, self._state, lambda: self._directory.helpers(now_ms), reader)
 

@@ -163,7 +163,8 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TierUsage:
-    """Numbers of one tier. reserved counts quarantined slots, live those that are only held by pins."""
+    """Numbers of one tier. reserved counts quarantined slots, live those that are only held by pins. gone:
+    copies that left it since the start, by reason."""
 
     tier: Tier
     capacity_bytes: int
@@ -175,6 +176,7 @@ class TierUsage:
     live_bytes: int
     pins: int
     leases: int
+    gone: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

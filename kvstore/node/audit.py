@@ -31,7 +31,11 @@ class Audit:
         pins = Counter(tier for pin in self._pins.table for tier, _ in pin.slots)
         leases = Counter(lease.tier for lease in self._leases.table)
         spaces = self._stock.spaces.items()
-        return Usage([_tier_usage(tier, space, pins[tier], leases[tier]) for tier, space in spaces], dict(counters))
+        gone: dict[Tier, dict[str, int]] = {tier: {} for tier in self._stock.spaces}
+        for (tier, reason), count in self._stock.left.items():
+            gone[tier][reason] = count
+        tiers = [_tier_usage(tier, space, pins[tier], leases[tier], gone[tier]) for tier, space in spaces]
+        return Usage(tiers, dict(counters))
 
     def violations(self) -> list[str]:
         """Everything that should never be; empty is good. Walks everything."""
@@ -170,7 +174,7 @@ class Audit:
             yield f"{live} live blocks, {listed} in buckets, {self._stock.block_count} awaiting expiry"
 
 
-def _tier_usage(tier: Tier, space: Space, pins: int, leases: int) -> TierUsage:
+def _tier_usage(tier: Tier, space: Space, pins: int, leases: int, gone: Mapping[str, int]) -> TierUsage:
     free = live = total = live_bytes = reserved_bytes = 0
     for slab in space.slabs():
         reserved = len(slab.slots) - len(slab.free) - slab.live
@@ -190,6 +194,7 @@ def _tier_usage(tier: Tier, space: Space, pins: int, leases: int) -> TierUsage:
         live_bytes=live_bytes,
         pins=pins,
         leases=leases,
+        gone=gone,
     )
 
 

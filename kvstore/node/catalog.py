@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.blocks.digest import BUCKETS
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput, UnknownNamespace
@@ -529,6 +530,11 @@ class Catalog:
     def usage(self) -> Usage:
         """Numbers per tier, and counters since the start. Walks the pins and leases."""
         return self._audit.usage(self._counters)
+
+    def lifetimes(self, now_ns: int) -> Iterator[int]:
+        """How long each block still lives, by buckets of their keys, which are random. To be read before anything
+        changes; those that were adopted a moment ago may be missing."""
+        return (max(0, block.deadline_ns - now_ns) for block in self._journal.filed(range(BUCKETS)))
 
     def live_slots(self, tier: Tier, bank: int | None = None) -> int:
         """Blocks in a tier or on one of its devices, and those that are only held by pins. On NVMe: as many as the

@@ -265,7 +265,9 @@ class Gathering:
         source = self._source(number, arrival.piece.block)
         if source not in self.sources:
             self.sources.append(source)
-        self.progress.first_ns = self.progress.first_ns or self._custody.clock()
+        now_ns = self._custody.clock()
+        self.progress.first_ns = self.progress.first_ns or now_ns
+        self._resources.traffic.arrived(source, arrival.piece.length, now_ns)
         self.progress.arrived[source] += arrival.piece.length
         self._resources.counters[f"loaded_{source.route}_bytes"] += arrival.piece.length
         if source.route == "direct":

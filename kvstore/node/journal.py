@@ -112,6 +112,10 @@ class Journal:
     def held(self, buckets: Iterable[int]) -> Iterator[Block]:
         """The live blocks of some buckets."""
         self._file(len(self._unfiled))
+        yield from self.filed(buckets)
+
+    def filed(self, buckets: Iterable[int]) -> Iterator[Block]:
+        """As `held`, without those that were adopted a moment ago: nothing is done for it."""
         for bucket in buckets:
             yield from self._buckets[bucket]
 

@@ -10,6 +10,7 @@ from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks
 from kvstore.node.recall import Recalls
 from kvstore.node.shared import SharedDevices
+from kvstore.node.traffic import Traffic
 from kvstore.pb import types_pb2
 
 
@@ -28,6 +29,7 @@ class Resources:
     shared: SharedDevices | None = None
     loads_from_disk: Recalls | None = None
     pushes_from_disk: Recalls | None = None
+    traffic: Traffic = field(default_factory=Traffic)
     counters: dict[str, int] = field(
         default_factory=lambda: {
             "loads": 0,

@@ -24,11 +24,11 @@ from kvstore.node.loads import Loads
 from kvstore.node.locating import locate
 from kvstore.node.placement import Placement
 from kvstore.node.replicas import Replicas
+from kvstore.node.reporting import namespace_usages, tier_usage, ttl_histogram
 from kvstore.node.retention import Retention
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.transfers import Transfers
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
-from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.keys import keys_of
 from kvstore.rpc.namespaces import opened_of
 from kvstore.rpc.rules import rules_message, rules_of
@@ -359,28 +359,18 @@ class NodeService(node_pb2_grpc.NodeServicer):
             "landing_blocked_ns": self._loads.resources.landing.blocked_ns,
             "tasks": len(asyncio.all_tasks()),
         }
-        tiers = [
-            node_pb2.TierUsage(
-                tier=pb_tier(tier.tier),
-                capacity_bytes=tier.capacity_bytes,
-                slab_bytes=tier.slab_bytes,
-                free_slots=tier.free_slots,
-                reserved_slots=tier.reserved_slots,
-                live_slots=tier.live_slots,
-                live_bytes=tier.live_bytes,
-                pins=tier.pins,
-                leases=tier.leases,
-            )
-            for tier in usage.tiers
-        ]
+        now_ns = self._custody.clock()
         return node_pb2.UsageReply(
             node=self._address,
-            tiers=tiers,
+            tiers=map(tier_usage, usage.tiers),
             devices=self._disks.usage() if self._disks is not None else [],
             counters=counters,
             loads=self._loads.states(),
             lanes=self._lane_loads(),
             moved=self._lanes_moved(),
+            routes=self._loads.resources.traffic.routes(now_ns),
+            namespaces=namespace_usages(self._custody.catalog, self._retention),
+            ttl=ttl_histogram(self._custody.catalog, now_ns),
             copies=self._census.usage() if self._census is not None else [],
             violations=self._custody.catalog.violations() if request.check else [],
         )

@@ -1,0 +1,67 @@
+"""What a node holds and forgets, as messages for operators."""
+
+from bisect import bisect_left
+from itertools import islice
+
+from kvstore.node.answers import TierUsage
+from kvstore.node.catalog import Catalog
+from kvstore.node.retention import Retention
+from kvstore.pb import node_pb2
+from kvstore.rpc.enums import pb_tier
+
+NAMESPACES_MAX = 1024
+LIFETIMES_LOOKED_AT_MAX = 4096
+TTL_BOUNDS_S = (10, 60, 300, 900, 1800, 3600, 2 * 3600, 6 * 3600, 24 * 3600)
+_NS_PER_S = 1_000_000_000
+
+
+def tier_usage(tier: TierUsage) -> node_pb2.TierUsage:
+    return node_pb2.TierUsage(
+        tier=pb_tier(tier.tier),
+        capacity_bytes=tier.capacity_bytes,
+        slab_bytes=tier.slab_bytes,
+        free_slots=tier.free_slots,
+        reserved_slots=tier.reserved_slots,
+        live_slots=tier.live_slots,
+        live_bytes=tier.live_bytes,
+        pins=tier.pins,
+        leases=tier.leases,
+        gone=tier.gone,
+    )
+
+
+def namespace_usages(catalog: Catalog, retention: Retention) -> list[node_pb2.NamespaceUsage]:
+    """Of at most NAMESPACES_MAX, in the order in which they were opened."""
+    found = []
+    for each in islice(catalog.namespaces(), NAMESPACES_MAX):
+        opened = retention.asked(each.namespace_id)
+        tiers = [
+            node_pb2.NamespaceTier(tier=pb_tier(tier), blocks=blocks, bytes=each.held_bytes[tier])
+            for tier, blocks in sorted(each.held_blocks.items())
+            if blocks
+        ]
+        found.append(
+            node_pb2.NamespaceUsage(
+                namespace_id=each.namespace_id,
+                tenant=each.tenant,
+                model=opened[0].model if opened is not None else "",
+                tiers=tiers,
+                gone=each.gone,
+            )
+        )
+    return found
+
+
+def ttl_histogram(catalog: Catalog, now_ns: int) -> node_pb2.TtlHistogram:
+    """By up to LIFETIMES_LOOKED_AT_MAX blocks, whose counts stand for all."""
+    counts = [0] * (len(TTL_BOUNDS_S) + 1)
+    looked_at = 0
+    for remaining_ns in islice(catalog.lifetimes(now_ns), LIFETIMES_LOOKED_AT_MAX):
+        counts[bisect_left(TTL_BOUNDS_S, remaining_ns / _NS_PER_S)] += 1
+        looked_at += 1
+    scale = catalog.block_count / looked_at if looked_at else 0
+    return node_pb2.TtlHistogram(
+        bounds_s=TTL_BOUNDS_S,
+        counts=[round(count * scale) for count in counts],
+        sampled=looked_at < catalog.block_count,
+    )
