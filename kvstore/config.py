@@ -1,8 +1,8 @@
 """Configuration: frozen dataclasses. Every default is written here and nowhere else; the CLI reads them off the fields.
 
-A TOML file has one table per class: [control], [node] with [node.compute] and [node.storage], [client]; beside them
-[namespaces."PATTERN"] with rules of namespaces (`kvstore.policy.rulebook`). The environment lies over it, options of
-the command line over both (`kvstore.cli.layers`).
+A TOML file has one table per class: [control], [node] with [node.compute] and [node.storage], [client], [door]; beside
+them [namespaces."PATTERN"] with rules of namespaces (`kvstore.policy.rulebook`). The environment lies over it, options
+of the command line over both (`kvstore.cli.layers`).
 """
 
 import dataclasses
@@ -128,12 +128,28 @@ class ClientConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DoorConfig:
+    """Whom a process lets in, and what it shows at others' doors. Without a certificate the door is open: everybody who
+    reaches the process may call it, which is why that is for loopback and unix sockets."""
+
+    cert: str = option("", "PEM file of this process's certificate chain; empty: the door is open")
+    key: str = option("", "PEM file of its private key")
+    ca: str = option("", "PEM file of the certificates that vouch for others")
+
+    @property
+    def shut(self) -> bool:
+        """Whether only those come in who prove who they are."""
+        return bool(self.cert)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a file can say."""
 
     control: ControlConfig = field(default_factory=ControlConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
+    door: DoorConfig = field(default_factory=DoorConfig)
     namespaces: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod

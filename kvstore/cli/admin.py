@@ -11,9 +11,13 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from kvstore.cli import admin_adopt, admin_explain, admin_loads, admin_prefix, admin_rules, admin_scrub, admin_tables
+from kvstore.cli.layers import load_config
+from kvstore.cli.options import add_config_file, add_options
+from kvstore.config import DoorConfig
 from kvstore.errors import ControlUnavailable
 from kvstore.pb import admin_pb2, admin_pb2_grpc
-from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
+from kvstore.rpc.certificates import Role
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, OPEN_DOOR, caller, open_channel
 from kvstore.rpc.status import from_rpc
 
 Reply = TypeVar("Reply", bound=Message)
@@ -24,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_argument(
         "--control", required=True, metavar="ADDRESS", help="host:port or unix:path of the control plane"
     )
+    add_config_file(shared)
+    add_options(shared, "door", prefix="door-")
     shared.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     shared.add_argument("--deadline-s", type=float, default=10.0, metavar="S", help="(default: %(default)g)")
     parser.set_defaults(broken=lambda reply: [])
@@ -60,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    reply = asyncio.run(_call(args.control, lambda stub: args.ask(stub, args)))
+    reply = asyncio.run(_call(args.control, lambda stub: args.ask(stub, args), load_config(args).door))
     if args.json:
         print(
             json.dumps(
@@ -78,8 +84,10 @@ async def ask_stats(control: str, deadline_s: float) -> admin_pb2.StatsReply:
     return await _call(control, lambda stub: stub.Stats(request, timeout=deadline_s))
 
 
-async def _call(control: str, ask: Callable[["admin_pb2_grpc.AdminAsyncStub"], Awaitable[Reply]]) -> Reply:
-    async with open_channel(control) as channel:
+async def _call(
+    control: str, ask: Callable[["admin_pb2_grpc.AdminAsyncStub"], Awaitable[Reply]], door: DoorConfig = OPEN_DOOR
+) -> Reply:
+    async with open_channel(control, door=door, serves=Role.CONTROL) as channel:
         try:
             return await ask(admin_pb2_grpc.AdminStub(channel))
         except grpc.RpcError as error:

@@ -17,8 +17,9 @@ from kvstore.policy.policies import eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.rpc.bind import expect_accepted
+from kvstore.rpc.channel import OPEN_DOOR
 
-_TABLES = ("control", "node", "client")
+_TABLES = ("control", "node", "client", "door")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
 
 def check(config: Config) -> None:
     """Raises ConfigError for values that a server would refuse before it looks at this machine."""
-    expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure)
+    expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure, door=config.door)
     if config.control.page:
-        expect_accepted("control.page", config.control.page, insecure=config.control.insecure)
-    expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure)
+        expect_accepted("control.page", config.control.page, insecure=config.control.insecure, door=OPEN_DOOR)
+    expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure, door=config.door)
     eviction_of_tiers(config.node)
     RuleBook(NamespaceRules.of_node(config.node), config.namespaces)
 

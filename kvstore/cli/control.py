@@ -8,7 +8,7 @@ from functools import partial
 from kvstore.cli.layers import load_config
 from kvstore.cli.options import add_config_file, add_options
 from kvstore.cli.process import add_process_arguments, run_service
-from kvstore.config import ControlConfig
+from kvstore.config import Config
 from kvstore.control import app
 
 
@@ -16,21 +16,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_file(parser)
     add_process_arguments(parser)
     add_options(parser, "control")
+    add_options(parser, "door", prefix="door-")
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_service("control", partial(control_plane, load_config(args).control), args)
+    return run_service("control", partial(control_plane, load_config(args)), args)
 
 
 @asynccontextmanager
-async def control_plane(config: ControlConfig) -> AsyncIterator[str]:
+async def control_plane(config: Config) -> AsyncIterator[str]:
     async with running(config) as server:
         yield " ".join([f"address={server.address}", *page_said(server)])
 
 
 @asynccontextmanager
-async def running(config: ControlConfig) -> AsyncIterator[app.ControlServer]:
-    server = await app.serve(config)
+async def running(config: Config) -> AsyncIterator[app.ControlServer]:
+    server = await app.serve(config.control, config.door)
     try:
         yield server
     finally:

@@ -10,6 +10,7 @@ COMMANDS = {
     "control": Command("kvstore.cli.control", "a control plane"),
     "node": Command("kvstore.cli.node", "a node"),
     "config": Command("kvstore.cli.config", "what file, environment and options come to, and where each value is from"),
+    "certs": Command("kvstore.cli.certs", "an authority for one cluster, and certificates for its processes"),
     "demo": Command("kvstore.cli.demo", "agent sessions over real processes, every byte checked"),
     "admin": Command("kvstore.cli.admin", "what the cluster holds: stats, nodes, blocks"),
 }

@@ -1,15 +1,14 @@
 """Runs a node: it owns slots in memory and moves blocks between engines on this host and other nodes."""
 
 import argparse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from kvstore.cli.layers import load_config
 from kvstore.cli.options import add_config_file, add_options
 from kvstore.cli.process import add_process_arguments, run_service
-from kvstore.config import NodeConfig
+from kvstore.config import Config
 from kvstore.node import app
 
 
@@ -17,16 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_file(parser)
     add_process_arguments(parser)
     add_options(parser, "node")
+    add_options(parser, "door", prefix="door-")
 
 
 def run(args: argparse.Namespace) -> int:
-    config = load_config(args)
-    return run_service("node", partial(node, config.node, config.namespaces), args)
+    return run_service("node", partial(node, load_config(args)), args)
 
 
 @asynccontextmanager
-async def node(config: NodeConfig, namespaces: Mapping[str, Mapping[str, Any]]) -> AsyncIterator[str]:
-    server = await app.serve(config, namespaces=namespaces)
+async def node(config: Config) -> AsyncIterator[str]:
+    server = await app.serve(config.node, namespaces=config.namespaces, door=config.door)
     try:
         yield f"address={server.address} socket={server.socket}"
     finally:

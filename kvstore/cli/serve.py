@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_process_arguments(parser)
     add_options(parser, "node", leave_out=frozenset({"control"}))
     add_options(parser, "control", prefix="control-")
+    add_options(parser, "door", prefix="door-")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 @asynccontextmanager
 async def _both(config: Config) -> AsyncIterator[str]:
     async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(running(config.control))
-        embedded = node(replace(config.node, control=control.address), config.namespaces)
+        control = await stack.enter_async_context(running(config))
+        embedded = node(replace(config, node=replace(config.node, control=control.address)))
         said = await stack.enter_async_context(embedded)
         yield " ".join([said, f"control={control.address}", *page_said(control)])

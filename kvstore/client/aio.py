@@ -32,7 +32,7 @@ from kvstore.client.matching import Locations, Match, joined
 from kvstore.client.parts import Part, parts_of
 from kvstore.client.prospect import stages_of
 from kvstore.client.storing import HandoffWriter, StoreResult, Writer
-from kvstore.config import ClientConfig
+from kvstore.config import ClientConfig, DoorConfig
 from kvstore.errors import (
     BufferMismatch,
     ControlUnavailable,
@@ -116,12 +116,14 @@ class AsyncClient:
         ttl_s: float | None = None,
         rules: Mapping[str, Any] | None = None,
         read_only: bool = False,
+        door: DoorConfig | None = None,
     ) -> Self:
         """Attaches to the node of this host.
 
         node: its unix socket, "unix:/path". shard: (rank, count). control: the control plane's address; the node's own
         when empty. ttl_s: the namespace's time to live; the node's when None. rules: other fields of the namespace's
         rules (`kvstore.policy.rules`), the bounds excepted; what an operator has set counts more.
+        door: the certificates, where servers ask for some.
         Raises NodeUnavailable, VersionMismatch, InvalidInput, UnsupportedLayout, PermissionRefused.
         """
         rank, count = shard
@@ -130,7 +132,8 @@ class AsyncClient:
         if namespace.layout_fingerprint != layout.fingerprint:
             raise InvalidInput("connect: the namespace is of another layout")
         config = config or ClientConfig()
-        client = cls(Link(node, control, namespace, layout, shard, config, _rules(rules or {}, ttl_s), read_only))
+        asked = _rules(rules or {}, ttl_s)
+        client = cls(Link(node, control, namespace, layout, shard, config, asked, read_only, door or DoorConfig()))
         try:
             await client._link.open()
         except BaseException:

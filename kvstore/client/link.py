@@ -15,7 +15,7 @@ import grpc.aio
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.client.slabs import Slabs
-from kvstore.config import ClientConfig
+from kvstore.config import ClientConfig, DoorConfig
 from kvstore.errors import (
     Closed,
     ControlUnavailable,
@@ -26,6 +26,7 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.pb import control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.layouts import layout_message
 from kvstore.rpc.namespaces import namespace_message
@@ -50,6 +51,7 @@ class Link:
         config: ClientConfig,
         rules: Mapping[str, Any],
         read_only: bool,
+        door: DoorConfig,
     ) -> None:
         self.namespace = namespace
         self.layout = layout
@@ -63,7 +65,8 @@ class Link:
         self._control_address = control
         self._rules = rules
         self._read_only = read_only
-        self._channel = open_channel(address)
+        self._door = door
+        self._channel = open_channel(address, door=door)
         self.stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(self._channel)
         self._control_channel: grpc.aio.Channel | None = None
         self.control: control_pb2_grpc.ControlAsyncStub | None = None
@@ -93,7 +96,7 @@ class Link:
         self.probe_extends = opened.rules.probe_extends
         control = self._control_address or attached.control
         if control and self.control is None:
-            self._control_channel = open_channel(control)
+            self._control_channel = open_channel(control, door=self._door, serves=Role.CONTROL)
             self.control = control_pb2_grpc.ControlStub(self._control_channel)
 
     async def _bind(self, attached: node_pb2.AttachReply) -> Slabs:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from kvstore.config import DoorConfig
 from kvstore.control import wire
 from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, why
 from kvstore.control.copies import added_up
@@ -32,13 +33,15 @@ log = logging.getLogger(__name__)
 class AdminService(admin_pb2_grpc.AdminServicer):
     """Of the control plane's own, changes nothing but rules. `clock` gives milliseconds since 1970."""
 
-    def __init__(self, index: Index, directory: Directory, counters: MatchCounters, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, index: Index, directory: Directory, counters: MatchCounters, clock: Callable[[], int], door: DoorConfig
+    ) -> None:
         self._index = index
         self._directory = directory
         self._counters = counters
         self._clock = clock
         self._rules = SetRules(index, clock)
-        self._asking = Asking(directory)
+        self._asking = Asking(directory, door)
         self._explaining = Explaining(index, directory, self._asking)
 
     @unary

@@ -7,7 +7,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kvstore.config import ControlConfig
+from kvstore.config import ControlConfig, DoorConfig
 from kvstore.control.admin import AdminService
 from kvstore.control.clock import Clock
 from kvstore.control.directory import Directory
@@ -21,7 +21,7 @@ from kvstore.errors import KVStoreError
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc
 from kvstore.rpc.address_file import write_address
 from kvstore.rpc.bind import bind
-from kvstore.rpc.channel import make_server
+from kvstore.rpc.channel import OPEN_DOOR, make_server
 
 _GRACE_S = 1.0
 _SERVICES = (
@@ -31,14 +31,14 @@ _SERVICES = (
 log = logging.getLogger(__name__)
 
 
-async def serve(config: ControlConfig) -> "ControlServer":
+async def serve(config: ControlConfig, door: DoorConfig = OPEN_DOOR) -> "ControlServer":
     """Starts a control plane on the running event loop and returns once it answers.
 
     Raises ConfigError when it cannot listen there or the index cannot be used.
     """
     index = LmdbIndex(config.index_path, config.index_bytes_max)
     try:
-        server = await ControlServer.start(config, index)
+        server = await ControlServer.start(config, index, door)
     except BaseException:
         await index.close()
         raise
@@ -66,7 +66,7 @@ class ControlServer:
         self._tick = asyncio.create_task(tick.run(), name="control tick")
 
     @classmethod
-    async def start(cls, config: ControlConfig, index: Index) -> "ControlServer":
+    async def start(cls, config: ControlConfig, index: Index, door: DoorConfig = OPEN_DOOR) -> "ControlServer":
         """Serves `index`, which the server closes when it stops."""
         clock = Clock()
         directory = Directory(config.node_lost_ms, await index.nodes(), clock())
@@ -74,14 +74,16 @@ class ControlServer:
         membership = Membership()
         control = ControlService(config, index, directory, membership, clock)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(index, directory, control.counters, clock), server)
+        admin_pb2_grpc.add_AdminServicer_to_server(
+            AdminService(index, directory, control.counters, clock, door), server
+        )
         health_ = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_, server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        address = bind(server, "control.listen", config.listen, insecure=config.insecure)
+        address = bind(server, "control.listen", config.listen, insecure=config.insecure, door=door)
         await server.start()
         try:
-            page = await _page(config, address, clock)
+            page = await _page(config, address, clock, door)
         except BaseException:
             await server.stop(None)
             raise
@@ -105,11 +107,11 @@ class ControlServer:
         return f"ControlServer({self.address})"
 
 
-async def _page(config: ControlConfig, address: str, clock: Clock) -> PageServer | None:
+async def _page(config: ControlConfig, address: str, clock: Clock, door: DoorConfig) -> PageServer | None:
     if not config.page:
         return None
     return await PageServer.start(
-        config.page, address, insecure=config.insecure, interval_ms=config.page_ms, clock=clock
+        config.page, address, insecure=config.insecure, interval_ms=config.page_ms, clock=clock, door=door
     )
 
 

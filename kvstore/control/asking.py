@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import grpc.aio
 
+from kvstore.config import DoorConfig
 from kvstore.control.directory import Directory, NodeState
 from kvstore.errors import InvalidInput, KVStoreError, NodeUnavailable
 from kvstore.pb import node_pb2_grpc
@@ -24,8 +25,9 @@ Call = Callable[["node_pb2_grpc.NodeAsyncStub"], Awaitable[Reply]]
 class Asking:
     """Belongs to the event loop."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, door: DoorConfig) -> None:
         self._directory = directory
+        self._door = door
         self._turns = asyncio.Semaphore(NODES_ASKED_AT_ONCE)
 
     async def all(self, call: Call[Reply]) -> dict[str, Reply | KVStoreError]:
@@ -36,7 +38,7 @@ class Asking:
 
     async def state(self, state: NodeState, call: Call[Reply]) -> Reply | KVStoreError:
         """One call to a node."""
-        async with self._turns, open_channel(state.address.grpc) as channel:
+        async with self._turns, open_channel(state.address.grpc, door=self._door) as channel:
             try:
                 return await call(node_pb2_grpc.NodeStub(channel))
             except grpc.aio.AioRpcError as error:

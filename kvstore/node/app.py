@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvstore.blocks.state import Tier
-from kvstore.config import NodeConfig
+from kvstore.config import DoorConfig, NodeConfig
 from kvstore.errors import ConfigError
 from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog, Record
@@ -60,7 +60,7 @@ from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace, Space
 from kvstore.rpc.address_file import write_address
 from kvstore.rpc.bind import bind
-from kvstore.rpc.channel import make_server
+from kvstore.rpc.channel import OPEN_DOOR, make_server
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_S = 0.5
@@ -72,6 +72,7 @@ async def serve(
     config: NodeConfig,
     memories: Mapping[Tier, TierMemory] | None = None,
     namespaces: Mapping[str, Mapping[str, Any]] | None = None,
+    door: DoorConfig = OPEN_DOOR,
 ) -> "NodeServer":
     """Starts a node. Raises ConfigError for an address that cannot be bound, FabricUnavailable without a data plane.
 
@@ -80,7 +81,7 @@ async def serve(
     """
     devices = await open_devices(config)
     try:
-        server = NodeServer(config, dict(memories or {}), namespaces or {}, devices)
+        server = NodeServer(config, dict(memories or {}), namespaces or {}, devices, door)
     except BaseException:
         await close_devices(device for _, device in devices)
         raise
@@ -103,8 +104,10 @@ class NodeServer:
         memories: dict[Tier, TierMemory],
         namespaces: Mapping[str, Mapping[str, Any]],
         devices: Sequence[tuple[Path, Device | None]] = (),
+        door: DoorConfig = OPEN_DOOR,
     ) -> None:
         self._config = config
+        self._door = door
         self._stopped = False
         self._scratch: Path | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -117,7 +120,7 @@ class NodeServer:
         self.node_id = config.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self.incarnation = secrets.randbits(63)
         self.background = Background()
-        self.neighbours = Neighbours()
+        self.neighbours = Neighbours(door)
 
         rules = NamespaceRules.of_node(config)
         slab_ids = count(1)
@@ -156,13 +159,13 @@ class NodeServer:
         self.networks = Networks.open(config)  # last: it is what may fail, and owns threads
 
     async def start(self) -> None:
-        config = self._config
+        config, door = self._config, self._door
         socket_path = self._socket_path()
         _expect_unserved(socket_path)
         if self.disks is not None:
             await self.disks.adopt()
         self._server = make_server()
-        self.address = bind(self._server, "node.listen", config.listen, insecure=config.insecure)
+        self.address = bind(self._server, "node.listen", config.listen, insecure=config.insecure, door=door)
         self.socket = bind(self._server, "node.socket", f"unix:{socket_path}", insecure=False)
         slab_path = Path(f"{socket_path}.slabs")
         address = types_pb2.NodeAddress(
@@ -176,7 +179,7 @@ class NodeServer:
         )
         if config.control:
             self._publisher = Publisher(
-                config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads
+                config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads, door
             )
             holders = self._publisher.holders
             self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, holders)

@@ -17,12 +17,13 @@ from itertools import groupby, islice
 import grpc.aio
 
 from kvstore.blocks.digest import BUCKETS
-from kvstore.config import NodeConfig
+from kvstore.config import DoorConfig, NodeConfig
 from kvstore.errors import ControlUnavailable, Refused
 from kvstore.node.catalog import Catalog, Record, ShardId
 from kvstore.node.retention import Retention
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
-from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, open_channel
+from kvstore.rpc.certificates import Role
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, OPEN_DOOR, caller, open_channel
 from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.status import from_rpc
 
@@ -44,7 +45,9 @@ class Publisher:
         retention: Retention,
         clock: Callable[[], int],
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
+        door: DoorConfig = OPEN_DOOR,
     ) -> None:
+        self._door = door
         self._config = config
         self._address = address
         self._catalog = catalog
@@ -94,7 +97,7 @@ class Publisher:
             raise from_rpc(error, ControlUnavailable, "control plane") from None
 
     def start(self) -> None:
-        self._channel = open_channel(self._config.control)
+        self._channel = open_channel(self._config.control, door=self._door, serves=Role.CONTROL)
         self._stub = control_pb2_grpc.ControlStub(self._channel)
         self._tasks = [asyncio.create_task(self._publish_loop()), asyncio.create_task(self._heartbeat_loop())]
 

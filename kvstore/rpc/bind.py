@@ -5,39 +5,45 @@ import logging
 
 import grpc.aio
 
+from kvstore.config import DoorConfig
 from kvstore.errors import ConfigError
+from kvstore.rpc.certificates import server_credentials
+from kvstore.rpc.channel import OPEN_DOOR
 
 log = logging.getLogger(__name__)
 
 
-def bind(server: grpc.aio.Server, setting: str, listen: str, *, insecure: bool) -> str:
+def bind(server: grpc.aio.Server, setting: str, listen: str, *, insecure: bool, door: DoorConfig = OPEN_DOOR) -> str:
     """Binds a server to host:port or unix:path and returns the address, with the port that was chosen.
 
-    setting: the address's name in messages. insecure: the operator accepts that calls on an address which other hosts
-    reach are neither encrypted nor authenticated; each start warns of it. Raises ConfigError for such an address
-    without that, and for one that cannot be bound.
+    setting: the address's name in messages. door: where it is shut, every connection but one over a unix socket is
+    encrypted, and both sides prove who they are. insecure: the operator accepts that calls on an address which other
+    hosts reach through an open door are neither encrypted nor authenticated; each start warns of it. Raises ConfigError
+    for such an address without that, for one that cannot be bound, and for certificates that are none.
     """
-    expect_accepted(setting, listen, insecure=insecure)
+    expect_accepted(setting, listen, insecure=insecure, door=door)
+    guarded = door.shut and not listen.startswith("unix:")
+    credentials = server_credentials(door) if guarded else None
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         raise ConfigError(f"{setting}: cannot listen on {listen}: {error}") from error
     if port == 0:
         raise ConfigError(f"{setting}: cannot listen on {listen}")
-    if not is_local(listen):
+    if not is_local(listen) and not guarded:
         log.warning(
             "%s %s is insecure: everyone who reaches it may read, change and delete what is stored", setting, listen
         )
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 
-def expect_accepted(setting: str, listen: str, *, insecure: bool) -> None:
-    """Raises ConfigError for an address that other hosts reach, unless the operator accepts that."""
-    if not is_local(listen) and not insecure:
+def expect_accepted(setting: str, listen: str, *, insecure: bool, door: DoorConfig) -> None:
+    """Raises ConfigError for an address that other hosts reach by an open door, unless the operator accepts that."""
+    if not is_local(listen) and not insecure and not door.shut:
         raise ConfigError(
             f"{setting} {listen}: other hosts may reach this address, and calls are neither encrypted nor"
-            " authenticated: listen on 127.0.0.1 or unix:PATH, or say --insecure (insecure = true) if everyone who"
-            " reaches it may read, change and delete what is stored"
+            " authenticated: listen on 127.0.0.1 or unix:PATH, shut the door (--door-cert, docs/security.md), or say"
+            " --insecure (insecure = true) if everyone who reaches it may read, change and delete what is stored"
         )
 
 

@@ -3,8 +3,13 @@
 import grpc
 import grpc.aio
 
+from kvstore.config import DoorConfig
 from kvstore.pb import types_pb2
 from kvstore.rpc import PROTOCOL_VERSION
+from kvstore.rpc.certificates import Role
+from kvstore.rpc.guarded import GuardedChannel
+
+OPEN_DOOR = DoorConfig()
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 KEYS_PER_MESSAGE_MAX = 16_384
@@ -27,14 +32,20 @@ _WATCHED = [
 _WATCHABLE = [("grpc.http2.min_ping_interval_without_data_ms", 500), ("grpc.http2.max_ping_strikes", 0)]
 
 
-def open_channel(address: str, watched: bool = False) -> grpc.aio.Channel:
+def open_channel(
+    address: str, watched: bool = False, *, door: DoorConfig = OPEN_DOOR, serves: Role = Role.NODE
+) -> grpc.aio.Channel:
     """A lazy channel to host:port or unix:path. Connects at the first call and again after a loss.
 
     watched: calls in progress end with UNAVAILABLE within three seconds when the other side, or the way there, stops
-    without a word; and when it is back, the next call need not wait until TCP tries again.
+    without a word; and when it is back, the next call need not wait until TCP tries again. door: what this process
+    shows; over a unix socket the file's permissions say enough. serves: who must be at the other end. Raises
+    ConfigError for certificates that are none.
     """
     # A local subchannel pool: a channel that is opened anew never waits out another one's back-off.
     options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *(_WATCHED if watched else ())]
+    if door.shut and not address.startswith("unix:"):
+        return GuardedChannel(address, options, door, serves)
     return grpc.aio.insecure_channel(address, options=options)
 
 

@@ -148,7 +148,9 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch, server: Server) -> Wire:
     wire = Wire()
-    monkeypatch.setattr(module, "open_channel", lambda address: grpc.aio.insecure_channel(address, interceptors=[wire]))
+    monkeypatch.setattr(
+        module, "open_channel", lambda address, **_: grpc.aio.insecure_channel(address, interceptors=[wire])
+    )
     return wire
 
 

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from kvstore.config import DoorConfig
 from kvstore.control.page.feed import Feed
 from kvstore.control.page.site import make_site
 from kvstore.control.page.source import Source
 from kvstore.errors import ConfigError
 from kvstore.rpc.bind import expect_accepted, is_local
+from kvstore.rpc.channel import OPEN_DOOR
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
 _REQUESTS_MAX = 256
@@ -33,14 +35,14 @@ class PageServer:
 
     @classmethod
     async def start(
-        cls, listen: str, control: str, *, insecure: bool, interval_ms: int, clock: Callable[[], int]
+        cls, listen: str, control: str, *, insecure: bool, interval_ms: int, clock: Callable[[], int], door: DoorConfig
     ) -> "PageServer":
         """Shows the control plane at the address `control`.
 
         Raises ConfigError for an address that cannot be bound, or that other hosts reach without `insecure`.
         """
         listener = _bound(listen, insecure=insecure)
-        source = Source(control)
+        source = Source(control, door)
         feed = Feed(source.look, interval_ms, clock)
         host, port = listener.getsockname()[:2]
         site = make_site(feed, source, _LOCAL_HOSTS if is_local(listen) else ("*",))
@@ -83,7 +85,7 @@ def _bound(listen: str, *, insecure: bool) -> socket.socket:
     host, colon, port = listen.rpartition(":")
     if not colon or listen.startswith("unix:") or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"control.page {listen}: HOST:PORT is needed")
-    expect_accepted("control.page", listen, insecure=insecure)
+    expect_accepted("control.page", listen, insecure=insecure, door=OPEN_DOOR)
     host = host.removeprefix("[").removesuffix("]")
     try:
         listener = socket.create_server(

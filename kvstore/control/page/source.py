@@ -7,8 +7,10 @@ from typing import TypeVar
 import grpc.aio
 
 from kvstore.blocks.keys import KEY_BYTES
+from kvstore.config import DoorConfig
 from kvstore.errors import ControlUnavailable
 from kvstore.pb import admin_pb2, admin_pb2_grpc, types_pb2
+from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
 
@@ -30,9 +32,9 @@ class Look:
 class Source:
     """Belongs to the event loop. address: of the control plane. Every call raises KVStoreError."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, door: DoorConfig) -> None:
         self._address = address
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, door=door, serves=Role.CONTROL)
         self._admin: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(self._channel)
 
     async def look(self) -> Look:
