@@ -56,6 +56,7 @@ class ControlConfig:
     heartbeat_ms: int = option(500, "how often nodes report")
     node_lost_ms: int = option(2000, "silence after which a node's locations are no longer answered")
     address_file: str = option("", "write the address here once listening")
+    metrics_listen: str = option("", "host:port of the metrics for Prometheus; port 0 picks a free one; empty: none")
     page: str = option("", "host:port of the web page; port 0 picks a free one; empty: none")
     page_ms: int = option(500, "how often the page's numbers are renewed while somebody looks")
 
@@ -67,6 +68,7 @@ class NodeConfig:
     node_id: str = option("", "name in the cluster; empty: host name and process id")
     listen: str = option("127.0.0.1:0", "host:port for other nodes and operators")
     insecure: bool = option(False, "listen where other hosts reach it too, without encryption or authentication")
+    metrics_listen: str = option("", "host:port of the metrics for Prometheus; port 0 picks a free one; empty: none")
     socket: str = option("", "path of the unix socket for engines on this host; empty: a temporary one")
     control: str = option("", "address of the control plane; empty: none, only local matches")
     roles: tuple[str, ...] = option((), "prefill, decode, storage; for display and for choosing helpers")

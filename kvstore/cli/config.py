@@ -44,6 +44,10 @@ def check(config: Config) -> None:
     if config.control.page:
         expect_accepted("control.page", config.control.page, insecure=config.control.insecure, door=OPEN_DOOR)
     expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure, door=config.door)
+    for name, process in (("control", config.control), ("node", config.node)):
+        if process.metrics_listen:
+            setting = f"{name}.metrics_listen"
+            expect_accepted(setting, process.metrics_listen, insecure=process.insecure, door=OPEN_DOOR)
     eviction_of_tiers(config.node)
     RuleBook(NamespaceRules.of_node(config.node), config.namespaces)
 

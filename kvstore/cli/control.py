@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 @asynccontextmanager
 async def control_plane(config: Config) -> AsyncIterator[str]:
     async with running(config) as server:
-        yield " ".join([f"address={server.address}", *page_said(server)])
+        yield " ".join([f"address={server.address}", *pages_said(server)])
 
 
 @asynccontextmanager
@@ -38,6 +38,7 @@ async def running(config: Config) -> AsyncIterator[app.ControlServer]:
         await server.stop()
 
 
-def page_said(server: app.ControlServer) -> list[str]:
-    """What the ready line says of the page."""
-    return [] if server.page is None else [f"page={server.page.url}"]
+def pages_said(server: app.ControlServer, prefix: str = "") -> list[str]:
+    """What the ready line says of the page and the metrics."""
+    said = [] if server.page is None else [f"page={server.page.url}"]
+    return said + ([f"{prefix}metrics={server.metrics.url}"] if server.metrics.url else [])

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
 async def node(config: Config) -> AsyncIterator[str]:
     server = await app.serve(config.node, namespaces=config.namespaces, door=config.door)
     try:
-        yield f"address={server.address} socket={server.socket}"
+        said = f"address={server.address} socket={server.socket}"
+        yield f"{said} metrics={server.metrics.url}" if server.metrics.url else said
     finally:
         await server.stop()

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from kvstore.cli.control import page_said, running
+from kvstore.cli.control import pages_said, running
 from kvstore.cli.layers import load_config
 from kvstore.cli.node import node
 from kvstore.cli.options import add_config_file, add_options
@@ -35,4 +35,4 @@ async def _both(config: Config) -> AsyncIterator[str]:
         control = await stack.enter_async_context(running(config))
         embedded = node(replace(config, node=replace(config.node, control=control.address)))
         said = await stack.enter_async_context(embedded)
-        yield " ".join([said, f"control={control.address}", *page_said(control)])
+        yield " ".join([said, f"control={control.address}", *pages_said(control, "control_")])

@@ -13,11 +13,14 @@ from kvstore.control.clock import Clock
 from kvstore.control.directory import Directory
 from kvstore.control.index.base import Index
 from kvstore.control.index.lmdb import LmdbIndex
+from kvstore.control.metrics import show
 from kvstore.control.page.server import PageServer
 from kvstore.control.repair import Membership
 from kvstore.control.service import ControlService
 from kvstore.control.sweeper import Sweeper
 from kvstore.errors import KVStoreError
+from kvstore.observe.endpoint import Metrics
+from kvstore.observe.families import Families
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc
 from kvstore.rpc.address_file import write_address
 from kvstore.rpc.bind import bind
@@ -57,9 +60,11 @@ class ControlServer:
         index: Index,
         tick: "Tick",
         page: PageServer | None,
+        metrics: Metrics,
     ) -> None:
         self.address = address
         self.page = page
+        self.metrics = metrics
         self._server = server
         self._health = health_
         self._index = index
@@ -70,7 +75,8 @@ class ControlServer:
         """Serves `index`, which the server closes when it stops."""
         clock = Clock()
         directory = Directory(config.node_lost_ms, await index.nodes(), clock())
-        server = make_server()
+        metrics = Metrics("control", "", config.metrics_listen, insecure=config.insecure)
+        server = make_server(metrics.interceptors)
         membership = Membership()
         control = ControlService(config, index, directory, membership, clock)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
@@ -82,16 +88,22 @@ class ControlServer:
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         address = bind(server, "control.listen", config.listen, insecure=config.insecure, door=door)
         await server.start()
+
+        async def numbers(families: Families) -> None:
+            await show(index, directory, control.counters, clock(), families)
+
         try:
+            await metrics.start(numbers)
             page = await _page(config, address, clock, door)
         except BaseException:
+            await metrics.stop()
             await server.stop(None)
             raise
         for service in ("", *_SERVICES):
             await health_.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("control plane on %s", address)
         tick = Tick(config, directory, Sweeper(index, directory), membership, clock)
-        return cls(address, server, health_, index, tick, page)
+        return cls(address, server, health_, index, tick, page, metrics)
 
     async def stop(self) -> None:
         """Ends: health says so, calls in progress get a second, the index is closed. Idempotent."""
@@ -99,6 +111,7 @@ class ControlServer:
         await asyncio.gather(self._tick, return_exceptions=True)
         if self.page is not None:
             await self.page.stop()
+        await self.metrics.stop()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_GRACE_S)
         await self._index.close()

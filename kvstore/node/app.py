@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from kvstore.blocks.state import Tier
 from kvstore.config import DoorConfig, NodeConfig
 from kvstore.errors import ConfigError
+from kvstore.node import metrics
 from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog, Record
 from kvstore.node.census import Census
@@ -53,6 +54,8 @@ from kvstore.node.tiers.dram import DramMemory
 from kvstore.node.tiers.hbm import HbmMemory
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.transfers import Transfers
+from kvstore.observe.endpoint import Metrics
+from kvstore.observe.families import Families
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.policy.policies import eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
@@ -119,6 +122,7 @@ class NodeServer:
         self.socket = ""
         self.node_id = config.node_id or f"{socket.gethostname()}-{os.getpid()}"
         self.incarnation = secrets.randbits(63)
+        self.metrics = Metrics("node", self.node_id, config.metrics_listen, insecure=config.insecure)
         self.background = Background()
         self.neighbours = Neighbours(door)
 
@@ -164,7 +168,7 @@ class NodeServer:
         _expect_unserved(socket_path)
         if self.disks is not None:
             await self.disks.adopt()
-        self._server = make_server()
+        self._server = make_server(self.metrics.interceptors)
         self.address = bind(self._server, "node.listen", config.listen, insecure=config.insecure, door=door)
         self.socket = bind(self._server, "node.socket", f"unix:{socket_path}", insecure=False)
         slab_path = Path(f"{socket_path}.slabs")
@@ -188,6 +192,7 @@ class NodeServer:
         self._add_services(address, str(slab_path))
         self.sessions.listen(slab_path)
         await self._server.start()
+        await self.metrics.start(self._show)
         os.chmod(socket_path, 0o600)
         if self._publisher is not None and self.replicas is not None and self.census is not None:
             self.custody.on_records = self._tell
@@ -223,7 +228,7 @@ class NodeServer:
         self.transfers = transfers = Transfers(resources, self.handoffs, self.background)
         self.loads = loads = Loads(resources, self.background)
         self.intake = Intake(resources, self.retention)
-        service = NodeService(
+        self.service = service = NodeService(
             self._config,
             self.custody,
             self.sessions,
@@ -259,6 +264,7 @@ class NodeServer:
         await asyncio.gather(*self._loops, return_exceptions=True)
         if self._publisher is not None:
             await self._publisher.stop()
+        await self.metrics.stop()
         if self._server is not None:
             await self._server.stop(_STOP_GRACE_S)
         await self.background.close()
@@ -281,6 +287,10 @@ class NodeServer:
             return Path(self._config.socket.removeprefix("unix:"))
         self._scratch = Path(tempfile.mkdtemp(prefix="kvstore-"))
         return self._scratch / "node.sock"
+
+    async def _show(self, families: Families) -> None:
+        metrics.show(self.service.usage(), families)
+        self.loads.resources.times.show(families)
 
     def _lane_loads(self) -> list[types_pb2.LaneLoad]:
         return [*self.networks.loads(), *(disk_load(lane) for lane in self._disk_lanes())]

@@ -41,7 +41,8 @@ class Feed(Protocol):
 
 
 class BoardFeed:
-    """One path's feed from a board. on_arrival gets what counts: a second copy of a piece is given back unseen."""
+    """One path's feed from a board. on_arrival gets what counts, with the nanoseconds
+    since it was asked for; a second copy of a piece is given back unseen."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class BoardFeed:
         path: int,
         clock: Callable[[], int],
         changed: "Changed",
-        on_arrival: Callable[[int, Arrival], None],
+        on_arrival: Callable[[int, Arrival, int], None],
         on_spare: Callable[[int], None],
         on_refused: Callable[[int, Outcome], None],
         has_spare: Callable[[], bool],
@@ -62,25 +63,30 @@ class BoardFeed:
         self._on_spare = on_spare
         self._on_refused = on_refused
         self._has_spare = has_spare
+        self._asked_ns: dict[Piece, int] = {}
 
     async def next(self) -> Piece | None:
         while not self._changed.over:
             now_ns = self._clock()
             piece = self._board.take(self._path, now_ns, spare=self._has_spare())
             if piece is not None:
+                self._asked_ns[piece] = now_ns
                 return piece
             late_ns = self._board.next_late_ns(self._path)
             await self._changed.wait(None if late_ns is None else max(late_ns - now_ns, 1_000_000) / 1e9)
         return None
 
     def arrived(self, arrival: Arrival) -> None:
-        if self._board.arrived(self._path, arrival.piece, self._clock()):
-            self._on_arrival(self._path, arrival)
+        now_ns = self._clock()
+        asked_ns = self._asked_ns.pop(arrival.piece)
+        if self._board.arrived(self._path, arrival.piece, now_ns):
+            self._on_arrival(self._path, arrival, now_ns - asked_ns)
         else:
             self._on_spare(arrival.place_id)
         self._changed.set()
 
     def refused(self, piece: Piece, outcome: Outcome) -> None:
+        del self._asked_ns[piece]
         if not self._board.returned(self._path, piece):
             self._on_refused(piece.block, outcome)
         self._changed.set()

@@ -218,7 +218,7 @@ class Gathering:
             self._custody.clock,
             self._changed,
             self._arrived,
-            self._resources.landing.give_back,
+            self._spare,
             self._refused,
             path.has_spare,
         )
@@ -228,6 +228,7 @@ class Gathering:
         except HandoffLost as error:
             self._given_up = error
         except KVStoreError as error:
+            self.progress.retries["path_lost"] += 1
             log.info("load: %s from %s: %s", getattr(path, "route", "here"), getattr(path, "node_id", ""), error)
         finally:
             self._live.discard(number)
@@ -256,10 +257,15 @@ class Gathering:
                 checksums = piece.checksums_of(kept.checksums, self._layout)
                 self._tell(_KEPT, Arrival(piece, 0, kept.place, piece.offset, checksums))
 
-    def _arrived(self, number: int, arrival: Arrival) -> None:
+    def _arrived(self, number: int, arrival: Arrival, took_ns: int) -> None:
         if arrival.place_id:
             self._places.add(arrival.place_id)
+        self._resources.times.piece(self._source(number, arrival.piece.block), took_ns)
         self._tell(number, arrival)
+
+    def _spare(self, place_id: int) -> None:
+        self.progress.retries["twice"] += 1
+        self._resources.landing.give_back(place_id)
 
     def _tell(self, number: int, arrival: Arrival) -> None:
         source = self._source(number, arrival.piece.block)
@@ -304,6 +310,7 @@ class Gathering:
             raise InvalidInput(f"load: no piece {number}")
         path, piece = self._told[number]
         self._resources.counters["corrupt_pieces"] += 1
+        self.progress.retries["checksum"] += 1
         if path == _KEPT:
             if not self._board.add(self._group_of(piece), piece, frozenset(self._live)):
                 self.outcomes[piece.block] = Outcome.CORRUPT

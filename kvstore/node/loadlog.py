@@ -9,18 +9,28 @@ from kvstore.pb import node_pb2
 from kvstore.rpc.enums import pb_tier
 
 ENDED_MAX = 32
+WHOLE, PARTIAL, FAILED = "whole", "partial", "failed"
+"""Outcomes of loads: all blocks came; some did not; it ended before its time, by an error or its client."""
 
 
 @dataclass(slots=True)
 class Progress:
     """How far a load is. found_blocks, found_bytes: what will come, once that is known. arrived: bytes by their source;
-    what was corrupt and comes again counts again. first_ns: when the first of it was told; 0: not yet."""
+    what was corrupt and comes again counts again. planned_ns, first_ns, done_ns: when it was known what will come, when
+    the first of it was told, when all of it was there; 0: not yet. retries: why something was done once more: pieces of
+    a wrong checksum, paths that ended before their time (path_lost), pieces that two paths brought since one was late
+    (twice). failure: the name of what ended it before its time."""
 
     asked_blocks: int
     found_blocks: int = 0
     found_bytes: int = 0
+    planned_ns: int = 0
     first_ns: int = 0
+    done_ns: int = 0
+    outcome: str = FAILED
+    failure: str = ""
     arrived: Counter[Source] = field(default_factory=Counter)
+    retries: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ that were corrupt. The call ends when the client ends its side.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from kvstore.blocks.state import Outcome
 from kvstore.errors import DeadlineExceeded, InvalidInput
 from kvstore.node.background import Background, together
 from kvstore.node.gathering import Gathering, Told
-from kvstore.node.loadlog import LoadLog, Progress
+from kvstore.node.loadlog import FAILED, PARTIAL, WHOLE, LoadLog, Progress
 from kvstore.node.paths import Source
 from kvstore.node.resources import Resources
 from kvstore.node.sessions import Session
@@ -67,9 +68,12 @@ class Loads:
                     work.cancel()
                     await asyncio.gather(work, return_exceptions=True)
         except TimeoutError:
+            load.ended_by(DeadlineExceeded.__name__)
             raise DeadlineExceeded(f"the load did not finish within {start.deadline_ms} ms") from None
         finally:
-            self._log.end(entry, clock())
+            now_ns = clock()
+            self._log.end(entry, now_ns)
+            self.resources.times.ended(entry, now_ns)
             self._background.spawn(load.settle())
 
 
@@ -96,13 +100,22 @@ class _Load:
         """Plans, gathers, and says what became of it; until the client has ended its side."""
         try:
             await self._gathering.plan()
+            self.progress.planned_ns = self._resources.custody.clock()
             self._plan = node_pb2.LoadPlan(outcomes=bytes(self._gathering.outcomes), route=self._gathering.route)
             self._pace.set(urgent=True)
             self._gathering.run()
             await together([self._finish(), self._listen(requests)])
+        except BaseException as error:
+            self.ended_by(type(error).__name__)
+            raise
         finally:
             self._closed = True
             self._pace.set(urgent=True)
+
+    def ended_by(self, error: str) -> None:
+        """It ends; before its time, where it was not told that all is there."""
+        if self.progress.outcome == FAILED:
+            self.progress.failure = error
 
     async def _finish(self) -> None:
         await self._gathering.finished()
@@ -119,6 +132,9 @@ class _Load:
                 await self._finish()
 
     def _say_done(self) -> None:
+        whole = all(outcome is Outcome.READY for outcome in self._gathering.outcomes)
+        self.progress.outcome = WHOLE if whole else PARTIAL
+        self.progress.done_ns = self._resources.custody.clock()
         self._done = node_pb2.LoadDone(outcomes=bytes(self._gathering.outcomes), corrupt_pieces=self._corrupt_pieces)
         self._pace.set(urgent=True)
 

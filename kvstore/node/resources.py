@@ -6,6 +6,7 @@ from kvstore.config import NodeConfig
 from kvstore.node.custody import Custody
 from kvstore.node.kept import Kept
 from kvstore.node.landing import Landing
+from kvstore.node.loadtimes import LoadTimes
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks
 from kvstore.node.recall import Recalls
@@ -17,7 +18,7 @@ from kvstore.pb import types_pb2
 @dataclass(frozen=True, slots=True)
 class Resources:
     """address: this node's own. shared: other nodes' devices that are mounted here. loads_from_disk, pushes_from_disk:
-    for its own clients and for other nodes, where it has disks. counters: since its start."""
+    for its own clients and for other nodes, where it has disks. counters, traffic, times: since its start."""
 
     config: NodeConfig
     custody: Custody
@@ -30,6 +31,7 @@ class Resources:
     loads_from_disk: Recalls | None = None
     pushes_from_disk: Recalls | None = None
     traffic: Traffic = field(default_factory=Traffic)
+    times: LoadTimes = field(default_factory=LoadTimes)
     counters: dict[str, int] = field(
         default_factory=lambda: {
             "loads": 0,

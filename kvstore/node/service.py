@@ -344,6 +344,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     @unary
     async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:
+        return self.usage(check=request.check)
+
+    def usage(self, *, check: bool = False) -> node_pb2.UsageReply:
+        """What the node holds, does and has counted. check: with the violations of its laws, which takes seconds."""
         usage = self._custody.catalog.usage()
         counters = {**usage.counters, **self._loads.counters, **self._transfers.counters}
         counters |= self._placement.counters if self._placement is not None else {}
@@ -372,7 +376,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             namespaces=namespace_usages(self._custody.catalog, self._retention),
             ttl=ttl_histogram(self._custody.catalog, now_ns),
             copies=self._census.usage() if self._census is not None else [],
-            violations=self._custody.catalog.violations() if request.check else [],
+            violations=self._custody.catalog.violations() if check else [],
         )
 
 

@@ -1,5 +1,7 @@
 """Channels and servers with the same limits everywhere."""
 
+from collections.abc import Sequence
+
 import grpc
 import grpc.aio
 
@@ -49,9 +51,9 @@ def open_channel(
     return grpc.aio.insecure_channel(address, options=options)
 
 
-def make_server() -> grpc.aio.Server:
+def make_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """A server that refuses to share its port."""
-    return grpc.aio.server(options=[*_OPTIONS, *_WATCHABLE, ("grpc.so_reuseport", 0)])
+    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, *_WATCHABLE, ("grpc.so_reuseport", 0)])
 
 
 def caller(name: str, credential: bytes = b"") -> types_pb2.Caller:
