@@ -2,14 +2,17 @@
 and taking the device into service at a node that serves: how long it takes, and for how long others wait at most.
 
 The index is filled through commits, as the tier does it; the slab files are made, but no block is written, for opening
-reads none. Then the device, and the node, are opened and closed in turn.
+reads none. Then the device is opened and closed in turn, and after it the node, each time in a process of its own: a
+restart is a new process, and one that has had a million blocks before is slower.
 """
 
 import argparse
 import asyncio
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +55,10 @@ def run(args: argparse.Namespace) -> Result:
         limits = DeviceLimits(slabs * (SLAB_HEADER_BYTES + slab_bytes), slab_bytes, 0)
         _fill(Path(folder), limits, slot_bytes, args)
         opened = [_open(Path(folder), limits, args.slots) for _ in range(args.rounds)]
-        served = [asyncio.run(_serve(Path(folder), limits, args.slots)) for _ in range(args.rounds)]
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
+            rounds = [processes.submit(_serve, Path(folder), limits, args.slots) for _ in range(args.rounds)]
+            served = [each.result() for each in progress.track(rounds, "starting the node", args.rounds)]
         index_bytes = (Path(folder) / "index" / "data.mdb").stat().st_size
     open_s, cpu_s, close_s = (float(np.median(times)) for times in zip(*opened, strict=True))
     node_s, node_cpu_s, _, stall_ms = (float(np.median(times)) for times in zip(*served, strict=True))
@@ -153,7 +159,11 @@ def _open(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, f
     return opened - began, opened_cpu - began_cpu, time.perf_counter() - closing
 
 
-async def _serve(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, float, float]:
+def _serve(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, float, float]:
+    return asyncio.run(_serve_again(path, limits, slots))
+
+
+async def _serve_again(path: Path, limits: DeviceLimits, slots: int) -> tuple[float, float, float, float]:
     """Seconds until a node serves all entries, and of the processor for it; seconds of taking the device into service
     again, and the longest time in milliseconds that other tasks waited for their turn meanwhile."""
     config = NodeConfig(
