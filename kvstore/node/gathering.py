@@ -342,7 +342,9 @@ class Gathering:
 
     def _drop_own(self, block: int) -> None:
         if block < self.count:
-            key = self._keys[self._start.first + block]
+            key, held = self._keys[self._start.first + block], self._held[block]
+            if held is not None:
+                log.error("block %s at %s: its checksum is wrong", key.hex(), held.place)
             self._custody.catalog.drop(self._start.namespace_id, self._shard, key, "corrupt")
             self._custody.settle()
 

@@ -316,7 +316,10 @@ class _Owned:
             if source is None or not source.stored or not source.checksums:
                 continue
             self._owner.counters["corrupt_reports"] += 1
-            if not await self._intact(source):
+            if await self._intact(source):
+                log.warning("block %s at %s reached a reader damaged; it is right here", source.key.hex(), source.place)
+            else:
+                log.error("block %s at %s: its checksum is wrong", source.key.hex(), source.place)
                 catalog = self._custody.catalog
                 catalog.drop_copy(self._namespace_id, self._shard, source.key, source.place, "corrupt")
                 self._custody.settle()

@@ -1,6 +1,7 @@
 """Loads, spoken to by hand: plan and order, what is read where it lies and what is staged, and nothing left behind."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -227,8 +228,9 @@ async def test_landing_places_belong_to_their_load(here: Site) -> None:
     await second.end()
 
 
-async def test_corruption_at_home_is_dropped(here: Site) -> None:
-    """The client has read the very bytes: there is no better copy, and the block goes."""
+async def test_corruption_at_home_is_dropped(here: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """The client has read the very bytes: there is no better copy, and the block goes; the log says which, and where it
+    lay."""
     node = await here.node()
     client = await here.client(node, LAYOUT)
     chain = chain_of(client)
@@ -240,6 +242,9 @@ async def test_corruption_at_home_is_dropped(here: Site) -> None:
     assert load.done.corrupt_pieces == 1
     await load.end()
     assert (await client.match(chain)).blocks == 2
+    (said,) = (each.getMessage() for each in caplog.records if each.levelno == logging.ERROR)
+    assert chain.keys[2].hex() in said
+    assert "slot" in said
 
 
 async def test_corruption_at_home_is_mended_from_another_copy(here: Site) -> None:
