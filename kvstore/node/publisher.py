@@ -28,6 +28,7 @@ from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.status import from_rpc
 
 _PENDING_MAX = 200_000
+_AT_ONCE = 8
 _HASHED_AT_ONCE = 4096
 _CALL_S = 2.0
 _RETRY_S = 0.2
@@ -58,6 +59,7 @@ class Publisher:
         self._pending: list[Record] = []
         self._overflowed = False
         self._wake = asyncio.Event()
+        self._due_s = 0.0  # when a batch would be due if they came evenly
         self._sequence = 0
         self._registered = False
         self._heartbeat_s = 0.5
@@ -124,12 +126,14 @@ class Publisher:
             await self._wait_for_records()
 
     async def _wait_for_records(self) -> None:
-        """Until there is something to say. What follows soon on the last batch waits, so that a burst becomes one; what
-        comes after a pause is told at once."""
-        rested_s = time.monotonic() + self._config.publish_ms / 1000
+        """Until there is something to say. On average once in `publish_ms`, so that the control plane is not asked for
+        each of many stores; but a node that was silent has some batches at once to its credit, for a put that commits
+        in parts is readable with the last of them."""
+        interval_s = self._config.publish_ms / 1000
         await self._wake.wait()
-        await asyncio.sleep(max(0.0, rested_s - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._due_s - (_AT_ONCE - 1) * interval_s - time.monotonic()))
         self._wake.clear()
+        self._due_s = max(self._due_s, time.monotonic()) + interval_s
 
     async def _register(self) -> None:
         reply = await self._stub.Register(
@@ -182,10 +186,12 @@ class Publisher:
     async def _publish_pending(self) -> None:
         if self._overflowed:
             await self._reconcile()
-        while self._pending:
-            batch = list(islice(self._pending, KEYS_PER_MESSAGE_MAX))
+        left = len(self._pending)  # what comes meanwhile is another batch
+        while left > 0 and self._pending:
+            batch = list(islice(self._pending, min(left, KEYS_PER_MESSAGE_MAX)))
             await self._send(batch)
             del self._pending[: len(batch)]
+            left -= len(batch)
 
     async def _send(self, records: Sequence[Record], replace_buckets: Sequence[int] = ()) -> None:
         self._sequence += 1
