@@ -148,6 +148,19 @@ async def test_a_killed_node_is_down_within_three_seconds(site: Site) -> None:
     await expect(site.node("far", "up")).to_be_visible()
 
 
+async def test_namespaces_and_tenants(site: Site) -> None:
+    """What each holds and how often it is found; its button takes it into the search."""
+    client = await site.stored()
+    row = site.page.locator("#spaces tbody tr").first
+    await expect(row).to_contain_text("default")
+    await expect(row).to_contain_text("test")
+    await expect(row).to_contain_text("%")
+    await expect(row.locator(".number").nth(1)).to_have_text(str(BLOCKS))
+    await row.get_by_role("button").click()
+    assert await site.page.locator("#search-namespace").input_value() == client.chain(TOKENS).namespace_id.hex()
+    assert await site.page.evaluate(f"{ACTIVE}.id") == "search-what"
+
+
 async def test_a_search_shows_where_blocks_are_and_why_they_are_not(site: Site) -> None:
     """By keys, and by tokens in whichever namespace has them; a block that is nowhere ends the prefix, and the reason
     is said; so is what is no search."""
@@ -178,7 +191,9 @@ async def test_a_search_shows_where_blocks_are_and_why_they_are_not(site: Site) 
 async def test_everything_is_reached_by_keyboard(site: Site) -> None:
     """Tab visits links, theme, spans, charts and the form in the order of the page, each with a visible focus; Enter
     sends the search; arrows walk through a chart."""
+    await site.stored()
     page = site.page
+    await expect(page.locator("#spaces tbody tr").first).to_be_visible()
     visited: list[str] = []
     for _ in range(24):
         await page.keyboard.press("Tab")
@@ -187,7 +202,7 @@ async def test_everything_is_reached_by_keyboard(site: Site) -> None:
         assert await page.evaluate(outline) != "none", visited
         if visited[-1] == "search-namespace":
             break
-    wanted = ["#cluster", "#loads", "#charts", "#find", "theme", "svg", "search-what", "search-namespace"]
+    wanted = ["#cluster", "#loads", "#charts", "#spaces", "#find", "theme", "svg", "search-what", "search-namespace"]
     places = [visited.index(place) for place in wanted]
     assert places == sorted(places)
     await page.keyboard.press("Enter")

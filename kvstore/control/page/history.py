@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvstore.control.explain import DEPARTURES
+
 STRETCH_MS = 2000
 STRETCHES_MAX = 900
 
 # What the charts show, and the nodes' counters that add up to it.
 BYTES = {route: (f"loaded_{route}_bytes",) for route in ("local", "peer", "direct", "relay")}
 KEPT = {"stored": ("stored_blocks",), "spilled": ("spilled_blocks",), "copied": ("copies_taken",)}
-GONE = {"pressure": ("evicted_pressure",), "expired": ("expired",)}
+GONE = {
+    verdict: tuple(counter for counter, (each, _) in DEPARTURES.items() if each == verdict)
+    for verdict in ("evicted", "expired", "corrupt", "device_lost", "purged", "shed")
+}
 FAULTS = {
     "corrupt": ("corrupt_in_memory", "corrupt_on_disk", "corrupt_pieces", "scrub_dropped"),
     "device": ("device_failures",),

@@ -17,7 +17,7 @@ def test_looks_add_up_to_stretches() -> None:
     (point,) = history.after(0)
     assert (point["at_ms"], point["span_ms"], point["asked"], point["matched"]) == (STRETCH_MS, STRETCH_MS, 4, 3)
     assert point["bytes"] == {"local": 0, "peer": 0, "direct": 0, "relay": 15}
-    assert (point["gone"]["pressure"], point["faults"]["corrupt"], set(point["faults"])) == (9, 3, set(FAULTS))
+    assert (point["gone"]["evicted"], point["faults"]["corrupt"], set(point["faults"])) == (9, 3, set(FAULTS))
 
 
 def test_memory_is_bounded() -> None:

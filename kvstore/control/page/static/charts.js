@@ -30,7 +30,8 @@ export const CHARTS = [
   },
   {
     title: "Blocks gone", show: perSecond, stacked: true, none: "None went",
-    series: among("gone", [["pressure", "evicted", "pressure"], ["expired", "expired", "expired"]]),
+    series: among("gone", [["evicted", "evicted", "evicted"], ["expired", "expired", "expired"], ["corrupt", "corrupt", "corrupt"],
+      ["device_lost", "device lost", "device"], ["purged", "purged", "purged"], ["shed", "shed copies", "shed"]]),
   },
   {
     title: "Errors", show: perSecond, stacked: true, none: "None",
