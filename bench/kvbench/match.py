@@ -3,6 +3,9 @@
 Control plane and node run in processes of their own. The index is filled through Publish, with chains of random keys as
 long as the prompt; then the client library matches whole chains, one after the other, drawn at random. At the end the
 parts of a match are timed alone, in this process, on the same index.
+
+Memory is what the control plane's process has gained by the index: `private` is its own, the rest are pages of the
+index's file, which the kernel takes back when it needs them. Disk is what the file occupies.
 """
 
 import argparse
@@ -11,17 +14,20 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kvbench import noise, options, progress, result
+from kvbench.memory import on_disk, resident
 from kvbench.result import Result
-from kvstore.blocks.keys import Chain
+from kvstore.blocks.keys import KEY_BYTES, Chain, unpack_keys
 from kvstore.blocks.layout import BLOCK_TOKENS, Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.blocks.state import Tier
-from kvstore.cli.spawn import server
+from kvstore.cli.options import size
+from kvstore.cli.spawn import running, server
 from kvstore.client import AsyncClient
 from kvstore.client.matching import Locations
 from kvstore.control.directory import NodeState
@@ -41,7 +47,9 @@ _INDEX_BYTES_MAX = 16 * 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--blocks", type=int, default=1_000_000, help="blocks in the index (default: %(default)s)")
+    parser.add_argument(
+        "--blocks", type=size, default="1M", metavar="N", help="blocks in the index, as 10M (default: %(default)s)"
+    )
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens of a prompt (default: %(default)s)")
     options.add_rounds(parser, 300, "matches measured")
     options.add_warm_up(parser, 50)
@@ -60,32 +68,42 @@ def run(args: argparse.Namespace) -> Result:
 async def _run(args: argparse.Namespace) -> Result:
     rng = np.random.default_rng(args.seed)
     chains = _chains(args.blocks, args.tokens, rng)
-    draw = [chains[i] for i in rng.integers(0, len(chains), args.warm_up + args.rounds)]
+    draw = [_chain(chains[i], args.tokens) for i in rng.integers(0, len(chains), args.warm_up + args.rounds)]
     with tempfile.TemporaryDirectory(prefix="kvbench-match-") as folder:
         index = f"{folder}/index"
         control_options = ("--listen", args.listen, "--index-path", index, "--node-lost-ms", str(_HOUR_MS))
-        async with server("control", *control_options, *_QUIET) as control:
+        async with running("control", *control_options, *_QUIET) as started:
+            control = started.said
+            empty = resident(started.process.pid)
             fill_s = await _fill(control["address"], chains)
             node_options = ("--control", control["address"], "--dram-bytes", str(128 * 2**20))
             async with server("node", *node_options, *_QUIET) as node:
                 total_ms = await _client_ms(node["socket"], draw, args.warm_up)
             floor_ms = await _heartbeat_ms(control["address"], args.rounds, args.warm_up)
+            full = resident(started.process.pid)
+        disk_bytes = on_disk(Path(index))
         parts_ms = await _parts_ms(index, draw, args.warm_up)
-    return _result(args, total_ms, {**parts_ms, "smallest RPC": floor_ms}, sum(map(len, chains)) / fill_s)
+    blocks = len(chains) * (args.tokens // BLOCK_TOKENS)
+    headlines = {
+        "published_blocks_per_s": blocks / fill_s,
+        "memory_bytes_per_block": (full.total_bytes - empty.total_bytes) / blocks,
+        "private_bytes_per_block": (full.private_bytes - empty.private_bytes) / blocks,
+        "disk_bytes_per_block": disk_bytes / blocks,
+    }
+    return _result(args, total_ms, {**parts_ms, "smallest RPC": floor_ms}, headlines)
 
 
-def _chains(blocks: int, tokens: int, rng: np.random.Generator) -> list[Chain]:
-    """Chains of one prompt's length; `blocks` in all, rounded up to whole chains."""
+def _chains(blocks: int, tokens: int, rng: np.random.Generator) -> list[bytes]:
+    """Packed keys of chains of one prompt's length; `blocks` in all, rounded up to whole chains."""
     length = tokens // BLOCK_TOKENS
-    chains = []
-    for _ in range(-(-blocks // length)):
-        raw = rng.bytes(16 * length)
-        keys = tuple(raw[i : i + 16] for i in range(0, len(raw), 16))
-        chains.append(Chain(_NAMESPACE.id, keys, tokens, BLOCK_TOKENS))
-    return chains
+    return [rng.bytes(KEY_BYTES * length) for _ in range(-(-blocks // length))]
 
 
-async def _fill(address: str, chains: list[Chain]) -> float:
+def _chain(packed: bytes, tokens: int) -> Chain:
+    return Chain(_NAMESPACE.id, tuple(unpack_keys(packed)), tokens, BLOCK_TOKENS)
+
+
+async def _fill(address: str, chains: list[bytes]) -> float:
     """Publishes all chains as one node's; the seconds it took."""
     async with open_channel(address) as channel:
         stub = control_pb2_grpc.ControlStub(channel)
@@ -108,9 +126,9 @@ async def _fill(address: str, chains: list[Chain]) -> float:
         return time.perf_counter() - began
 
 
-def _batches(chain: Chain) -> list[bytes]:
-    step = 16 * KEYS_PER_MESSAGE_MAX
-    return [chain.packed[start : start + step] for start in range(0, len(chain.packed), step)]
+def _batches(packed: bytes) -> list[bytes]:
+    step = KEY_BYTES * KEYS_PER_MESSAGE_MAX
+    return [packed[start : start + step] for start in range(0, len(packed), step)]
 
 
 async def _client_ms(socket: str, draw: list[Chain], warm_up: int) -> list[float]:
@@ -174,7 +192,7 @@ def _packed(answered: Answer, state: NodeState) -> bytes:
 
 
 def _result(
-    args: argparse.Namespace, total_ms: list[float], parts_ms: dict[str, list[float]], published_per_s: float
+    args: argparse.Namespace, total_ms: list[float], parts_ms: dict[str, list[float]], headlines: dict[str, float]
 ) -> Result:
     whole = _row("client.match", total_ms)
     return result.of_this_machine(
@@ -193,7 +211,7 @@ def _result(
         extras={
             "p50_ms": whole["ms"]["p50"],
             "p99_ms": whole["ms"]["p99"],
-            "published_blocks_per_s": published_per_s,
+            **headlines,
         },
     )
 

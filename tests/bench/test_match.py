@@ -26,6 +26,7 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {row["part"]: row["ms"]["p50"] for row in fields["measurements"]}
     assert parts["client.match"] == fields["p50_ms"]
     assert 0 < parts["index look-up"] < parts["client.match"]
+    assert all(fields[f"{kind}_bytes_per_block"] > 0 for kind in ("memory", "disk"))
     assert list(tmp_path.glob("kvbench-*")) == []
 
 
