@@ -14,6 +14,7 @@ COMMANDS = {
     "transfer": Command("kvbench.transfer", "blocks between two processes, beside plain sockets and ucx_perftest"),
     "local": Command("kvbench.local", "client and node on one host, beside memcpy"),
     "nvme": Command("kvbench.nvme", "the NVMe tier, beside fio"),
+    "tiers": Command("kvbench.tiers", "every pair of HBM, DRAM, NVMe and another node, beside its limit"),
     "ops": Command("kvbench.ops", "put, get and match of small and large blocks, alone and many at once"),
     "match": Command("kvbench.match", "longest-prefix matches against a large index"),
     "dualpath": Command("kvbench.dualpath", "a history over one storage NIC and over all, beside plain sockets"),
