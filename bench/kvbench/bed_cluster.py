@@ -55,9 +55,17 @@ class Engines:
     process_ids: list[int]
 
 
+HISTORIES = ("kvbench.bed_engine",)
+"""The program of an engine's stand-in, with its options; the node's socket is added."""
+
+
 @asynccontextmanager
 async def store(
-    bed: Testbed, folder: Path, capacity: Sequence[str], control_options: Sequence[str] = ()
+    bed: Testbed,
+    folder: Path,
+    capacity: Sequence[str],
+    control_options: Sequence[str] = (),
+    program: Sequence[str] = HISTORIES,
 ) -> AsyncIterator[Store]:
     """capacity: options of the storage node's tiers."""
     async with AsyncExitStack() as stack:
@@ -67,25 +75,30 @@ async def store(
         address, host = control.said["address"], bed.topology.host("storage")
         options = ("--roles", "storage", "--compute-device", host.nic(STORAGE).device, *capacity)
         node = await stack.enter_async_context(_node(bed, folder, address, host, options))
-        engine, process = await stack.enter_async_context(_engine(bed, host, node))
+        engine, process = await stack.enter_async_context(_engine(bed, host, node, program))
         yield Store(bed, folder, address, node, engine, [control.process.pid, node.process.pid, process.pid])
 
 
 @asynccontextmanager
 async def engines(
-    stored: Store, hosts: Iterable[Host], attached: Collection[Host], paths: Paths
+    stored: Store,
+    hosts: Iterable[Host],
+    attached: Collection[Host],
+    paths: Paths,
+    program: Sequence[str] = HISTORIES,
+    capacity: Sequence[str] = (),
 ) -> AsyncIterator[Engines]:
-    """Starts the engine nodes. attached: those that have an engine too."""
+    """Starts the engine nodes. attached: those that have an engine too. capacity: options of their tiers."""
     async with AsyncExitStack() as stack:
         started = Engines({}, {}, [])
         for host in hosts:
             role = host.name.partition("-")[0]
-            options = ("--roles", role, *paths.options)
+            options = ("--roles", role, *paths.options, *capacity)
             node = await stack.enter_async_context(_node(stored.bed, stored.folder, stored.control, host, options))
             started.nodes[host.name] = node
             started.process_ids.append(node.process.pid)
             if host in attached:
-                engine, process = await stack.enter_async_context(_engine(stored.bed, host, node))
+                engine, process = await stack.enter_async_context(_engine(stored.bed, host, node, program))
                 started.engines[host.name] = engine
                 started.process_ids.append(process.pid)
         yield started
@@ -126,7 +139,9 @@ async def _node(bed: Testbed, folder: Path, control: str, host: Host, options: S
 
 
 @asynccontextmanager
-async def _engine(bed: Testbed, host: Host, node: Server) -> AsyncIterator[tuple[Engine, asyncio.subprocess.Process]]:
-    argv = ("-m", "kvbench.bed_engine", "--node", node.said["socket"])
+async def _engine(
+    bed: Testbed, host: Host, node: Server, program: Sequence[str]
+) -> AsyncIterator[tuple[Engine, asyncio.subprocess.Process]]:
+    argv = ("-m", *program, "--node", node.said["socket"])
     async with child(*argv, line_bytes_max=_LINE_BYTES_MAX, prefix=bed.prefix(host)) as process:
         yield Engine(host.name, process), process

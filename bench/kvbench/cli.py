@@ -24,6 +24,8 @@ COMMANDS = {
     "peers": Command("kvbench.peers", "kvstore beside Mooncake and NIXL: speed, and the same faults"),
     "compare": Command("kvbench.compare", "two results of one bench: what moved beyond the noise"),
     "report": Command("kvbench.report", "results as one HTML page and as Markdown, with pictures"),
+    "goodput": Command("kvbench.goodput", "goodput of a trace's requests whose history lies in storage"),
+    "agents": Command("kvbench.agents", "goodput of agent sessions whose history lies in storage"),
     "replay": Command("kvbench.replay", "a trace of requests: hit ratios of eviction policies and times to live"),
 }
 
