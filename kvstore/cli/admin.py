@@ -10,7 +10,16 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from kvstore.cli import admin_adopt, admin_explain, admin_loads, admin_prefix, admin_rules, admin_scrub, admin_tables
+from kvstore.cli import (
+    admin_adopt,
+    admin_explain,
+    admin_loads,
+    admin_log,
+    admin_prefix,
+    admin_rules,
+    admin_scrub,
+    admin_tables,
+)
 from kvstore.cli.layers import load_config
 from kvstore.cli.options import add_config_file, add_options
 from kvstore.config import DoorConfig
@@ -58,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_explain.add_commands(commands, shared)
     admin_adopt.add_commands(commands, shared)
     admin_scrub.add_commands(commands, shared)
+    admin_log.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
 
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")

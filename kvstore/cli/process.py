@@ -27,6 +27,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("process")
     group.add_argument("--log-level", choices=log.LEVELS, default=log.DEFAULT_LEVEL)
     group.add_argument(
+        "--log-format",
+        choices=log.FORMATS,
+        default=log.DEFAULT_FORMAT,
+        help="lines for people, or one JSON object each",
+    )
+    group.add_argument(
         "--stop-at-eof",
         action="store_true",
         help="stop when standard input ends: for a parent that must leave nothing behind, however it dies",
@@ -36,7 +42,7 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 def run_service(name: str, service: Service, args: argparse.Namespace) -> int:
     """Runs a service until a signal comes, and returns the exit code. Errors of the start are raised."""
     os.umask(0o077)  # what a server makes (sockets, slabs, index, address file) is its owner's alone
-    log.set_up(args.log_level, name)
+    log.set_up(args.log_level, name, args.log_format)
     _spare_the_collector()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(name, service, args.stop_at_eof))

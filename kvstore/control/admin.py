@@ -15,6 +15,7 @@ from kvstore.control.index.base import Index
 from kvstore.control.matches import MatchCounters
 from kvstore.control.rules import SetRules
 from kvstore.errors import KVStoreError
+from kvstore.observe.log import set_level
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.policy.route import max_to_avg
 from kvstore.rpc.lanes import STORAGE_IN, lane_of
@@ -105,6 +106,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Scrub(self, request: admin_pb2.ScrubNodeRequest, context: Any) -> node_pb2.ScrubReply:
         asked = node_pb2.ScrubRequest(caller=NODE_CALLER, path=request.path, start=request.start)
         return await self._asking.one(request.node_id, lambda stub: stub.Scrub(asked, timeout=NODE_DEADLINE_S))
+
+    @unary
+    async def SetLogLevel(self, request: admin_pb2.SetNodeLogLevelRequest, context: Any) -> node_pb2.SetLogLevelReply:
+        if not request.node_id:
+            return node_pb2.SetLogLevelReply(before=set_level(request.level, request.logger))
+        asked = node_pb2.SetLogLevelRequest(caller=NODE_CALLER, level=request.level, logger=request.logger)
+        return await self._asking.one(request.node_id, lambda stub: stub.SetLogLevel(asked, timeout=NODE_DEADLINE_S))
 
     @unary
     async def SetRules(self, request: admin_pb2.AdminSetRulesRequest, context: Any) -> admin_pb2.AdminSetRulesReply:

@@ -3,12 +3,17 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
+from kvstore.blocks.state import Tier
 from kvstore.node.paths import Source
 from kvstore.pb import node_pb2
 from kvstore.rpc.enums import pb_tier
+from kvstore.rpc.lanes import COMPUTE_IN, STORAGE_IN
 
 ENDED_MAX = 32
+_LANES = {"peer": COMPUTE_IN, "relay": COMPUTE_IN, "direct": STORAGE_IN}
+"""Of this node, over which a route's bytes come in."""
 WHOLE, PARTIAL, FAILED = "whole", "partial", "failed"
 """Outcomes of loads: all blocks came; some did not; it ended before its time, by an error or its client."""
 
@@ -42,6 +47,30 @@ class Entry:
     namespace_id: bytes
     progress: Progress
     began_ns: int
+
+    def attribution(self, now_ns: int) -> dict[str, Any]:
+        """What became of it and by which ways its bytes came, for the log; None: does not apply. Times in ms from its
+        beginning: until it was planned, until the first bytes were there, until all were."""
+        progress = self.progress
+
+        def since_ms(moment_ns: int) -> float | None:
+            return round((moment_ns - self.began_ns) / 1e6, 3) if moment_ns else None
+
+        return {
+            "number": self.number,
+            "tenant": self.tenant,
+            "namespace": self.namespace_id.hex(),
+            "outcome": progress.outcome,
+            "error": progress.failure or None,
+            "blocks": progress.found_blocks,
+            "asked_blocks": progress.asked_blocks,
+            "bytes": progress.arrived.total(),
+            "ms": since_ms(progress.done_ns or now_ns),
+            "plan_ms": since_ms(progress.planned_ns),
+            "first_ms": since_ms(progress.first_ns),
+            "retries": dict(progress.retries) or None,
+            "paths": [_path(source, count_bytes) for source, count_bytes in progress.arrived.items()],
+        }
 
 
 class LoadLog:
@@ -91,6 +120,18 @@ def _state(entry: Entry, now_ns: int, ended_ns: int) -> node_pb2.LoadState:
             for source, count_bytes in progress.arrived.items()
         ],
     )
+
+
+def _path(source: Source, count_bytes: int) -> dict[str, Any]:
+    tier = source.tier.name.lower()
+    at_home = "memory" if source.tier is Tier.DRAM else tier
+    return {
+        "route": source.route,
+        "tier": tier,
+        "helper" if source.route == "relay" else "node": source.node_id,
+        "lane": _LANES.get(source.route, at_home),
+        "bytes": count_bytes,
+    }
 
 
 def _ms(ns: int) -> int:

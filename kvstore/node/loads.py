@@ -5,6 +5,7 @@ that were corrupt. The call ends when the client ends its side.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from kvstore.blocks.state import Outcome
@@ -15,6 +16,7 @@ from kvstore.node.loadlog import FAILED, PARTIAL, WHOLE, LoadLog, Progress
 from kvstore.node.paths import Source
 from kvstore.node.resources import Resources
 from kvstore.node.sessions import Session
+from kvstore.observe.log import fields
 from kvstore.pb import node_pb2
 from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.pace import Pace
@@ -22,6 +24,7 @@ from kvstore.rpc.status import check_version
 
 _PIECES_PER_MESSAGE = 2048
 _MESSAGE_PACE_S = 0.003
+log = logging.getLogger(__name__)
 
 
 class Loads:
@@ -73,6 +76,8 @@ class Loads:
         finally:
             now_ns = clock()
             self._log.end(entry, now_ns)
+            if log.isEnabledFor(logging.INFO):
+                log.info("load", extra=fields(**entry.attribution(now_ns)))
             self.resources.times.ended(entry, now_ns)
             self._background.spawn(load.settle())
 

@@ -28,6 +28,7 @@ from kvstore.node.reporting import namespace_usages, tier_usage, ttl_histogram
 from kvstore.node.retention import Retention
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.transfers import Transfers
+from kvstore.observe.log import set_level
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.keys import keys_of
 from kvstore.rpc.namespaces import opened_of
@@ -311,6 +312,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if request.start:
             self._disks.start_scrub(request.path)
         return self._disks.full_scrub.usage()
+
+    @unary
+    async def SetLogLevel(self, request: node_pb2.SetLogLevelRequest, context: Context) -> node_pb2.SetLogLevelReply:
+        return node_pb2.SetLogLevelReply(before=set_level(request.level, request.logger))
 
     @unary
     async def SetRules(self, request: node_pb2.SetRulesRequest, context: Context) -> node_pb2.SetRulesReply:

@@ -367,6 +367,33 @@ class AdoptDirectoryRequest(google.protobuf.message.Message):
 Global___AdoptDirectoryRequest: typing_extensions.TypeAlias = AdoptDirectoryRequest
 
 @typing.final
+class SetNodeLogLevelRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    LOGGER_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    """empty: the control plane itself"""
+    level: builtins.str
+    logger: builtins.str
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        node_id: builtins.str = ...,
+        level: builtins.str = ...,
+        logger: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "level", b"level", "logger", b"logger", "node_id", b"node_id"]) -> None: ...
+
+Global___SetNodeLogLevelRequest: typing_extensions.TypeAlias = SetNodeLogLevelRequest
+
+@typing.final
 class ScrubNodeRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -81,6 +81,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixReply.FromString,
                 _registered_method=True)
+        self.SetLogLevel = channel.unary_unary(
+                '/kvstore.v1.Admin/SetLogLevel',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.SetNodeLogLevelRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -144,6 +149,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLogLevel(self, request, context):
+        """passed on to the node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -191,6 +203,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixReply.SerializeToString,
+            ),
+            'SetLogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLogLevel,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.SetNodeLogLevelRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -437,6 +454,33 @@ class Admin(object):
             '/kvstore.v1.Admin/Explain',
             kvstore_dot_pb_dot_admin__pb2.ExplainPrefixRequest.SerializeToString,
             kvstore_dot_pb_dot_admin__pb2.ExplainPrefixReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/SetLogLevel',
+            kvstore_dot_pb_dot_admin__pb2.SetNodeLogLevelRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.FromString,
             options,
             channel_credentials,
             insecure,

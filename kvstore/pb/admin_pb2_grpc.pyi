@@ -170,7 +170,23 @@ _AdminExplainType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType]):
+_AdminSetLogLevelType = typing_extensions.TypeVar(
+    '_AdminSetLogLevelType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -210,6 +226,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.ExplainPrefixRequest,
             kvstore.pb.admin_pb2.ExplainPrefixReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
+            kvstore.pb.node_pb2.SetLogLevelReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -251,6 +271,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.ExplainPrefixRequest,
             kvstore.pb.admin_pb2.ExplainPrefixReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
+            kvstore.pb.node_pb2.SetLogLevelReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -273,6 +297,9 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     GetRules: _AdminGetRulesType
 
     Explain: _AdminExplainType
+
+    SetLogLevel: _AdminSetLogLevelType
+    """passed on to the node"""
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -310,6 +337,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.ExplainPrefixRequest,
         kvstore.pb.admin_pb2.ExplainPrefixReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
     ],
 ]
 
@@ -381,5 +412,13 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.ExplainPrefixRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.admin_pb2.ExplainPrefixReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.ExplainPrefixReply]]: ...
+
+    @abc.abstractmethod
+    def SetLogLevel(
+        self,
+        request: kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.SetLogLevelReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetLogLevelReply]]:
+        """passed on to the node"""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1987,6 +1987,49 @@ class AdoptReply(google.protobuf.message.Message):
 Global___AdoptReply: typing_extensions.TypeAlias = AdoptReply
 
 @typing.final
+class SetLogLevelRequest(google.protobuf.message.Message):
+    """For operators: what is logged from now on."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    LOGGER_FIELD_NUMBER: builtins.int
+    level: builtins.str
+    """debug | info | warning | error; inherit: as the others again"""
+    logger: builtins.str
+    """one alone, and those below it; empty: all that have no level of their own"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        level: builtins.str = ...,
+        logger: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "level", b"level", "logger", b"logger"]) -> None: ...
+
+Global___SetLogLevelRequest: typing_extensions.TypeAlias = SetLogLevelRequest
+
+@typing.final
+class SetLogLevelReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    before: builtins.str
+    """the level that held"""
+    def __init__(
+        self,
+        *,
+        before: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["before", b"before"]) -> None: ...
+
+Global___SetLogLevelReply: typing_extensions.TypeAlias = SetLogLevelReply
+
+@typing.final
 class ScrubRequest(google.protobuf.message.Message):
     """For operators: every block on the devices is read and verified now."""
 

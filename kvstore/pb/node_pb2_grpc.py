@@ -150,6 +150,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.ExplainReply.FromString,
                 _registered_method=True)
+        self.SetLogLevel = channel.unary_unary(
+                '/kvstore.v1.Node/SetLogLevel',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.FromString,
+                _registered_method=True)
         self.Declined = channel.unary_unary(
                 '/kvstore.v1.Node/Declined',
                 request_serializer=kvstore_dot_pb_dot_node__pb2.DeclinedRequest.SerializeToString,
@@ -299,6 +304,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLogLevel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Declined(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -422,6 +433,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.ExplainRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.ExplainReply.SerializeToString,
+            ),
+            'SetLogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLogLevel,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.SerializeToString,
             ),
             'Declined': grpc.unary_unary_rpc_method_handler(
                     servicer.Declined,
@@ -1051,6 +1067,33 @@ class Node(object):
             '/kvstore.v1.Node/Explain',
             kvstore_dot_pb_dot_node__pb2.ExplainRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.ExplainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/SetLogLevel',
+            kvstore_dot_pb_dot_node__pb2.SetLogLevelRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -393,6 +393,22 @@ _NodeExplainType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeSetLogLevelType = typing_extensions.TypeVar(
+    '_NodeSetLogLevelType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
+    ],
+)
+
 _NodeDeclinedType = typing_extensions.TypeVar(
     '_NodeDeclinedType',
     grpc.UnaryUnaryMultiCallable[
@@ -409,7 +425,7 @@ _NodeDeclinedType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeDeclinedType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -505,6 +521,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.ExplainRequest,
             kvstore.pb.node_pb2.ExplainReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.SetLogLevelRequest,
+            kvstore.pb.node_pb2.SetLogLevelReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.DeclinedRequest,
@@ -607,6 +627,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.ExplainReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.SetLogLevelRequest,
+            kvstore.pb.node_pb2.SetLogLevelReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.DeclinedRequest,
             kvstore.pb.node_pb2.DeclinedReply,
         ],
@@ -657,6 +681,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     GetRules: _NodeGetRulesType
 
     Explain: _NodeExplainType
+
+    SetLogLevel: _NodeSetLogLevelType
 
     Declined: _NodeDeclinedType
 
@@ -752,6 +778,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.ExplainRequest,
         kvstore.pb.node_pb2.ExplainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.SetLogLevelRequest,
+        kvstore.pb.node_pb2.SetLogLevelReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.DeclinedRequest,
@@ -922,6 +952,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.ExplainReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ExplainReply]]: ...
+
+    @abc.abstractmethod
+    def SetLogLevel(
+        self,
+        request: kvstore.pb.node_pb2.SetLogLevelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.SetLogLevelReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetLogLevelReply]]: ...
 
     @abc.abstractmethod
     def Declined(
