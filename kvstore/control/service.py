@@ -74,6 +74,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         state = self._directory.registered(request.node_id, request.incarnation)
         if state is None:
             return control_pb2.PublishReply(known=False)
+        if request.lanes:
+            state.load = types_pb2.NodeLoad(lanes=request.lanes)
         applied = await self._index.apply(state.ref, batch)
         return control_pb2.PublishReply(known=applied.known, sequence=applied.sequence)
 

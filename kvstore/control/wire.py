@@ -55,8 +55,14 @@ def check_name(node_id: str) -> None:
 
 
 def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:
-    if len(request.lanes) > LANES_MAX or len(request.tiers) > LANES_MAX:
-        raise TooLarge(f"heartbeat: more than {LANES_MAX} lanes or tiers")
+    check_lanes(request.lanes)
+    if len(request.tiers) > LANES_MAX:
+        raise TooLarge(f"tiers: more than {LANES_MAX}")
+
+
+def check_lanes(lanes: Sequence[types_pb2.LaneLoad]) -> None:
+    if len(lanes) > LANES_MAX:
+        raise TooLarge(f"lanes: more than {LANES_MAX}")
 
 
 def read_digests(raw: bytes) -> U64:
@@ -67,6 +73,7 @@ def read_digests(raw: bytes) -> U64:
 
 def read_batch(request: control_pb2.PublishRequest, now_ms: int) -> Batch:
     """A publish request as a batch. Raises InvalidInput, or TooLarge for more keys than a message may hold."""
+    check_lanes(request.lanes)
     if request.sequence == 0:
         raise InvalidInput("sequence: counts from 1")
     buckets = frozenset(request.replace_buckets)

@@ -202,6 +202,7 @@ class Publisher:
             sequence=self._sequence,
             records=_columns(records),
             replace_buckets=replace_buckets,
+            lanes=self._lane_loads(),
         )
         while not await self._acknowledged(request):
             pass

@@ -199,6 +199,7 @@ class PublishRequest(google.protobuf.message.Message):
     SEQUENCE_FIELD_NUMBER: builtins.int
     RECORDS_FIELD_NUMBER: builtins.int
     REPLACE_BUCKETS_FIELD_NUMBER: builtins.int
+    LANES_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
     sequence: builtins.int
@@ -210,6 +211,10 @@ class PublishRequest(google.protobuf.message.Message):
     def replace_buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """the records are all this node holds in these buckets (anti-entropy)"""
 
+    @property
+    def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.LaneLoad]:
+        """now; newer than those of the last heartbeat"""
+
     def __init__(
         self,
         *,
@@ -219,9 +224,10 @@ class PublishRequest(google.protobuf.message.Message):
         sequence: builtins.int = ...,
         records: collections.abc.Iterable[Global___Records] | None = ...,
         replace_buckets: collections.abc.Iterable[builtins.int] | None = ...,
+        lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "incarnation", b"incarnation", "node_id", b"node_id", "records", b"records", "replace_buckets", b"replace_buckets", "sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "records", b"records", "replace_buckets", b"replace_buckets", "sequence", b"sequence"]) -> None: ...
 
 Global___PublishRequest: typing_extensions.TypeAlias = PublishRequest
 

@@ -56,7 +56,10 @@ class FakeNode:
         return await self.publish([self.records(keys, rank, count, withdraw=True)])
 
     async def publish(
-        self, records: Iterable[control_pb2.Records], replace_buckets: Sequence[int] = ()
+        self,
+        records: Iterable[control_pb2.Records],
+        replace_buckets: Sequence[int] = (),
+        lanes: Sequence[types_pb2.LaneLoad] = (),
     ) -> control_pb2.PublishReply:
         self.sequence += 1
         request = control_pb2.PublishRequest(
@@ -66,6 +69,7 @@ class FakeNode:
             sequence=self.sequence,
             records=records,
             replace_buckets=replace_buckets,
+            lanes=lanes,
         )
         return await self.stub.Publish(request, timeout=DEADLINE_S)
 

@@ -76,12 +76,14 @@ async def test_the_unregistered_are_told_so(control: control_pb2_grpc.ControlStu
 
 
 async def test_a_match_tells_the_load_of_its_reader(control: control_pb2_grpc.ControlStub, node: FakeNode) -> None:
-    """Also when that holds nothing; of a node that is not known, nothing."""
+    """As its last heartbeat or report had it, also when it holds nothing; of a node that is not known, nothing."""
     await node.register()
     assert await node.heartbeat()
     reply = await match(control, KEYS, reader=node.node_id)
     assert reply.blocks == 0
     assert [lane.queued_bytes for lane in reply.reader_load.lanes] == [5]
+    await node.publish([], lanes=[types_pb2.LaneLoad(lane="dram", queued_bytes=9)])
+    assert (await match(control, KEYS, reader=node.node_id)).reader_load.lanes[0].queued_bytes == 9
     for reader in ("", "stranger"):
         assert not (await match(control, KEYS, reader=reader)).HasField("reader_load")
 
@@ -167,6 +169,7 @@ BAD: list[tuple[str, Any, type[errors.KVStoreError], grpc.StatusCode]] = [
     ),
     ("Match", control_pb2.MatchRequest(), errors.VersionMismatch, grpc.StatusCode.FAILED_PRECONDITION),
     ("Publish", _publish(sequence=0), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
+    ("Publish", _publish(lanes=[types_pb2.LaneLoad()] * 65), errors.TooLarge, grpc.StatusCode.OUT_OF_RANGE),
     ("Publish", _publish(replace_buckets=[256]), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
     ("Publish", _publish(records=_records(namespace_id=b"")), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
     ("Publish", _publish(records=_records(keys=b"odd")), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),

@@ -37,6 +37,9 @@ def keys(count: int, seed: int = 0) -> list[bytes]:
     return [raw.tobytes() for raw in np.random.default_rng(seed).integers(0, 256, (count, 16), np.uint8)]
 
 
+LANE = types_pb2.LaneLoad(lane="compute-out", queued_bytes=5)
+
+
 class Server:
     """A control plane that can go away and come back, with or without what it knew."""
 
@@ -82,7 +85,7 @@ class Node:
         self.retention = Retention(self.catalog, RuleBook(DEFAULT_RULES, {}))
         address = types_pb2.NodeAddress(node_id="n", incarnation=7, grpc="unix:/nowhere")
         config = NodeConfig(control=control, publish_ms=publish_ms)
-        self.publisher = Publisher(config, address, self.catalog, self.retention, self.clock, list)
+        self.publisher = Publisher(config, address, self.catalog, self.retention, self.clock, lambda: [LANE])
 
     def settle(self) -> None:
         self.catalog.take_actions()
@@ -203,6 +206,7 @@ async def test_a_burst_becomes_one_batch_in_order(server: Server, node: Node, wi
     assert [len(r.keys) // 16 for batch in batches for r in batch.records] == [1] * 41
     assert [r.withdraw for batch in batches for r in batch.records] == [False, True] * 20 + [False]
     assert [batch.sequence for batch in batches] == list(range(1, len(batches) + 1))
+    assert all([*batch.lanes] == [LANE] for batch in batches)
 
 
 async def test_what_comes_after_a_pause_is_told_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
