@@ -1,6 +1,7 @@
 """What a search may say."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.blocks.keys import TOKENS_MAX
-from kvstore.control.page.search import Search, read_search
+from kvstore.control.page.search import Search, find, read_search
 from kvstore.errors import InvalidInput, KVStoreError, TooLarge
+from kvstore.pb import admin_pb2, types_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
 NAMESPACE = bytes(range(16))
@@ -69,3 +71,44 @@ def test_no_json_breaks_it(value: Any) -> None:
     """A typed refusal, or a search."""
     with contextlib.suppress(KVStoreError):
         assert isinstance(read_search(value), Search)
+
+
+class Known:
+    """What nodes know: namespaces by the first byte of their ids, each with so many blocks of any prompt."""
+
+    def __init__(self, **blocks: int) -> None:
+        self.blocks = {name.encode() * 16: count for name, count in blocks.items()}
+
+    async def namespaces(self) -> list[admin_pb2.NearNamespace]:
+        named = [types_pb2.Namespace(tenant="acme", model=each.decode()[0]) for each in self.blocks]
+        return [
+            admin_pb2.NearNamespace(namespace_id=each, namespace=name, block_tokens=4)
+            for each, name in zip(self.blocks, named, strict=True)
+        ]
+
+    async def explain(self, namespace_id: bytes, keys: bytes) -> admin_pb2.ExplainPrefixReply:
+        verdicts = ["here"] * self.blocks[namespace_id] + ["never_stored"] * (
+            len(keys) // 16 - self.blocks[namespace_id]
+        )
+        blocks = [admin_pb2.ExplainedBlock(verdict=verdict) for verdict in verdicts]
+        return admin_pb2.ExplainPrefixReply(matched_blocks=self.blocks[namespace_id], blocks=blocks)
+
+
+async def test_a_prompt_is_shown_where_most_of_it_is() -> None:
+    """In whichever namespace, or in the one that is named; its partial block has no key."""
+    known, prompt = Known(a=1, b=3, c=2), Search(b"", tokens=tuple(range(18)))
+    best = await find(known, prompt)
+    assert (best["namespace"]["model"], best["matched"], len(best["blocks"])) == ("b", 3, 4)
+    named = await find(known, replace(prompt, namespace_id=b"c" * 16))
+    assert (named["namespace"]["model"], named["matched"]) == ("c", 2)
+
+
+async def test_a_prompt_that_cannot_be_found_says_why() -> None:
+    """Nothing is stored; not in this namespace; it is less than a block."""
+    prompt = Search(b"z" * 16, tokens=(1, 2, 3))
+    with pytest.raises(InvalidInput, match="nothing is stored"):
+        await find(Known(), prompt)
+    with pytest.raises(InvalidInput, match="no node knows this namespace"):
+        await find(Known(a=1), prompt)
+    with pytest.raises(InvalidInput, match="less than a block"):
+        await find(Known(z=1), prompt)
