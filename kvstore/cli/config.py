@@ -42,7 +42,7 @@ def check(config: Config) -> None:
     """Raises ConfigError for values that a server would refuse before it looks at this machine."""
     expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure, door=config.door)
     if config.control.page:
-        expect_accepted("control.page", config.control.page, insecure=config.control.insecure, door=OPEN_DOOR)
+        expect_accepted("control.page", config.control.page, insecure=config.control.insecure, door=config.door)
     expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure, door=config.door)
     for name, process in (("control", config.control), ("node", config.node)):
         if process.metrics_listen:

@@ -9,9 +9,11 @@ from typing import Any
 
 import uvicorn
 
+from kvstore.config import DoorConfig
 from kvstore.errors import ConfigError
 from kvstore.rpc.bind import expect_accepted, is_local
 from kvstore.rpc.channel import OPEN_DOOR
+from kvstore.rpc.https import ClientsOnly, server_context
 
 _REQUESTS_MAX = 256
 _STOP_GRACE_S = 1
@@ -28,16 +30,30 @@ class HttpServer:
         self._serving = asyncio.create_task(server.serve([listener]), name=f"http {url}")
 
     @classmethod
-    async def start(cls, setting: str, listen: str, application: Any, *, insecure: bool, warning: str) -> "HttpServer":
-        """Serves at host:port. setting: the address's name in messages. warning: what everyone may do who reaches it.
+    async def start(
+        cls,
+        setting: str,
+        listen: str,
+        application: Any,
+        *,
+        insecure: bool,
+        warning: str,
+        door: DoorConfig = OPEN_DOOR,
+    ) -> "HttpServer":
+        """Serves at host:port. setting: the address's name in messages. door: where it is shut, connections are
+        encrypted, and only those come in who show a client's certificate. warning: what everyone may do who reaches an
+        open one.
 
-        Raises ConfigError for an address that cannot be bound, or that other hosts reach without `insecure`.
+        Raises ConfigError for an address that cannot be bound, or that other hosts reach through an open door without
+        `insecure`, and for certificates that are none.
         """
-        listener = _bound(setting, listen, insecure=insecure, warning=warning)
+        context = server_context(door) if door.shut else None
+        listener = _bound(setting, listen, insecure=insecure, warning=warning, door=door)
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
             application,
-            http="h11",
+            http="h11" if context is None else ClientsOnly,
+            ssl_context_factory=None if context is None else lambda config, default: context,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -48,7 +64,8 @@ class HttpServer:
             limit_concurrency=_REQUESTS_MAX,
             timeout_graceful_shutdown=_STOP_GRACE_S,
         )
-        url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+        scheme = "http" if context is None else "https"
+        url = f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
         return cls(listener, url, _Server(config))
 
     async def stop(self) -> None:
@@ -67,11 +84,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _bound(setting: str, listen: str, *, insecure: bool, warning: str) -> socket.socket:
+def _bound(setting: str, listen: str, *, insecure: bool, warning: str, door: DoorConfig) -> socket.socket:
     host, colon, port = listen.rpartition(":")
     if not colon or listen.startswith("unix:") or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{setting} {listen}: HOST:PORT is needed")
-    expect_accepted(setting, listen, insecure=insecure, door=OPEN_DOOR)
+    expect_accepted(setting, listen, insecure=insecure, door=door)
     host = host.removeprefix("[").removesuffix("]")
     try:
         listener = socket.create_server(
@@ -79,6 +96,6 @@ def _bound(setting: str, listen: str, *, insecure: bool, warning: str) -> socket
         )
     except OSError as error:
         raise ConfigError(f"{setting}: cannot listen on {listen}: {error.strerror}") from error
-    if not is_local(listen):
+    if not is_local(listen) and not door.shut:
         log.warning("%s %s is insecure: everyone who reaches it may %s", setting, listen, warning)
     return listener

@@ -27,16 +27,17 @@ class PageServer:
     async def start(
         cls, listen: str, control: str, *, insecure: bool, interval_ms: int, clock: Callable[[], int], door: DoorConfig
     ) -> "PageServer":
-        """Shows the control plane at the address `control`.
+        """Shows the control plane at the address `control`, through the same door.
 
-        Raises ConfigError for an address that cannot be bound, or that other hosts reach without `insecure`.
+        Raises ConfigError for an address that cannot be bound, or that other hosts reach through an open door without
+        `insecure`.
         """
         source = Source(control, door)
         feed = Feed(source.look, interval_ms, clock)
         site = make_site(feed, source, _LOCAL_HOSTS if is_local(listen) else ("*",))
         try:
             server = await HttpServer.start(
-                "control.page", listen, site, insecure=insecure, warning="read what the cluster tells"
+                "control.page", listen, site, insecure=insecure, warning="read what the cluster tells", door=door
             )
         except BaseException:
             await feed.close()
