@@ -23,6 +23,7 @@ COMMANDS = {
     "models": Command("kvbench.models", "public models and the bytes of KV of their tokens"),
     "peers": Command("kvbench.peers", "kvstore beside Mooncake and NIXL: speed, and the same faults"),
     "compare": Command("kvbench.compare", "two results of one bench: what moved beyond the noise"),
+    "all": Command("kvbench.all", "every bench, and one report of all of them"),
     "report": Command("kvbench.report", "results as one HTML page and as Markdown, with pictures"),
     "goodput": Command("kvbench.goodput", "goodput of a trace's requests whose history lies in storage"),
     "agents": Command("kvbench.agents", "goodput of agent sessions whose history lies in storage"),
@@ -30,7 +31,7 @@ COMMANDS = {
 }
 
 
-_MAKE_PAGES = {"report"}
+_MAKE_PAGES = {"report", "all"}
 """Commands that return an exit code instead of a result, and have an `--out` of their own."""
 
 

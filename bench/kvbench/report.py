@@ -50,6 +50,11 @@ def write(results: Sequence[Result], out: Path, left_out: Sequence[str] = ()) ->
     return page
 
 
+def require() -> None:
+    """Raises Unavailable without matplotlib."""
+    from kvbench import plotting  # noqa: F401  # it says so itself
+
+
 def sections(results: Sequence[Result]) -> list[Section]:
     """The results by their bench, in the order in which those come first."""
     from kvbench import plots_bandwidth, plots_serving, plotting  # need the extra `bench`
