@@ -1,7 +1,8 @@
 """Every bench, one after the other, each in a process of its own; then one report of all of them.
 
-What cannot be measured here (no root, no fio, another system that is not installed, no trace) is left out, and the report
-says why. `--out` gets one JSON file per bench, report.html and report.md. The exit code is 1 where a bench broke.
+What cannot be measured here (no root, no fio, another system that is not installed, no trace) is left out, and the
+report says why. `--out` gets one JSON file per bench, report.html and report.md. The exit code is 1 where a bench
+broke.
 """
 
 import argparse
@@ -50,35 +51,31 @@ class Ran:
     broken: bool = False
 
 
-def steps(path: Path, trace: Path | None) -> Iterator[Step]:
-    """In the order in which they run: those that everybody asks for first."""
-    small = ("--bytes", "128MiB")
+def steps(path: Path, trace: Path | None, head: Path | None) -> Iterator[Step]:
+    """In the order in which they run: those that everybody asks for first. head: what of the trace is replayed."""
+    small = ("--bytes", "128MiB", "--rounds", "3")
     there = ("--path", str(path))
-    yield Step(
-        "transfer", ("transfer",), (*small, "--sizes", "256KiB,1MiB,4MiB", "--in-flight", "1,8", "--rounds", "3")
-    )
-    yield Step("local", ("local",), ("--bytes", "64MiB", "--sizes", "256KiB,4MiB", "--rounds", "3"))
-    yield Step("tiers", ("tiers", *there), (*small, "--rounds", "3"))
-    yield Step("nvme", ("nvme", *there), (*small, "--rounds", "3"))
-    few = ("--batches", "1,16", "--concurrency", "1,16", "--duration", "0.15", "--rounds", "3")
+    yield Step("transfer", ("transfer",), (*small, "--sizes", "256KiB,1MiB,4MiB", "--in-flight", "1,8"))
+    yield Step("local", ("local",), (*small, "--sizes", "256KiB,4MiB"))
+    yield Step("tiers", ("tiers", *there), small)
+    yield Step("nvme", ("nvme", *there), small)
+    few = ("--batches", "1,16", "--concurrency", "1,16", "--duration", "0.15")
     yield Step("ops", ("ops",), few)
     yield Step("match", ("match",), ("--blocks", "200k", "--rounds", "100"))
     yield Step("keys", ("keys",), ())
     yield Step("restart", ("restart",), ("--slots", "100000"))
     for helpers in ("1", "2", "3"):
         argv = ("dualpath", "--testbed", "--helpers", helpers)
-        yield Step(f"dualpath-{helpers}", argv, (*small, "--rounds", "1"))
-    yield Step("agents", ("agents", "--testbed", *there), ("--quick", "--duration", "8"), 150.0)
-    once = ("--contests", "store,transfer", "--rounds", "3")
-    yield Step("peers", ("peers",), once, 120.0)
-    traced = ("--trace", str(trace)) if trace is not None else ()
-    short = ("--tier-blocks", "1000,2000,5000,10000")
-    yield Step("replay-capacity", ("replay", *traced), short)
-    yield Step(
-        "replay-ttl", ("replay", *traced, "--tier-blocks", "0", "--ttl", "60,300,600,1800,0"), ("--policy", "lru")
-    )
-    yield Step("goodput", ("goodput", "--testbed", *traced, *there), ("--ways", "single path,dual path"), 150.0)
+        yield Step(f"dualpath-{helpers}", argv, ("--bytes", "128MiB", "--rounds", "1"))
+    replay = ("replay", *(("--trace", str(head)) if head is not None else ()))
+    yield Step("replay-capacity", replay, ("--tier-blocks", "1000,2000,5000,10000"))
+    times = ("--tier-blocks", "0", "--ttl", "60,300,600,1800,0", "--policy", "lru")
+    yield Step("replay-ttl", (*replay, *times), ())
     yield Step("models", ("models",), ())
+    yield Step("agents", ("agents", "--testbed", *there), ("--quick", "--duration", "8"), 150.0)
+    yield Step("peers", ("peers",), ("--contests", "store,transfer", "--rounds", "3"), 120.0)
+    goodput = ("goodput", "--testbed", *(("--trace", str(trace)) if trace is not None else ()), *there)
+    yield Step("goodput", goodput, ("--ways", "single path,dual path"), 150.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,16 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=float,
         metavar="N",
-        help="in all; what does not fit is left out (default: as long as it takes)",
+        help="in all; what does not fit is left out (default: no end)",
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="for replay and goodput, which need one")
     parser.add_argument("--only", type=options.list_of(str), metavar="NAME,…", help="of these benches")
     parser.add_argument(
         "--path", type=Path, default=Path(), help="directory on the disk of the NVMe tier (default: here)"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("kvbench-results"), metavar="DIR", help="(default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("kvbench-results"), metavar="DIR", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _planned(args: argparse.Namespace) -> list[Step]:
-    trace = args.out / _CUT if args.quick and args.trace is not None else args.trace
-    known = list(steps(args.path, trace))
+    head = args.out / _CUT if args.quick and args.trace is not None else args.trace
+    known = list(steps(args.path, args.trace, head))
     benches = {step.argv[0] for step in known}
     if args.only and not set(args.only) <= benches:
         raise InvalidInput(f"--only {','.join(args.only)}: known are {', '.join(sorted(benches))}")
@@ -198,4 +193,5 @@ def _file(folder: Path, step: Step) -> Path:
 
 def _headline(folder: Path, step: Step) -> str:
     found: Result = result.read(_file(folder, step))
-    return ", ".join(f"{name} {value:.3g}" for name, value in islice(found.ratios.items(), 3))
+    headlines = {name: value for name, value in found.extras.items() if isinstance(value, int | float)}
+    return ", ".join(f"{name} {value:.3g}" for name, value in islice((found.ratios or headlines).items(), 2))

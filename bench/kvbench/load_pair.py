@@ -19,6 +19,7 @@ from kvstore.config import ClientConfig
 from kvstore.errors import DeadlineExceeded, Unavailable
 
 _PUBLISHED_S = 15.0
+_QUIET = ("--log-level", "warning")
 
 
 @contextmanager
@@ -26,7 +27,6 @@ def loads(total_bytes: int) -> Iterator[tuple[Move, Move]]:
     """Moves that load `total_bytes` from the other node, without and with checksums. Stored once per block size."""
     with asyncio.Runner() as runner:
         cluster = _Cluster(total_bytes)
-        runner.run(cluster.open())
         try:
             yield (
                 lambda point: runner.run(cluster.load(point, verify=False)),
@@ -40,7 +40,7 @@ class _Cluster:
     """What is stored for one block size, and the clients that load it."""
 
     def __init__(self, total_bytes: int) -> None:
-        self._dram = str(4 * total_bytes)  # two sets of a size, and two of the size before
+        self._dram = str(3 * total_bytes)
         self._processes = AsyncExitStack()
         self._clients = AsyncExitStack()
         self._readers: dict[bool, tuple[AsyncClient, Match]] = {}
@@ -48,10 +48,13 @@ class _Cluster:
         self._target = np.empty(0, np.uint8)
         self._sockets: list[str] = []
 
-    async def open(self) -> None:
-        control = (await self._processes.enter_async_context(server("control")))["address"]
+    async def _open(self) -> None:
+        """Anew for each block size: what another one has left behind would make room only bit by bit."""
+        await self.close()
+        self._sockets = []
+        control = (await self._processes.enter_async_context(server("control", *_QUIET)))["address"]
         for name in ("owner", "reader"):
-            options = ("--node-id", name, "--control", control, "--dram-bytes", self._dram)
+            options = ("--node-id", name, "--control", control, "--dram-bytes", self._dram, *_QUIET)
             node = await self._processes.enter_async_context(server("node", *options))
             self._sockets.append(node["socket"])
 
@@ -73,8 +76,8 @@ class _Cluster:
         return seconds
 
     async def _store(self, point: Point) -> None:
-        """Fills the owner's memory for a block size; what was there for another one goes as it needs room."""
-        await self._clients.aclose()
+        """Fills the memory of a fresh owner."""
+        await self._open()
         layout = layout_of(point.size_bytes)
         source = np.random.default_rng(0).integers(0, 256, (point.count, layout.block_bytes), dtype=np.uint8)
         self._target = np.zeros_like(source)
