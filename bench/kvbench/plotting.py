@@ -31,6 +31,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LIMIT_STYLES: tuple[Any, ...] = ("--", ":", "-.")
 _LIMIT_COLOUR = "#333333"
 _PANELS_MAX = 3
+_LETTERS_PER_IN = 11
+_SIGN_LETTERS = 6  # the piece of line before a legend's text, and what separates two of them
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -174,5 +176,6 @@ def legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     """One for all panels, above them."""
     entries = {text: line for axes in all_axes for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
-        columns = min(2 * len(all_axes) + 1, len(entries))
+        room = int(figure.get_figwidth() * _LETTERS_PER_IN) // (max(map(len, entries)) + _SIGN_LETTERS)
+        columns = max(1, min(room, len(entries)))
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from kvbench import plots_bandwidth, plots_serving, report
 from kvbench.cli import COMMANDS, main
@@ -68,13 +69,17 @@ def test_a_report_of_everything_stands_alone(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("bench", DRAWING)
 def test_every_picture_names_its_units_and_lines(bench: str) -> None:
-    """Axes have labels, several lines a legend."""
+    """Axes have labels; the legend is whole."""
     mine = [each for each in results_drawn.all_of_them() if each.bench == bench]
     pictures = list(DRAWING[bench](mine))
     assert pictures
     for picture in pictures:
         assert picture.figure.axes[0].get_ylabel()
-        assert picture.figure.legends
+        FigureCanvasAgg(picture.figure).draw()
+        (legend,) = picture.figure.legends
+        inside = legend.get_window_extent()
+        assert picture.figure.bbox.x0 <= inside.x0
+        assert inside.x1 <= picture.figure.bbox.x1
         assert picture.title
         assert picture.caption
 
