@@ -6,7 +6,8 @@ handoff → decode, in its time, whose blocks are stored. What the stretch share
 storage when it begins; what it shares with itself lies where it was stored. Only the GPUs are clocks.
 
 Goodput is the highest rate of requests of which 90 % meet both objectives (DistServe's definition), found by bisection:
-the trace's times are stretched to each rate. --speed serves one rate instead: the trace's, so many times as fast.
+the trace's times are stretched to each rate. --speed serves one rate instead, to its end: the trace's, so many times as
+fast.
 """
 
 import argparse

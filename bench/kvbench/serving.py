@@ -39,12 +39,13 @@ class Way:
 @dataclass(slots=True)
 class Trial:
     """One rate, and what came of it. skip_s: requests before it are served and not counted; end_s: none come from then
-    on."""
+    on. to_end: it is not given up, however many miss."""
 
     workload: Workload
     slo: Slo
     skip_s: float
     end_s: float
+    to_end: bool = False
     served: list[Served] = field(default_factory=list)
     waiting: dict[int, float] = field(default_factory=dict)
     """When each request came that has no first token yet."""
@@ -59,6 +60,8 @@ class Trial:
 
     def lost(self, now_s: float) -> bool:
         """Whether so many have missed their objective already that the rest cannot make up for it."""
+        if self.to_end:
+            return False
         late = sum(now_s - came > self.slo.ttft_s for came in self.waiting.values())
         return self.missed + late > misses_allowed(self.planned)
 

@@ -174,7 +174,7 @@ def _server(plan: Plan, engines: Engines, way: Way) -> Server:
 
 async def _try(plan: Plan, stored: Store, engines: Engines, server: Server, rate: float, salt: int) -> Tried:
     process_ids = [*stored.process_ids, *engines.process_ids]
-    trial = Trial(plan.draw(rate, salt), plan.slo, plan.skip_s, plan.end_s)
+    trial = Trial(plan.draw(rate, salt), plan.slo, plan.skip_s, plan.end_s, to_end=bool(plan.rates))
     before, spent, began_s = await stored.bed.counters(), bed_cluster.cpu_seconds(process_ids), time.monotonic()
     await server.serve(trial)
     seconds = time.monotonic() - began_s

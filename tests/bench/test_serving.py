@@ -142,6 +142,8 @@ def test_a_trial_is_lost_when_the_rest_cannot_make_up() -> None:
     assert not given.lost(104.1)
     assert given.lost(107.1)
     assert given.attainment(5.0) == Attainment(5.0, 3 / 8, 3, 1)
+    given.to_end = True
+    assert not given.lost(107.1)
     given.given_up = True
     assert given.attainment(5.0) == Attainment(5.0, 5.0, 3, 1, early=True)
 
