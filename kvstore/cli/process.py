@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from kvstore.observe import log
+from kvstore.rpc import tracing
 
 STOP_DEADLINE_S = 10.0
 GC_THRESHOLDS = 50_000, 20, 1000
@@ -33,6 +34,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
         help="lines for people, or one JSON object each",
     )
     group.add_argument(
+        "--traces",
+        choices=tracing.EXPORTS,
+        default=tracing.EXPORTS[0],
+        help="where spans of OpenTelemetry go (extra otel): nowhere, over OTLP, or to standard error",
+    )
+    group.add_argument(
         "--stop-at-eof",
         action="store_true",
         help="stop when standard input ends: for a parent that must leave nothing behind, however it dies",
@@ -44,6 +51,7 @@ def run_service(name: str, service: Service, args: argparse.Namespace) -> int:
     os.umask(0o077)  # what a server makes (sockets, slabs, index, address file) is its owner's alone
     log.set_up(args.log_level, name, args.log_format)
     _spare_the_collector()
+    tracing.set_up(name, args.traces)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(name, service, args.stop_at_eof))
 

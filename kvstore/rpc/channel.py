@@ -7,9 +7,10 @@ import grpc.aio
 
 from kvstore.config import DoorConfig
 from kvstore.pb import types_pb2
-from kvstore.rpc import PROTOCOL_VERSION
+from kvstore.rpc import PROTOCOL_VERSION, tracing
 from kvstore.rpc.certificates import Role
 from kvstore.rpc.guarded import GuardedChannel
+from kvstore.rpc.tracing import traced
 
 OPEN_DOOR = DoorConfig()
 
@@ -47,13 +48,14 @@ def open_channel(
     # A local subchannel pool: a channel that is opened anew never waits out another one's back-off.
     options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *(_WATCHED if watched else ())]
     if door.shut and not address.startswith("unix:"):
-        return GuardedChannel(address, options, door, serves)
-    return grpc.aio.insecure_channel(address, options=options)
+        return traced(GuardedChannel(address, options, door, serves))
+    return traced(grpc.aio.insecure_channel(address, options=options))
 
 
 def make_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """A server that refuses to share its port."""
-    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, *_WATCHABLE, ("grpc.so_reuseport", 0)])
+    options = [*_OPTIONS, *_WATCHABLE, ("grpc.so_reuseport", 0)]
+    return grpc.aio.server(interceptors=[*tracing.interceptors(), *interceptors], options=options)
 
 
 def caller(name: str, credential: bytes = b"") -> types_pb2.Caller:
