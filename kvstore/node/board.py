@@ -97,9 +97,9 @@ class Board:
         """All that can come is here."""
         return self._open == 0
 
-    def paths_of(self, block: int) -> Paths:
-        """Who can bring a block (still)."""
-        return self._paths[block]
+    def knows(self, block: int) -> bool:
+        """Whether it has, or had, pieces of a block."""
+        return block in self._paths
 
     # ---- taking ------------------------------------------------------------------------------------------------------
 

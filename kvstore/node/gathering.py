@@ -79,6 +79,7 @@ class Gathering:
         self._changed = Changed()
         self._usable = 0
         self._told: list[tuple[int, Piece]] = [(_MAPPED, Piece(0, 0, 0, 0, 0))]  # by number, from 1
+        self._corrupt: set[int] = set()  # of those numbers
         self._places: set[int] = set()  # those that the client was told of
         self._promised_bytes = 0
         self._given_up: HandoffLost | None = None
@@ -305,9 +306,10 @@ class Gathering:
     async def corrupt(self, number: int) -> None:
         """The bytes of a piece were not those that were stored: they come from elsewhere, or their block is lost.
 
-        Raises InvalidInput for a number that was not told."""
-        if not 0 < number < len(self._told):
-            raise InvalidInput(f"load: no piece {number}")
+        Raises InvalidInput for a number that was not told, or was named before."""
+        if not 0 < number < len(self._told) or number in self._corrupt:
+            raise InvalidInput(f"load: no piece {number}, or it was corrupt already")
+        self._corrupt.add(number)
         path, piece = self._told[number]
         self._resources.counters["corrupt_pieces"] += 1
         self.progress.retries["checksum"] += 1
@@ -327,13 +329,13 @@ class Gathering:
         """The owners of a block that was read in place, and must come from elsewhere now."""
         self.outcomes[piece.block] = Outcome.CORRUPT
         added = set()
-        for path in self._maker.to_owners({piece.block}):
-            number = self._add(path)
-            if await opened(path) == [Outcome.READY]:
-                added.add(number)
-        if added:
+        if not self._board.knows(piece.block):  # else they were asked when another of its pieces was wrong
+            for path in self._maker.to_owners({piece.block}):
+                number = self._add(path)
+                if await opened(path) == [Outcome.READY]:
+                    added.add(number)
+        if self._board.add(self._group_of(piece), piece, frozenset(added)):
             self.outcomes[piece.block] = Outcome.READY
-            self._board.add(self._group_of(piece), piece, frozenset(added))
         for number in added:
             self._runs.append(asyncio.create_task(self._run_path(number, self._paths[number])))
 

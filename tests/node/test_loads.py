@@ -266,15 +266,54 @@ async def test_corruption_at_home_is_mended_from_another_copy(here: Site) -> Non
     await load.end()
 
 
-async def test_a_piece_that_was_never_told(here: Site) -> None:
-    """A number that means nothing ends the load with an error."""
+async def test_a_block_that_is_lost_stays_lost(here: Site) -> None:
+    """The one other owner of a corrupt block brings nothing; another corrupt piece of that block is not said to have
+    come."""
+    owner, node = await here.node(), await here.node(progress_ms=100)
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    await store(client, chain)
+    load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0), group_layers=1)
+    await load.until_done()
+    fabric_of(owner).faults.stalled = True
+    await load.consumed([], corrupt=(2,))
+    assert await load.until_done() == [Outcome.READY, Outcome.NODE_LOST, Outcome.READY]
+    await load.consumed([], corrupt=(5,))
+    assert await load.until_done() == [Outcome.READY, Outcome.CORRUPT, Outcome.READY]
+    fabric_of(owner).faults.stalled = False
+    await load.end()
+
+
+async def test_a_second_corrupt_piece_comes_as_the_first(here: Site) -> None:
+    """The other owners of its block were asked when the first one was wrong, and are not asked twice."""
+    owner, node = await here.node(), await here.node()
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    await store(client, chain)
+    load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0), group_layers=1)
+    await load.until_done()
+    await load.consumed([], corrupt=(2, 5))
+    while load.done.corrupt_pieces < 2:
+        await load.until_done()
+    assert list(load.done.outcomes) == [Outcome.READY] * BLOCKS
+    assert load.column("blocks")[2 * BLOCKS :] == [1, 1]
+    assert owner.transfers.counters["transfers"] == 1
+    await load.consumed(load.column("place_ids"))
+    await load.end()
+
+
+@pytest.mark.parametrize("numbers", [(99,), (1, 1)], ids=["never told", "named before"])
+async def test_a_piece_that_cannot_be_corrupt(here: Site, numbers: tuple[int, ...]) -> None:
+    """A number that means nothing, or that was named already, ends the load with an error."""
     node = await here.node()
     client = await here.client(node, LAYOUT)
     chain = chain_of(client)
     await store(client, chain)
     load = await begin(client, chain)
     await load.until_done()
-    await load.consumed([], corrupt=(99,))
+    await load.consumed([], corrupt=numbers)
     with pytest.raises(InvalidInput):
         await load.until_done()
 
