@@ -102,6 +102,7 @@ class NodeConfig:
     kept_ms: int = option(30_000, "how long it is kept")
     parking_bytes_max: int = option(512 * MIB, "memory of handoffs whose receiver has not come")
     pinned_bytes_max: int = option(0, "bytes that readers may keep pinned past their hold; 0: half of the tier")
+    operator_pinned_bytes_max: int = option(0, "bytes that operators may pin; 0: a quarter of the DRAM tier")
     piece_bytes: int = option(4 * MIB, "unit of a transfer; rounded to whole granules")
     lane_bytes_max: int = option(32 * MIB, "bytes in flight per lane")
     ttl_ms: int = option(30 * 60 * 1000, "how long a block lives; sliding")

@@ -15,6 +15,7 @@ from kvstore.cli import (
     admin_explain,
     admin_loads,
     admin_log,
+    admin_pins,
     admin_prefix,
     admin_rules,
     admin_scrub,
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_scrub.add_commands(commands, shared)
     admin_log.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
+    admin_pins.add_commands(commands, shared)
 
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")
     admin_prefix.add_arguments(blocks)

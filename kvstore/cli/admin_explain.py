@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import Message
@@ -27,14 +26,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     explain = commands.add_parser(
         "explain", parents=[shared], help="where the blocks of a prompt are, and why they are nowhere"
     )
-    explain.add_argument(
-        "what",
-        nargs="+",
-        metavar="TOKENS|KEY",
-        help="a file with the prompt's tokens (needs --namespace-json), or keys in hexadecimal, root first",
-    )
-    explain.add_argument("--namespace-id", type=admin_prefix.hex_key, metavar="HEX", help="of the keys, if it is known")
-    explain.add_argument("--namespace-json", type=Path, metavar="FILE", help="the namespace in which the prompt missed")
+    admin_prefix.add_what(explain)
     explain.add_argument(
         "--shards", type=int, default=1, choices=range(1, 1025), metavar="N", help="ranks with a part each (default: 1)"
     )
@@ -42,25 +34,13 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 async def _explain(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
-    prefix = _asked(args)
+    prefix = admin_prefix.what(args)
     if not prefix.keys:
         raise InvalidInput("explain: the prompt has no full block")
     reply = await _ask(stub, args, prefix)
     if prefix.tokens is not None and reply.blocks[0].verdict == "never_stored":
         await _look_elsewhere(stub, args, prefix, reply)
     return reply
-
-
-def _asked(args: argparse.Namespace) -> Prefix:
-    if args.namespace_json:
-        if len(args.what) > 1:
-            raise InvalidInput("explain: one file of tokens is needed beside --namespace-json")
-        return admin_prefix.prompt(args.namespace_json, Path(args.what[0]))
-    try:
-        keys = tuple(admin_prefix.hex_key(word) for word in args.what)
-    except argparse.ArgumentTypeError as error:
-        raise InvalidInput(f"explain: {error}; a file of tokens needs --namespace-json") from error
-    return Prefix(args.namespace_id or b"", keys)
 
 
 async def _ask(

@@ -47,6 +47,33 @@ def asked(args: argparse.Namespace) -> Prefix:
     raise InvalidInput("either --namespace-id and --keys, or --namespace-json and --tokens, are needed")
 
 
+def add_what(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `what` reads."""
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="TOKENS|KEY",
+        help="a file with the prompt's tokens (needs --namespace-json), or keys in hexadecimal, root first",
+    )
+    parser.add_argument(
+        "--namespace-id", "--namespace", type=hex_key, metavar="HEX", help="of the keys, if it is known"
+    )
+    parser.add_argument("--namespace-json", type=Path, metavar="FILE", help="the namespace of the prompt")
+
+
+def what(args: argparse.Namespace) -> Prefix:
+    """A prompt or keys, as the command line names them; no namespace where only keys are named. Raises InvalidInput."""
+    if args.namespace_json:
+        if len(args.what) > 1:
+            raise InvalidInput("one file of tokens is needed beside --namespace-json")
+        return prompt(args.namespace_json, Path(args.what[0]))
+    try:
+        keys = tuple(hex_key(word) for word in args.what)
+    except argparse.ArgumentTypeError as error:
+        raise InvalidInput(f"{error}; a file of tokens needs --namespace-json") from error
+    return Prefix(args.namespace_id or b"", keys)
+
+
 def prompt(namespace_json: Path, tokens_file: Path) -> Prefix:
     """The blocks of a prompt. Raises InvalidInput."""
     namespace, block_tokens = read_namespace(namespace_json)

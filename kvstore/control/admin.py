@@ -13,6 +13,7 @@ from kvstore.control.directory import Directory, NodeState
 from kvstore.control.explaining import Explaining
 from kvstore.control.index.base import Index
 from kvstore.control.matches import MatchCounters
+from kvstore.control.pinning import Pinning
 from kvstore.control.rules import SetRules
 from kvstore.errors import KVStoreError
 from kvstore.observe.log import set_level
@@ -44,6 +45,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._rules = SetRules(index, clock)
         self._asking = Asking(directory, door)
         self._explaining = Explaining(index, directory, self._asking)
+        self._pinning = Pinning(self._asking)
 
     @unary
     async def Stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsReply:
@@ -139,6 +141,22 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             for node_id, answer in answers.items()
         ]
         return admin_pb2.AdminGetRulesReply(book=await self._rules.book(), nodes=nodes)
+
+    @unary
+    async def Pin(self, request: admin_pb2.PinPrefixRequest, context: Any) -> admin_pb2.PinPrefixReply:
+        reply = await self._pinning.pin(request)
+        log.info("pin %s: a prefix is kept for %d s", reply.pin_id.hex(), request.for_ms // 1000)
+        return reply
+
+    @unary
+    async def Unpin(self, request: admin_pb2.UnpinPrefixRequest, context: Any) -> admin_pb2.PinPrefixReply:
+        reply = await self._pinning.unpin(request.pin_id)
+        log.info("pin %s: ended by an operator", reply.pin_id.hex())
+        return reply
+
+    @unary
+    async def Pins(self, request: admin_pb2.PinsRequest, context: Any) -> admin_pb2.PinsReply:
+        return await self._pinning.pins()
 
     async def _usage(self, state: NodeState, check: bool) -> admin_pb2.NodeUsage:
         node_id = state.address.node_id

@@ -91,6 +91,17 @@ class Pins:
     blocks: list[PinnedBlock | None]
 
 
+class PinnedByOperator(NamedTuple):
+    """An operator's pin. last_key: of its deepest block. blocks, slot_bytes: what it keeps here now."""
+
+    pin_id: bytes
+    namespace_id: bytes
+    last_key: bytes
+    blocks: int
+    slot_bytes: int
+    remaining_ns: int
+
+
 class Visit(NamedTuple):
     """A block that is pinned to be looked at."""
 

@@ -143,6 +143,7 @@ class NodeServer:
             lease_ns=config.lease_ms * 1_000_000,
             hold_ns_max=config.hold_ms_max * 1_000_000,
             pinned_bytes_max=config.pinned_bytes_max or config.dram_bytes // 2,
+            operator_pinned_bytes_max=config.operator_pinned_bytes_max or config.dram_bytes // 4,
             new_id=lambda: secrets.token_bytes(16),
             rules=rules,
             spill_from_hits=_admission(config) if devices else 0,

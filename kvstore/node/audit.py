@@ -8,6 +8,7 @@ from kvstore.blocks.state import SlotState, Tier
 from kvstore.node.answers import TierUsage, Usage
 from kvstore.node.copies import CopyTable
 from kvstore.node.leases import LeaseTable
+from kvstore.node.operatorpins import OperatorPins
 from kvstore.node.pins import PinTable
 from kvstore.node.stock import Stock, worth_evicting
 from kvstore.node.tree import Block, Tree
@@ -18,11 +19,18 @@ class Audit:
     """Reads the tables of a catalog; changes none."""
 
     def __init__(
-        self, stock: Stock, leases: LeaseTable, pins: PinTable, copies: CopyTable, landed: Collection[Slot]
+        self,
+        stock: Stock,
+        leases: LeaseTable,
+        pins: PinTable,
+        operator_pins: OperatorPins,
+        copies: CopyTable,
+        landed: Collection[Slot],
     ) -> None:
         self._stock = stock
         self._leases = leases
         self._pins = pins
+        self._operator_pins = operator_pins
         self._copies = copies
         self._landed = landed
 
@@ -96,12 +104,14 @@ class Audit:
         pins.update(slot for lease in self._leases.table for _, slot in lease.presents)
         pins.update(copy.source_slot for copy in self._copies)
         pins.update(self._copies.kept())
+        pins.update(self._operator_pins.slots())
         for _, slot in self._slots():
             if slot.pins != pins.pop(slot, 0):
                 yield f"{slot} counts {slot.pins} pins, held otherwise"
         if pins:
             yield f"pins on slots that are gone: {list(pins)}"
         yield from self._pins.violations()
+        yield from self._operator_pins.violations()
 
     def _blocks(self) -> Iterator[Block]:
         for tree in self._stock.trees():

@@ -7,7 +7,7 @@ monotonic. Errors are raised before anything is changed, LeaseLost from `commit`
 
     policy.slots   slots, slabs, size classes      node.stock   how live blocks come, are touched, and go
     node.tree      who descends from whom          node.room    takes room from others
-    node.leases    unfinished puts                 node.pins    readers' holds
+    node.leases    unfinished puts                 node.pins    readers' holds; node.operatorpins  operators'
 """
 
 from collections import Counter
@@ -30,6 +30,7 @@ from kvstore.node.answers import (
     Lifetime,
     OpenSlab,
     PinnedBlock,
+    PinnedByOperator,
     Pins,
     Place,
     Prolong,
@@ -49,6 +50,7 @@ from kvstore.node.copies import Copy, CopyTable
 from kvstore.node.departures import DECLINED
 from kvstore.node.journal import Journal
 from kvstore.node.leases import LeaseTable
+from kvstore.node.operatorpins import OperatorPin, OperatorPins, chain_of
 from kvstore.node.pins import PinTable
 from kvstore.node.reading import Reading
 from kvstore.node.reserve import Reserving, check_shard
@@ -88,9 +90,9 @@ class Catalog:
 
     spaces: the slots of each tier. lease_ns: how long an unfinished put may be silent. hold_ns_max: longest time of a
     pin. pinned_bytes_max: bytes that same-host readers may keep pinned past their deadline. new_id: 16 bytes that were
-    never given before. rules: of namespaces that are opened without. spill_from_hits: at which touch a block in DRAM is
-    owed to NVMe (1: its own store, 2: the first one after it); 0: never. eviction: the policy of each tier; LRU where
-    none is named.
+    never given before. operator_pinned_bytes_max: bytes that operators' pins may keep. rules: of namespaces that are
+    opened without. spill_from_hits: at which touch a block in DRAM is owed to NVMe (1: its own store, 2: the first one
+    after it); 0: never. eviction: the policy of each tier; LRU where none is named.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Catalog:
         hold_ns_max: int,
         pinned_bytes_max: int,
         new_id: Callable[[], bytes],
+        operator_pinned_bytes_max: int = 0,
         rules: NamespaceRules = DEFAULT_RULES,
         spill_from_hits: int = 0,
         eviction: Mapping[Tier, EvictionPolicy[Block]] | None = None,
@@ -114,13 +117,16 @@ class Catalog:
         self._pins = PinTable(
             self._stock, self._counters, hold_ns_max=hold_ns_max, pinned_bytes_max=pinned_bytes_max, new_id=new_id
         )
+        self._operator_pins = OperatorPins(self._stock, operator_pinned_bytes_max)
         self._leases = LeaseTable(self._stock, self._counters, lease_ns=lease_ns, new_id=new_id)
         self._room = Room(self._stock, self._pins)
         self._reserving = Reserving(self._stock, self._leases, self._pins, self._room, self._counters)
         self._reading = Reading(self._stock, self._pins)
         self._landed: dict[tuple[int, int], Slot] = {}
         self._copies = CopyTable(self._stock, self._room)
-        self._audit = Audit(self._stock, self._leases, self._pins, self._copies, self._landed.values())
+        self._audit = Audit(
+            self._stock, self._leases, self._pins, self._operator_pins, self._copies, self._landed.values()
+        )
 
     # ---- namespaces --------------------------------------------------------------------------------------------------
 
@@ -320,6 +326,43 @@ class Catalog:
         self._leases.release_holder(holder)
         self._pins.release_holder(holder)
 
+    # ---- operators' pins ---------------------------------------------------------------------------------------------
+
+    def pin_by_operator(
+        self, pin_id: bytes, namespace_id: bytes, keys: Sequence[bytes], now_ns: int, end_ns: int
+    ) -> PinnedByOperator | None:
+        """Keeps what is here of these keys and their ancestors, in all shards, until `end_ns`; see
+        `kvstore.node.operatorpins`. None: nothing is. An id that is known keeps its end.
+
+        namespace_id: b"": whichever namespace has the keys. Raises TooLarge, and Refused while others' pins keep the
+        bytes; nothing is changed then."""
+        blocks = chain_of(self._stock.trees(), namespace_id, keys, now_ns)
+        pin = self._operator_pins.add(pin_id, blocks, now_ns, end_ns)
+        return None if pin is None else self._pinned_by_operator(pin, now_ns)
+
+    def unpin_by_operator(self, pin_id: bytes, now_ns: int) -> PinnedByOperator | None:
+        """Ends an operator's pin before its time; answers what it kept, None where it is not known."""
+        pin = self._operator_pins.find(pin_id)
+        if pin is None:
+            return None
+        kept = self._pinned_by_operator(pin, now_ns)
+        self._operator_pins.end(pin, now_ns)
+        return kept
+
+    def operator_pins(self, now_ns: int) -> list[PinnedByOperator]:
+        """All that have not ended."""
+        return [self._pinned_by_operator(pin, now_ns) for pin in self._operator_pins if pin.end_ns > now_ns]
+
+    @property
+    def operator_pinned_bytes(self) -> tuple[int, int]:
+        """What operators' pins keep, and what they may."""
+        return self._operator_pins.used_bytes, self._operator_pins.bytes_max
+
+    def _pinned_by_operator(self, pin: OperatorPin, now_ns: int) -> PinnedByOperator:
+        slot_bytes = self._operator_pins.slot_bytes(pin)
+        remaining_ns = max(0, pin.end_ns - now_ns)
+        return PinnedByOperator(pin.id, pin.namespace_id, pin.last_key, len(pin.blocks), slot_bytes, remaining_ns)
+
     # ---- loads' landing places ---------------------------------------------------------------------------------------
 
     def land(self, tenant: str, length: int, now_ns: int) -> Place | None:
@@ -477,6 +520,7 @@ class Catalog:
         self._stock.departures.now_ns = now_ns
         self._leases.lapse_due(now_ns)
         self._pins.end_due(now_ns)
+        self._operator_pins.end_due(now_ns)
         self._stock.expire(now_ns, _EXPIRED_PER_TICK_MAX)
         self.hash_records(_HASHED_PER_TICK_MAX)
         for space in self._stock.spaces.values():

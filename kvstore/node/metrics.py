@@ -29,6 +29,7 @@ _COUNTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "kept_bytes": ("kvstore_staging_bytes", ("kept",)),
     "parked_bytes": ("kvstore_staging_bytes", ("parked",)),
     "sessions": ("kvstore_sessions", ()),
+    "operator_pinned_bytes": ("kvstore_operator_pinned_bytes", ()),
     "handoffs": ("kvstore_handoffs", ()),
     "durable_blocks": ("kvstore_durable_blocks", ()),
     "owed_bytes": ("kvstore_owed_bytes", ()),

@@ -22,6 +22,7 @@ from kvstore.node.holds import Holds
 from kvstore.node.intake import Intake
 from kvstore.node.loads import Loads
 from kvstore.node.locating import locate
+from kvstore.node.operating import Operating
 from kvstore.node.placement import Placement
 from kvstore.node.replicas import Replicas
 from kvstore.node.reporting import namespace_usages, tier_usage, ttl_histogram
@@ -65,6 +66,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._custody = custody
         self._sessions = sessions
         self._retention = retention
+        self._operating = Operating(custody, retention)
         self._handoffs = handoffs
         self._holds = holds
         self._loads = loads
@@ -327,6 +329,22 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return self._retention.listed()
 
     @unary
+    async def PinForOperator(
+        self, request: node_pb2.PinForOperatorRequest, context: Context
+    ) -> node_pb2.PinForOperatorReply:
+        return self._operating.pin(request)
+
+    @unary
+    async def UnpinForOperator(
+        self, request: node_pb2.UnpinForOperatorRequest, context: Context
+    ) -> node_pb2.PinForOperatorReply:
+        return self._operating.unpin(request)
+
+    @unary
+    async def OperatorPins(self, request: node_pb2.OperatorPinsRequest, context: Context) -> node_pb2.OperatorPinsReply:
+        return self._operating.pins()
+
+    @unary
     async def Replicate(self, request: node_pb2.ReplicateRequest, context: Context) -> node_pb2.ReplicateReply:
         return await self._intake.take(request)
 
@@ -361,6 +379,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         counters |= self._replicas.counters if self._replicas is not None else {}
         counters |= {
             "sessions": len(self._sessions),
+            "operator_pinned_bytes": self._custody.catalog.operator_pinned_bytes[0],
             "handoffs": len(self._handoffs),
             "parked_bytes": self._handoffs.parked_bytes,
             "kept_bytes": self._loads.resources.kept.used_bytes,

@@ -5,7 +5,7 @@ control plane is told; and the entry is pruned from its tree, which may make its
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
 
@@ -27,7 +27,7 @@ class Stock:
     """Blocks and slots of all tiers. Every method that takes `now_ns` wants it not to fall from call to call.
 
     eviction: the policy of each tier; LRU for one that is not named. left: copies that went, by tier and reason (the
-    name of its counter).
+    name of its counter). on_pinned_gone: told of a block that lost a copy whose slot is pinned, and of the slot.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Stock:
         self.owed: dict[Block, None] = {}
         self.owed_bytes = 0
         self.owed_from_hits = 0
+        self.on_pinned_gone: Callable[[Block, Slot], None] = lambda block, slot: None
         self._eviction = {tier: (eviction or {}).get(tier) or Lru[Block]() for tier in self.spaces}
         self._learners = [policy for policy in dict.fromkeys(self._eviction.values()) if policy.learns]
         self._orders: dict[tuple[Tier, SizeClass], EvictionOrder[Block]] = {}
@@ -211,6 +212,19 @@ class Stock:
         for learner in self._learners:
             learner.used(used, now_ns)
 
+    def set_deadline(self, block: Block, deadline_ns: int, now_ns: int) -> None:
+        """An operator decides how long a live block lives; it may fall too."""
+        falls = deadline_ns < block.deadline_ns
+        block.deadline_ns = deadline_ns
+        if falls:
+            self._expiry.lower(block)
+        self.journal.prolonged(block, now_ns)
+
+    def touched_deadline_ns(self, block: Block, now_ns: int) -> int:
+        """The deadline that a touch by a reader would give a block; 0: touches give none."""
+        rule = block.tree.namespace.rules.ttl
+        return now_ns + rule.of_store(block.asked_ns) if rule.sliding else 0
+
     def offer(self, block: Block) -> None:
         """The block may have turned a candidate for eviction."""
         for tier, slot in block.slots:
@@ -353,6 +367,8 @@ class Stock:
             block.checksums = b""
             block.deadline_ns = block.asked_ns = block.hits = block.uses = 0
             block.tree.prune(block)
+        if slot.pins:
+            self.on_pinned_gone(block, slot)
 
     def _order(self, tier: Tier, size_class: SizeClass) -> EvictionOrder[Block]:
         order = self._orders.get((tier, size_class))

@@ -53,6 +53,7 @@ NODE = {
     "kvstore_tier_live_bytes": _gauge("what its live slots take", "tier"),
     "kvstore_tier_slots": _gauge("slots of its slabs: free, reserved or live", "tier", "state"),
     "kvstore_pins": _gauge("holds of readers", "tier"),
+    "kvstore_operator_pinned_bytes": _gauge("slots that operators' pins keep"),
     "kvstore_leases": _gauge("unfinished puts", "tier"),
     # blocks
     "kvstore_stored_blocks_total": _counter("blocks that puts stored"),

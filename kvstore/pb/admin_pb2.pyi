@@ -689,3 +689,157 @@ class NearNamespace(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["block_tokens", b"block_tokens", "differs", b"differs", "namespace", b"namespace", "namespace_id", b"namespace_id", "nodes", b"nodes"]) -> None: ...
 
 Global___NearNamespace: typing_extensions.TypeAlias = NearNamespace
+
+@typing.final
+class PinPrefixRequest(google.protobuf.message.Message):
+    """Keeps a prefix on all nodes that hold some of it, whatever its time and whatever room is needed. All or nothing: where
+    one node refuses, no other pins.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    FOR_MS_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    """empty: whichever has the keys"""
+    keys: builtins.bytes
+    """their ancestors are kept too"""
+    for_ms: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+        keys: builtins.bytes = ...,
+        for_ms: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "for_ms", b"for_ms", "keys", b"keys", "namespace_id", b"namespace_id"]) -> None: ...
+
+Global___PinPrefixRequest: typing_extensions.TypeAlias = PinPrefixRequest
+
+@typing.final
+class PinPrefixReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIN_ID_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    pin_id: builtins.bytes
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodePin]:
+        """that keep some of it (or kept, for Unpin), and those that could not be asked"""
+
+    def __init__(
+        self,
+        *,
+        pin_id: builtins.bytes = ...,
+        nodes: collections.abc.Iterable[Global___NodePin] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "pin_id", b"pin_id"]) -> None: ...
+
+Global___PinPrefixReply: typing_extensions.TypeAlias = PinPrefixReply
+
+@typing.final
+class NodePin(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    error: builtins.str
+    """empty: it answered"""
+    @property
+    def pin(self) -> kvstore.pb.node_pb2.OperatorPin: ...
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        error: builtins.str = ...,
+        pin: kvstore.pb.node_pb2.OperatorPin | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["pin", b"pin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "pin", b"pin"]) -> None: ...
+
+Global___NodePin: typing_extensions.TypeAlias = NodePin
+
+@typing.final
+class UnpinPrefixRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    PIN_ID_FIELD_NUMBER: builtins.int
+    pin_id: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        pin_id: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "pin_id", b"pin_id"]) -> None: ...
+
+Global___UnpinPrefixRequest: typing_extensions.TypeAlias = UnpinPrefixRequest
+
+@typing.final
+class PinsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller"]) -> None: ...
+
+Global___PinsRequest: typing_extensions.TypeAlias = PinsRequest
+
+@typing.final
+class PinsReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodePins]: ...
+    def __init__(
+        self,
+        *,
+        nodes: collections.abc.Iterable[Global___NodePins] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes"]) -> None: ...
+
+Global___PinsReply: typing_extensions.TypeAlias = PinsReply
+
+@typing.final
+class NodePins(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    PINS_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    error: builtins.str
+    """empty: it answered"""
+    @property
+    def pins(self) -> kvstore.pb.node_pb2.OperatorPinsReply: ...
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        error: builtins.str = ...,
+        pins: kvstore.pb.node_pb2.OperatorPinsReply | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["pins", b"pins"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "pins", b"pins"]) -> None: ...
+
+Global___NodePins: typing_extensions.TypeAlias = NodePins

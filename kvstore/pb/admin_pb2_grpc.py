@@ -86,6 +86,21 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.SetNodeLogLevelRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/kvstore.v1.Admin/Pin',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.PinPrefixRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.PinPrefixReply.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/kvstore.v1.Admin/Unpin',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.UnpinPrefixRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.PinPrefixReply.FromString,
+                _registered_method=True)
+        self.Pins = channel.unary_unary(
+                '/kvstore.v1.Admin/Pins',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.PinsRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.PinsReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -156,6 +171,24 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pins(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -208,6 +241,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetLogLevel,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.SetNodeLogLevelRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.PinPrefixRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.PinPrefixReply.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.UnpinPrefixRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.PinPrefixReply.SerializeToString,
+            ),
+            'Pins': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pins,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.PinsRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.PinsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -481,6 +529,87 @@ class Admin(object):
             '/kvstore.v1.Admin/SetLogLevel',
             kvstore_dot_pb_dot_admin__pb2.SetNodeLogLevelRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.SetLogLevelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Pin',
+            kvstore_dot_pb_dot_admin__pb2.PinPrefixRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.PinPrefixReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Unpin',
+            kvstore_dot_pb_dot_admin__pb2.UnpinPrefixRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.PinPrefixReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Pins',
+            kvstore_dot_pb_dot_admin__pb2.PinsRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.PinsReply.FromString,
             options,
             channel_credentials,
             insecure,

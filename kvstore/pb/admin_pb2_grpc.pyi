@@ -186,7 +186,55 @@ _AdminSetLogLevelType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType]):
+_AdminPinType = typing_extensions.TypeVar(
+    '_AdminPinType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+)
+
+_AdminUnpinType = typing_extensions.TypeVar(
+    '_AdminUnpinType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.UnpinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.UnpinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.UnpinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+)
+
+_AdminPinsType = typing_extensions.TypeVar(
+    '_AdminPinsType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinsRequest,
+        kvstore.pb.admin_pb2.PinsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinsRequest,
+        kvstore.pb.admin_pb2.PinsReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinsRequest,
+        kvstore.pb.admin_pb2.PinsReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -230,6 +278,18 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
             kvstore.pb.node_pb2.SetLogLevelReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.PinPrefixRequest,
+            kvstore.pb.admin_pb2.PinPrefixReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.UnpinPrefixRequest,
+            kvstore.pb.admin_pb2.PinPrefixReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.PinsRequest,
+            kvstore.pb.admin_pb2.PinsReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -275,6 +335,18 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
             kvstore.pb.node_pb2.SetLogLevelReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.PinPrefixRequest,
+            kvstore.pb.admin_pb2.PinPrefixReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.UnpinPrefixRequest,
+            kvstore.pb.admin_pb2.PinPrefixReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.PinsRequest,
+            kvstore.pb.admin_pb2.PinsReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -300,6 +372,12 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
 
     SetLogLevel: _AdminSetLogLevelType
     """passed on to the node"""
+
+    Pin: _AdminPinType
+
+    Unpin: _AdminUnpinType
+
+    Pins: _AdminPinsType
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -341,6 +419,18 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.SetNodeLogLevelRequest,
         kvstore.pb.node_pb2.SetLogLevelReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.UnpinPrefixRequest,
+        kvstore.pb.admin_pb2.PinPrefixReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PinsRequest,
+        kvstore.pb.admin_pb2.PinsReply,
     ],
 ]
 
@@ -420,5 +510,26 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.SetLogLevelReply, collections.abc.Awaitable[kvstore.pb.node_pb2.SetLogLevelReply]]:
         """passed on to the node"""
+
+    @abc.abstractmethod
+    def Pin(
+        self,
+        request: kvstore.pb.admin_pb2.PinPrefixRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.PinPrefixReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.PinPrefixReply]]: ...
+
+    @abc.abstractmethod
+    def Unpin(
+        self,
+        request: kvstore.pb.admin_pb2.UnpinPrefixRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.PinPrefixReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.PinPrefixReply]]: ...
+
+    @abc.abstractmethod
+    def Pins(
+        self,
+        request: kvstore.pb.admin_pb2.PinsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.PinsReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.PinsReply]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -2562,3 +2562,155 @@ class HandoffTicket(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["node", b"node", "tickets", b"tickets"]) -> None: ...
 
 Global___HandoffTicket: typing_extensions.TypeAlias = HandoffTicket
+
+@typing.final
+class PinForOperatorRequest(google.protobuf.message.Message):
+    """For operators: what is here of these keys and their ancestors stays until then, in all shards (docs/admin.md)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    PIN_ID_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    FOR_MS_FIELD_NUMBER: builtins.int
+    pin_id: builtins.bytes
+    """8 bytes, drawn by the control plane: the same on all nodes"""
+    namespace_id: builtins.bytes
+    """empty: whichever has the keys"""
+    keys: builtins.bytes
+    for_ms: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        pin_id: builtins.bytes = ...,
+        namespace_id: builtins.bytes = ...,
+        keys: builtins.bytes = ...,
+        for_ms: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "for_ms", b"for_ms", "keys", b"keys", "namespace_id", b"namespace_id", "pin_id", b"pin_id"]) -> None: ...
+
+Global___PinForOperatorRequest: typing_extensions.TypeAlias = PinForOperatorRequest
+
+@typing.final
+class PinForOperatorReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIN_FIELD_NUMBER: builtins.int
+    @property
+    def pin(self) -> Global___OperatorPin:
+        """not set: nothing of it is here, or the pin is not known here"""
+
+    def __init__(
+        self,
+        *,
+        pin: Global___OperatorPin | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["pin", b"pin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["pin", b"pin"]) -> None: ...
+
+Global___PinForOperatorReply: typing_extensions.TypeAlias = PinForOperatorReply
+
+@typing.final
+class UnpinForOperatorRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    PIN_ID_FIELD_NUMBER: builtins.int
+    pin_id: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        pin_id: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "pin_id", b"pin_id"]) -> None: ...
+
+Global___UnpinForOperatorRequest: typing_extensions.TypeAlias = UnpinForOperatorRequest
+
+@typing.final
+class OperatorPinsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller"]) -> None: ...
+
+Global___OperatorPinsRequest: typing_extensions.TypeAlias = OperatorPinsRequest
+
+@typing.final
+class OperatorPinsReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PINS_FIELD_NUMBER: builtins.int
+    PINNED_BYTES_FIELD_NUMBER: builtins.int
+    PINNED_BYTES_MAX_FIELD_NUMBER: builtins.int
+    pinned_bytes: builtins.int
+    """a block counts once"""
+    pinned_bytes_max: builtins.int
+    @property
+    def pins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OperatorPin]: ...
+    def __init__(
+        self,
+        *,
+        pins: collections.abc.Iterable[Global___OperatorPin] | None = ...,
+        pinned_bytes: builtins.int = ...,
+        pinned_bytes_max: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pinned_bytes", b"pinned_bytes", "pinned_bytes_max", b"pinned_bytes_max", "pins", b"pins"]) -> None: ...
+
+Global___OperatorPinsReply: typing_extensions.TypeAlias = OperatorPinsReply
+
+@typing.final
+class OperatorPin(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIN_ID_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    LAST_KEY_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    REMAINING_MS_FIELD_NUMBER: builtins.int
+    pin_id: builtins.bytes
+    namespace_id: builtins.bytes
+    tenant: builtins.str
+    model: builtins.str
+    """empty: no client has opened it since the node started"""
+    last_key: builtins.bytes
+    """of the deepest block"""
+    blocks: builtins.int
+    """once per shard"""
+    bytes: builtins.int
+    """of the slots that are kept"""
+    remaining_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        pin_id: builtins.bytes = ...,
+        namespace_id: builtins.bytes = ...,
+        tenant: builtins.str = ...,
+        model: builtins.str = ...,
+        last_key: builtins.bytes = ...,
+        blocks: builtins.int = ...,
+        bytes: builtins.int = ...,
+        remaining_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "bytes", b"bytes", "last_key", b"last_key", "model", b"model", "namespace_id", b"namespace_id", "pin_id", b"pin_id", "remaining_ms", b"remaining_ms", "tenant", b"tenant"]) -> None: ...
+
+Global___OperatorPin: typing_extensions.TypeAlias = OperatorPin

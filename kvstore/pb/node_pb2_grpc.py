@@ -160,6 +160,21 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.DeclinedRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.DeclinedReply.FromString,
                 _registered_method=True)
+        self.PinForOperator = channel.unary_unary(
+                '/kvstore.v1.Node/PinForOperator',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.PinForOperatorRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.PinForOperatorReply.FromString,
+                _registered_method=True)
+        self.UnpinForOperator = channel.unary_unary(
+                '/kvstore.v1.Node/UnpinForOperator',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.UnpinForOperatorRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.PinForOperatorReply.FromString,
+                _registered_method=True)
+        self.OperatorPins = channel.unary_unary(
+                '/kvstore.v1.Node/OperatorPins',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer(object):
@@ -316,6 +331,24 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinForOperator(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinForOperator(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OperatorPins(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -443,6 +476,21 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Declined,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.DeclinedRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.DeclinedReply.SerializeToString,
+            ),
+            'PinForOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinForOperator,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.PinForOperatorRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.PinForOperatorReply.SerializeToString,
+            ),
+            'UnpinForOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinForOperator,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.UnpinForOperatorRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.PinForOperatorReply.SerializeToString,
+            ),
+            'OperatorPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.OperatorPins,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1121,6 +1169,87 @@ class Node(object):
             '/kvstore.v1.Node/Declined',
             kvstore_dot_pb_dot_node__pb2.DeclinedRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.DeclinedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinForOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/PinForOperator',
+            kvstore_dot_pb_dot_node__pb2.PinForOperatorRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.PinForOperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinForOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/UnpinForOperator',
+            kvstore_dot_pb_dot_node__pb2.UnpinForOperatorRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.PinForOperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OperatorPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/OperatorPins',
+            kvstore_dot_pb_dot_node__pb2.OperatorPinsRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.OperatorPinsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -425,7 +425,55 @@ _NodeDeclinedType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType]):
+_NodePinForOperatorType = typing_extensions.TypeVar(
+    '_NodePinForOperatorType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+)
+
+_NodeUnpinForOperatorType = typing_extensions.TypeVar(
+    '_NodeUnpinForOperatorType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.UnpinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.UnpinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.UnpinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+)
+
+_NodeOperatorPinsType = typing_extensions.TypeVar(
+    '_NodeOperatorPinsType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.OperatorPinsRequest,
+        kvstore.pb.node_pb2.OperatorPinsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.OperatorPinsRequest,
+        kvstore.pb.node_pb2.OperatorPinsReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.OperatorPinsRequest,
+        kvstore.pb.node_pb2.OperatorPinsReply,
+    ],
+)
+
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType, _NodePinForOperatorType, _NodeUnpinForOperatorType, _NodeOperatorPinsType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -529,6 +577,18 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.DeclinedRequest,
             kvstore.pb.node_pb2.DeclinedReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.PinForOperatorRequest,
+            kvstore.pb.node_pb2.PinForOperatorReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.UnpinForOperatorRequest,
+            kvstore.pb.node_pb2.PinForOperatorReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.OperatorPinsRequest,
+            kvstore.pb.node_pb2.OperatorPinsReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -634,6 +694,18 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.DeclinedRequest,
             kvstore.pb.node_pb2.DeclinedReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.PinForOperatorRequest,
+            kvstore.pb.node_pb2.PinForOperatorReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.UnpinForOperatorRequest,
+            kvstore.pb.node_pb2.PinForOperatorReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.OperatorPinsRequest,
+            kvstore.pb.node_pb2.OperatorPinsReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Attach: _NodeAttachType
@@ -685,6 +757,12 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     SetLogLevel: _NodeSetLogLevelType
 
     Declined: _NodeDeclinedType
+
+    PinForOperator: _NodePinForOperatorType
+
+    UnpinForOperator: _NodeUnpinForOperatorType
+
+    OperatorPins: _NodeOperatorPinsType
 
 NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -786,6 +864,18 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.DeclinedRequest,
         kvstore.pb.node_pb2.DeclinedReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.UnpinForOperatorRequest,
+        kvstore.pb.node_pb2.PinForOperatorReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.OperatorPinsRequest,
+        kvstore.pb.node_pb2.OperatorPinsReply,
     ],
 ]
 
@@ -966,5 +1056,26 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.DeclinedRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.DeclinedReply, collections.abc.Awaitable[kvstore.pb.node_pb2.DeclinedReply]]: ...
+
+    @abc.abstractmethod
+    def PinForOperator(
+        self,
+        request: kvstore.pb.node_pb2.PinForOperatorRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.PinForOperatorReply, collections.abc.Awaitable[kvstore.pb.node_pb2.PinForOperatorReply]]: ...
+
+    @abc.abstractmethod
+    def UnpinForOperator(
+        self,
+        request: kvstore.pb.node_pb2.UnpinForOperatorRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.PinForOperatorReply, collections.abc.Awaitable[kvstore.pb.node_pb2.PinForOperatorReply]]: ...
+
+    @abc.abstractmethod
+    def OperatorPins(
+        self,
+        request: kvstore.pb.node_pb2.OperatorPinsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.OperatorPinsReply, collections.abc.Awaitable[kvstore.pb.node_pb2.OperatorPinsReply]]: ...
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,77 +1,17 @@
 """Every verb of `kvstore admin` against a real two-node cluster, as tables and as JSON."""
 
-import asyncio
-import json
+import base64
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from kvstore.cli.main import main
-from kvstore.client import AsyncClient, Match, buffers
-from tests.cluster import LAYOUT, Cluster, Running, cluster, random_blocks, whole_match
-from tests.inprocess import tokens
-from tests.waiting import eventually
-
-BLOCKS = 4
-SOURCE = random_blocks(LAYOUT, BLOCKS)
-
-
-class Operator:
-    """A cluster of two nodes, of which the first holds a prompt that a client of the second has loaded."""
-
-    def __init__(
-        self, here: Cluster, control: Running, nodes: list[Running], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        self.here = here
-        self.control = control
-        self.nodes = nodes
-        self.capsys = capsys
-        self.writer: AsyncClient
-        self.reader: AsyncClient
-
-    async def fill(self) -> None:
-        self.writer, self.reader = [await self.here.client(node) for node in self.nodes]
-        await self.writer.store(tokens(BLOCKS), buffers.contiguous(SOURCE.copy(), LAYOUT))
-        await self.load()
-
-    async def load(self) -> None:
-        match: Match = await eventually(lambda: whole_match(self.reader, tokens(BLOCKS)))
-        target = np.zeros_like(SOURCE)
-        await self.reader.load(match, buffers.contiguous(target, LAYOUT)).result()
-        assert np.array_equal(target, SOURCE)
-
-    async def run(self, *words: str, code: int = 0) -> str:
-        """The verb's table."""
-        self.capsys.readouterr()
-        argv = ["admin", *words, "--control", self.control.address]
-        assert await asyncio.to_thread(main, argv) == code, self.capsys.readouterr()
-        return self.capsys.readouterr().out
-
-    async def json(self, *words: str, code: int = 0) -> dict[str, Any]:
-        said: dict[str, Any] = json.loads(await self.run(*words, "--json", code=code))
-        return said
-
-    def prompt(self, seed: int = 0) -> list[str]:
-        """Files of the prompt's tokens and namespace, as verbs take them."""
-        layout = {"block_tokens": LAYOUT.block_tokens, "groups": [asdict(LAYOUT.group)]}
-        named, listed = self.here.folder / "namespace.json", self.here.folder / "tokens.json"
-        named.write_text(json.dumps({"model": "test", "layout": layout}))
-        listed.write_text(json.dumps(tokens(BLOCKS, seed).tolist()))
-        return [str(listed), "--namespace-json", str(named)]
+from tests.e2e.operating import BLOCKS, SOURCE, Operator, operator_of
 
 
 @pytest.fixture
 async def operator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Operator]:
-    async with cluster(tmp_path) as here:
-        control = await here.control(heartbeat_ms="50")
-        options = {"control": control.address, "dram_bytes": "64MiB", "slab_bytes": "4MiB"}
-        nodes = [await here.node(name, **options) for name in ("a", "b")]
-        operator = Operator(here, control, nodes, capsys)
-        await operator.fill()
+    async with operator_of(tmp_path, capsys) as operator:
         yield operator
 
 
@@ -106,3 +46,33 @@ async def test_what_there_is(operator: Operator) -> None:
     assert [block["verdict"] for block in explained["blocks"]] == ["here"] * BLOCKS
     assert "2 of 2 nodes" in await operator.run("check")
     assert "sliding" in await operator.run("ttl", "get")
+
+
+async def test_what_is_pinned(operator: Operator) -> None:
+    """pin, pins, unpin: by the prompt on every node that has it, and by a key; listed with what is left, then ended."""
+    pinned = await operator.json("pin", *operator.prompt(), "--for", "2h")
+    (node,) = pinned["nodes"]
+    assert (node["node_id"], node["pin"]["blocks"], node["pin"]["bytes"]) == ("a", str(BLOCKS), str(SOURCE.nbytes))
+    listed = {node["node_id"]: node["pins"] for node in (await operator.json("pins"))["nodes"]}
+    (pin,) = listed["a"]["pins"]
+    assert (pin["pin_id"], pin["model"], listed["b"]["pins"]) == (pinned["pin_id"], "test", [])
+    assert 7_190_000 < int(pin["remaining_ms"]) <= 7_200_000
+    assert (listed["a"]["pinned_bytes"], listed["a"]["pinned_bytes_max"]) == (str(SOURCE.nbytes), str(16 * 2**20))
+    stats = await operator.json("stats")
+    assert stats["nodes"][0]["usage"]["counters"]["operator_pinned_bytes"] == str(SOURCE.nbytes)
+    key = (await operator.json("explain", *operator.prompt()))["blocks"][-1]["key"]
+    last = base64.b64decode(key).hex()
+    assert "unpin" in await operator.run("pin", last, "--for", "90s")
+    table = await operator.run("pins")
+    assert last in table
+    assert table.count("test") == 2
+
+    pins = (await operator.json("pins"))["nodes"][0]["pins"]["pins"]
+    ids = [base64.b64decode(pin["pin_id"]).hex() for pin in pins]
+    assert len(ids) == 2
+    (ended,) = (await operator.json("unpin", ids[0]))["nodes"]
+    assert ended["pin"]["blocks"] == str(BLOCKS)
+    assert "has ended" in await operator.run("unpin", ids[1])
+    assert not (await operator.json("pins"))["nodes"][0]["pins"]["pins"]
+    for words in (["unpin", ids[0]], ["pin", "00" * 16, "--for", "2h"], ["pin", last, "--for", "0s"]):
+        await operator.run(*words, code=2)

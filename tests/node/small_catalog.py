@@ -50,6 +50,7 @@ class SmallCatalog:
         nvme_files: Sequence[int] = (),
         spill_from_hits: int = 0,
         pinned_slots_max: int = 0,
+        operator_pinned_slots_max: int = 0,
         rules: NamespaceRules | None = None,
     ) -> None:
         ids, slab_ids = count(1), count(1)
@@ -65,6 +66,7 @@ class SmallCatalog:
             lease_ns=LEASE_NS,
             hold_ns_max=HOLD_NS,
             pinned_bytes_max=pinned_slots_max * SLOT_BYTES,
+            operator_pinned_bytes_max=operator_pinned_slots_max * SLOT_BYTES,
             new_id=lambda: next(ids).to_bytes(16, "big"),
             rules=RULES,
             spill_from_hits=spill_from_hits,
@@ -125,6 +127,12 @@ class SmallCatalog:
         keys = [key(name) for name in chain]
         deadline_ns = self.now_ns + hold_ns
         return self.catalog.pin(namespace(tenant), SHARD, keys, flags, holder, self.now_ns, deadline_ns)
+
+    def pin_by_operator(self, chain: str, for_ns: int = 2 * TTL_NS, *, pin_id: bytes = b"p") -> int:
+        """Has an operator pin blocks, and what is above them; answers how many that were."""
+        keys = [key(name) for name in chain]
+        pin = self.catalog.pin_by_operator(pin_id, namespace("one"), keys, self.now_ns, self.now_ns + for_ns)
+        return 0 if pin is None else pin.blocks
 
     def spill(self, names: str = "", count: int = 64) -> str:
         """Copies to NVMe up to `count` blocks that are owed there; answers which, among those that `names` has."""
