@@ -1,8 +1,9 @@
 """Lanes: one direction of a NIC each, measured, and bounded in bytes in flight where this side decides what goes.
 
 Traffic on the way out has a class: handoff before load, load before relay, relay before background (copies). While
-bytes wait, those of the highest class go first; and a lower class never has more than its part of the lane in flight,
-so that whoever comes with a higher one waits for little.
+bytes of a class wait for room, those of lower classes do too; and relay and background never have more than their part
+of the lane in flight, so that whoever comes with a higher class waits for little. One request a class may always have:
+none is ever shut out, and its readers see that this side is alive.
 """
 
 import asyncio
@@ -27,8 +28,8 @@ class TrafficClass(enum.IntEnum):
 
 
 _Queue = deque[tuple[int, asyncio.Future[None]]]
-_PART = {TrafficClass.HANDOFF: 1.0, TrafficClass.LOAD: 1.0, TrafficClass.RELAY: 0.5, TrafficClass.BACKGROUND: 0.25}
-"""Of the lane's bytes in flight, how much a class may have."""
+_PART = {TrafficClass.RELAY: 0.5, TrafficClass.BACKGROUND: 0.25}
+"""Of the lane's bytes in flight, how much a class may have; the others: all."""
 
 
 def recent_bytes() -> Recent:
@@ -99,15 +100,16 @@ class Lane(Meter):
     """Admits bytes up to `bytes_max` in flight: by class, within a class to each peer in turn, and a peer's own first
     come first served. Belongs to the event loop.
 
-    Peers share the lane: none has more than its even part, and one that has nothing in flight always gets one request
-    in, even beyond the bound. So a peer whose own NIC is slow or busy holds up nobody else's bytes.
+    Peers share the part of a class: none has more than its even part of it. Handoffs and loads to a peer that has
+    nothing in flight always get one request in, even beyond the bound: so a peer whose own NIC is slow or busy holds up
+    nobody else's bytes. A request that waits for its own peer alone holds up no lower class either.
     """
 
     def __init__(self, name: str, bytes_max: int, nominal_bytes_per_s: int = 0) -> None:
         super().__init__(name, nominal_bytes_per_s)
         self.bytes_max = bytes_max
         self._of_class = dict.fromkeys(TrafficClass, 0)
-        self._of_peer: Counter[object] = Counter()
+        self._held: dict[TrafficClass, Counter[object]] = {traffic: Counter() for traffic in TrafficClass}
         self._waiters: dict[TrafficClass, OrderedDict[object, _Queue]] = {
             traffic: OrderedDict() for traffic in TrafficClass
         }
@@ -141,44 +143,35 @@ class Lane(Meter):
     ) -> None:
         """Gives room back; `moved` counts the bytes as carried."""
         self._of_class[traffic] -= length
-        self._of_peer[peer] -= length
-        if not self._of_peer[peer]:
-            del self._of_peer[peer]
+        self._held[traffic][peer] -= length
+        if not self._held[traffic][peer]:
+            del self._held[traffic][peer]
         self.leave(length, moved)
         self._admit()
 
-    def _fits(self, length: int, traffic: TrafficClass, peer: object) -> bool:
-        held = self._of_peer.get(peer, 0)
-        if held == 0:
-            return True
-        waiting = {waiting for queues in self._waiters.values() for waiting in queues}
-        if held + length > self.bytes_max // len(self._of_peer.keys() | waiting):
-            return False
-        of_class = self._of_class[traffic]
-        if of_class and of_class + length > self.bytes_max * _PART[traffic]:
-            return False
-        return self.in_flight_bytes + length <= self.bytes_max
-
     def _enter(self, length: int, traffic: TrafficClass, peer: object) -> None:
         self._of_class[traffic] += length
-        self._of_peer[peer] += length
+        self._held[traffic][peer] += length
         self.enter(length)
 
     def _admit(self) -> None:
+        higher_waits = False
         for traffic, queues in self._waiters.items():
-            while any([self._admit_one(traffic, peer) for peer in list(queues)]):
+            while any([self._admit_one(traffic, peer, higher_waits) for peer in list(queues)]):
                 pass
-            if any(self.in_flight_bytes + queue[0][0] > self.bytes_max for queue in queues.values()):
-                return  # the lane is full, and it is this class's turn
+            higher_waits = higher_waits or any(
+                self._in_own_part(queue[0][0], traffic, peer) and not self._has_room(queue[0][0])
+                for peer, queue in queues.items()
+            )
 
-    def _admit_one(self, traffic: TrafficClass, peer: object) -> bool:
+    def _admit_one(self, traffic: TrafficClass, peer: object, higher_waits: bool) -> bool:
         """The first of a peer's, if there is room for it; its peer has its next turn after the others."""
         queues = self._waiters[traffic]
         queue = queues[peer]
         # A waiter may be cancelled already while its task has not run since: it gets nothing, and goes.
         while queue and queue[0][1].cancelled():
             queue.popleft()
-        admitted = bool(queue) and self._fits(queue[0][0], traffic, peer)
+        admitted = bool(queue) and self._fits(queue[0][0], traffic, peer, higher_waits)
         if admitted:
             length, waiter = queue.popleft()
             self._enter(length, traffic, peer)
@@ -187,3 +180,23 @@ class Lane(Meter):
         if not queue:
             del queues[peer]
         return admitted
+
+    def _fits(self, length: int, traffic: TrafficClass, peer: object, higher_waits: bool) -> bool:
+        of_class = self._of_class[traffic]
+        if of_class and (higher_waits or not self._in_part(length, traffic)):
+            return False
+        if not any(held[peer] for held in self._held.values()):
+            return True
+        return not higher_waits and self._in_own_part(length, traffic, peer) and self._has_room(length)
+
+    def _in_part(self, length: int, traffic: TrafficClass) -> bool:
+        part = _PART.get(traffic)
+        return part is None or self._of_class[traffic] + length <= part * self.bytes_max
+
+    def _in_own_part(self, length: int, traffic: TrafficClass, peer: object) -> bool:
+        held = self._held[traffic]
+        peers = len(held.keys() | self._waiters[traffic].keys())
+        return not held[peer] or held[peer] + length <= self.bytes_max * _PART.get(traffic, 1.0) // peers
+
+    def _has_room(self, length: int) -> bool:
+        return self.in_flight_bytes + length <= self.bytes_max

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.node.lanes import Lane
+from kvstore.node.lanes import Lane, TrafficClass
 
 BYTES_MAX = 100
 
@@ -204,3 +205,154 @@ async def test_the_rate_counts_carried_bytes_only(monkeypatch: pytest.MonkeyPatc
         lane.release(50)
     assert lane.bytes_per_s == pytest.approx(50 * 1e9 / 1000, rel=0.01)
     assert lane.moved_bytes == 60 * 50
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+HANDOFF, LOAD, RELAY, BACKGROUND = TrafficClass
+PARTS = {HANDOFF: 1.0, LOAD: 1.0, RELAY: 0.5, BACKGROUND: 0.25}
+
+
+class Ask:
+    """One request, and what became of it."""
+
+    def __init__(self, lane: Lane, traffic: TrafficClass, peer: str, length: int) -> None:
+        self.lane, self.traffic, self.peer, self.length = lane, traffic, peer, length
+        self.task = asyncio.create_task(lane.acquire(length, traffic, peer))
+
+    @property
+    def has_room(self) -> bool:
+        return self.task.done() and not self.task.cancelled()
+
+    def release(self) -> None:
+        self.lane.release(self.length, self.traffic, self.peer)
+
+
+async def asked(lane: Lane, traffic: TrafficClass, peers: str, length: int = 10) -> list[Ask]:
+    """A request to each of these peers, in their order."""
+    asks = [Ask(lane, traffic, peer, length) for peer in peers]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return asks
+
+
+async def cancel(*asks: Ask) -> None:
+    for ask in asks:
+        ask.task.cancel()
+    await asyncio.gather(*(ask.task for ask in asks), return_exceptions=True)
+
+
+def entered(asks: list[Ask]) -> str:
+    return "".join(ask.peer for ask in asks if ask.has_room)
+
+
+@pytest.mark.parametrize("lower", [LOAD, RELAY, BACKGROUND])
+async def test_what_a_handoff_waits_for_no_lower_class_takes(lower: TrafficClass) -> None:
+    """However many peers it has bytes for: while the handoff has no room, one request of the class is under way."""
+    lane = Lane("test", BYTES_MAX)
+    (handoff,) = await asked(lane, HANDOFF, "a", 100)
+    (waiting,) = await asked(lane, HANDOFF, "b", 10)
+    (second,) = await asked(lane, HANDOFF, "b", 40)
+    assert (waiting.has_room, second.has_room) == (True, False)
+    lowers = await asked(lane, lower, "cdef")
+    assert entered(lowers) == "c"
+    lowers[0].release()
+    await asyncio.sleep(0)
+    assert entered(lowers) == "cd"
+    handoff.release()
+    await asyncio.sleep(0)
+    assert second.has_room
+    await cancel(*lowers)
+
+
+@pytest.mark.parametrize("traffic", [RELAY, BACKGROUND])
+async def test_a_class_keeps_to_its_part_whoever_its_peers_are(traffic: TrafficClass) -> None:
+    """Each new peer is one more in the same part of the lane, also while nobody else sends."""
+    lane = Lane("test", BYTES_MAX)
+    asks = await asked(lane, traffic, "abcdefghij")
+    assert 10 * len(entered(asks)) == BYTES_MAX * PARTS[traffic] - BYTES_MAX * PARTS[traffic] % 10
+    asks[0].release()
+    await asyncio.sleep(0)
+    assert 10 * (len(entered(asks)) - 1) == BYTES_MAX * PARTS[traffic] - BYTES_MAX * PARTS[traffic] % 10
+    await cancel(*asks)
+
+
+async def test_lower_bytes_to_a_peer_take_nothing_of_its_higher_ones() -> None:
+    """It has its part of the lane in relays, and others wait for theirs: its handoffs go all the same while there is
+    room."""
+    lane = Lane("test", BYTES_MAX)
+    relays = await asked(lane, RELAY, "aaaaa")
+    more = await asked(lane, BACKGROUND, "bcde")
+    assert (entered(relays), entered(more)) == ("aaaaa", "bc")
+    handoffs = await asked(lane, HANDOFF, "aaaa")
+    assert entered(handoffs) == "aaa"
+    await cancel(*more, *handoffs)
+
+
+async def test_a_handoff_that_waits_for_its_own_peer_holds_up_nobody() -> None:
+    """Its peer takes nothing and has the lane full of its bytes: loads to others go, one each at a time."""
+    lane = Lane("test", BYTES_MAX)
+    stuck = await asked(lane, HANDOFF, "a" * 12)
+    assert len(entered(stuck)) == 10
+    loads = await asked(lane, LOAD, "bbcc")
+    assert entered(loads) == "bc"
+    await cancel(*stuck, *loads)
+
+
+CLASS_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.tuples(st.sampled_from(TrafficClass), st.sampled_from("abc"), st.integers(1, 60))),
+        st.tuples(st.just("release"), st.integers(0, 9)),
+    ),
+    min_size=10,
+    max_size=50,
+)
+
+
+@settings(deadline=None)
+@given(CLASS_STEPS)
+def test_classes_go_before_each_other(steps: list[tuple[str, Any]]) -> None:
+    """Whatever is asked for and given back: no class has more than its part, what fits does not wait, and past a higher
+    class that waits for room one request of a class goes at most."""
+
+    async def play() -> None:
+        lane = Lane("test", BYTES_MAX)
+        asks: list[Ask] = []
+        held: list[Ask] = []
+        for what, argument in steps:
+            if what == "ask":
+                asks += [Ask(lane, *argument)]
+            elif held:
+                held.pop(argument % len(held)).release()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            fresh = [ask for ask in asks if ask.has_room and ask not in held]
+            asks, held = [ask for ask in asks if not ask.has_room], [*held, *fresh]
+            check_classes(lane, asks, held, fresh)
+        for ask in held:
+            ask.release()
+        await cancel(*asks)
+
+    asyncio.run(play())
+
+
+def check_classes(lane: Lane, waiting: list[Ask], held: list[Ask], fresh: list[Ask]) -> None:
+    """What must hold once everybody has run. fresh: of those held, who came in last."""
+    for traffic in TrafficClass:
+        of_class = [ask.length for ask in held if ask.traffic is traffic]
+        assert PARTS[traffic] == 1 or len(of_class) <= 1 or sum(of_class) <= BYTES_MAX * PARTS[traffic]
+        passed = [ask for ask in fresh if ask.traffic > traffic]
+        if passed and any(waits_for_room(ask, waiting, held) for ask in waiting if ask.traffic is traffic):
+            assert all(len([each for each in held if each.traffic is ask.traffic]) == 1 for ask in passed)
+    for ask in waiting:
+        if ask.traffic is HANDOFF and waits_for_room(ask, waiting, held):
+            assert lane.in_flight_bytes + ask.length > BYTES_MAX, "it fits, and waits"
+
+
+def waits_for_room(ask: Ask, waiting: list[Ask], held: list[Ask]) -> bool:
+    """Whether a request is its peer's next, and its peer has not its even part of the class already."""
+    of_class = [each for each in held if each.traffic is ask.traffic]
+    first = next(each for each in waiting if (each.traffic, each.peer) == (ask.traffic, ask.peer))
+    own = sum(each.length for each in of_class if each.peer == ask.peer)
+    peers = {each.peer for each in [*of_class, *waiting] if each.traffic is ask.traffic}
+    return ask is first and (own == 0 or own + ask.length <= BYTES_MAX * PARTS[ask.traffic] // len(peers))
