@@ -83,6 +83,8 @@ def context_settings(config: FabricConfig) -> dict[str, str]:
         segment = str(config.segment_bytes)
         # One event per poll: the handler of one may free the endpoint of the next.
         settings |= {"TCP_TX_SEG_SIZE": segment, "TCP_RX_SEG_SIZE": segment, "TCP_MAX_POLL": "1"}
+        # A host that does not answer would hold the progress thread in connect(), and everything else with it.
+        settings["TCP_CONN_NB"] = "y"
     return settings
 
 

@@ -219,6 +219,7 @@ def test_settings() -> None:
     tcp = context_settings(TCP)
     assert (tcp["TLS"], tcp["NET_DEVICES"], tcp["MAX_RNDV_RAILS"]) == ("tcp,self", "lo", "1")
     assert tcp["TCP_TX_SEG_SIZE"] == tcp["TCP_RX_SEG_SIZE"] == str(TCP.segment_bytes)
+    assert tcp["TCP_CONN_NB"] == "y", "a host that does not answer holds the progress thread"
     rdma = context_settings(FabricConfig(transports="rc,tcp", cuda=True))
     assert rdma["TLS"] == "rc,tcp,self,cuda_copy,cuda_ipc"
     assert "MAX_RNDV_RAILS" not in rdma
