@@ -6,6 +6,7 @@ broke.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from kvbench import options, progress, report, result
 from kvbench.result import Result
@@ -94,6 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--path", type=Path, default=Path(), help="directory on the disk of the NVMe tier (default: here)"
     )
     parser.add_argument("--out", type=Path, default=Path("kvbench-results"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object, {page, benches}, instead of the table of what ran"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,8 +116,11 @@ def run(args: argparse.Namespace) -> int:
     results = [result.read(_file(args.out, each.step)) for each in ran if not each.why_not]
     left_out = [f"{each.step.name}: {each.why_not}" for each in ran if each.why_not]
     page = report.write(results, args.out, left_out)
-    rows = [(each.step.name, f"{each.seconds:.0f}", each.why_not or _headline(args.out, each.step)) for each in ran]
-    tables.show(tables.table(("bench", "s", "outcome"), rows), str(page))
+    if args.json:
+        print(json.dumps({"page": str(page), "benches": [_fields(each, args.out) for each in ran]}))
+    else:
+        rows = [(each.step.name, f"{each.seconds:.0f}", each.why_not or _headline(args.out, each.step)) for each in ran]
+        tables.show(tables.table(("bench", "s", "outcome"), rows), str(page))
     return BROKEN if any(each.broken for each in ran) else 0
 
 
@@ -189,6 +197,11 @@ def _interrupt(process: "subprocess.Popen[str]") -> None:
 
 def _file(folder: Path, step: Step) -> Path:
     return folder / f"{step.name}.json"
+
+
+def _fields(ran: Ran, folder: Path) -> dict[str, Any]:
+    file = None if ran.why_not else str(_file(folder, ran.step))
+    return {"name": ran.step.name, "s": ran.seconds, "file": file, "why_not": ran.why_not, "broken": ran.broken}
 
 
 def _headline(folder: Path, step: Step) -> str:

@@ -5,6 +5,7 @@ or the name of a page; the pictures of the Markdown lie beside it, in a folder o
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR|FILE", help="where the report goes (default: here)"
     )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object, {page, benches}, instead of the page's path"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    page = write([result.read(path) for path in args.files], args.out)
-    print(page)
+    results = [result.read(path) for path in args.files]
+    page = write(results, args.out)
+    benches = list(dict.fromkeys(each.bench for each in results))
+    print(json.dumps({"page": str(page), "benches": benches}) if args.json else page)
     return 0
 
 

@@ -66,6 +66,21 @@ def test_what_breaks_is_told_from_what_cannot_be_measured(
     assert "broke with exit code 1" in (tmp_path / "report.html").read_text()
 
 
+def test_json_is_one_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the page, the file of each bench that ran, and why another did not."""
+    steps = [Step("keys", ("keys", "--tokens", "640"), ("--rounds", "2")), Step("replay", ("replay",), ())]
+    assert run_steps(steps, tmp_path, monkeypatch, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["page"] == str(tmp_path / "report.html")
+    ran, left_out = told["benches"]
+    assert (ran["name"], ran["file"], ran["why_not"]) == ("keys", str(tmp_path / "keys.json"), "")
+    assert (left_out["name"], left_out["file"], left_out["why_not"]) == ("replay", None, "needs --trace FILE")
+    assert ran["s"] > 0
+    assert not ran["broken"]
+
+
 def test_a_bench_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by an interrupt; the next one still runs."""
     slow = Step("match", ("match", "--rounds", "1000000"), ("--blocks", "1500"), limit_s=4.0)

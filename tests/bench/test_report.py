@@ -56,6 +56,9 @@ def test_a_report_of_everything_stands_alone(tmp_path: Path, capsys: pytest.Capt
         files[-1].write_text(result.to_json())
     assert main(["report", *map(str, files), "--out", str(tmp_path / "out")]) == 0
     page = Path(capsys.readouterr().out.strip())
+    assert main(["report", *map(str, files), "--out", str(tmp_path / "out"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["page"], set(told["benches"])) == (str(page), {each.bench for each in results_drawn.all_of_them()})
     found = Page(page.read_text())
     assert page == tmp_path / "out" / "report.html"
     assert all(link.startswith("#") for link in found.loads)
