@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from kvstore.cli.main import main
 from kvstore.client import AsyncClient, Match, buffers
@@ -20,15 +21,26 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
 class Lines:
     """What the processes have written by now."""
 
-    def __init__(self, capture: "pytest.CaptureFixture[str]") -> None:
-        self._capture = capture
-        self._text = ""
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
     def loads(self, process: str) -> list[dict[str, Any]]:
-        self._text += self._capture.readouterr().err
-        whole, _, _ = self._text.rpartition("\n")
+        whole, _, _ = self._file.read_text().rpartition("\n")
         lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line["message"] == "load" and line["process"] == process]
+
+
+@contextmanager
+def written(file: Path) -> Iterator[Lines]:
+    """What processes write that are started in here. Pytest's capture would lose what is written while it is read."""
+    ours = os.dup(2)
+    with open(file, "a") as theirs:
+        os.dup2(theirs.fileno(), 2)
+    try:
+        yield Lines(file)
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
 
 
 async def load(client: AsyncClient) -> None:
@@ -37,15 +49,15 @@ async def load(client: AsyncClient) -> None:
     await client.load(match, buffers.contiguous(random_blocks(LAYOUT, 2), LAYOUT)).result()
 
 
-async def test_one_line_per_load(processes: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_one_line_per_load(processes: Cluster, tmp_path: Path) -> None:
     """A load from another node is one JSON object that says by which way its bytes came and how long it took, with the
     fields of docs/logs.md. A level that an operator changes holds at once: for one logger, and for all."""
-    control = await processes.control(log_format="json")
-    first = await processes.node("n0", control.address, log_format="json")
-    second = await processes.node("n1", control.address, log_format="json")
+    with written(tmp_path / "stderr") as lines:
+        control = await processes.control(log_format="json")
+        first = await processes.node("n0", control.address, log_format="json")
+        second = await processes.node("n1", control.address, log_format="json")
     writer, reader = await processes.client(first), await processes.client(second)
     await writer.store(tokens(2), buffers.contiguous(random_blocks(LAYOUT, 2), LAYOUT))
-    lines = Lines(capfd)
 
     await load(reader)
     (line,) = await eventually(lambda: lines.loads("node"))
