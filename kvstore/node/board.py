@@ -57,6 +57,7 @@ class Board:
 
     def __init__(self, groups: Sequence[Sequence[Piece]], paths: Mapping[int, Paths]) -> None:
         self._paths: dict[int, Paths] = dict(paths)
+        self._expected: dict[int, set[int]] = {}  # of paths that have not answered yet: what they may bring
         self._work: dict[tuple[int, int], _Work] = {}
         self._of_block: dict[int, list[_Work]] = defaultdict(list)
         self._waiting: dict[Paths, list[tuple[tuple[int, int], _Work]]] = defaultdict(list)
@@ -71,19 +72,27 @@ class Board:
     def add(self, group: int, piece: Piece, paths: Paths) -> bool:
         """One more piece. paths: who can bring its block, where the board does not know. False: nobody can."""
         assert (piece.block, piece.first_layer) not in self._work
-        if not self._paths.setdefault(piece.block, paths):
+        self._paths.setdefault(piece.block, paths)
+        if not self._can_come(piece.block):
             return False
         self._put(group, piece)
         return True
 
-    def extend(self, path: int, blocks: Iterable[int]) -> None:
-        """One more path can bring these blocks; those that are lost stay lost."""
-        wanted = {block for block in blocks if self._paths.get(block)}
+    def expect(self, path: int, blocks: Iterable[int]) -> None:
+        """A path that is asked whether it can bring these blocks: until it has answered, by `extend`, none of them is
+        lost, whatever becomes of the others."""
+        self._expected[path] = {block for block in blocks if self._can_come(block)}
+
+    def extend(self, path: int, blocks: Iterable[int]) -> list[int]:
+        """One more path can bring these blocks; those that are lost stay lost. Answers which others are lost because it
+        was the last that was expected to bring them."""
+        wanted = {block for block in blocks if self._can_come(block)}
         queued = self._take_out(wanted)
         for block in wanted:
             self._paths[block] |= {path}
         for work in queued:
             self._wait(work)
+        return self._lose(self._expected.pop(path, set()) - wanted)
 
     def _put(self, group: int, piece: Piece) -> None:
         work = _Work(piece, (group, len(self._work)))
@@ -197,7 +206,7 @@ class Board:
             return False
         del self._taken[path][work]
         self._paces[path].note(began_ns, now_ns)
-        if work.here or not self._paths[piece.block]:
+        if work.here or not self._can_come(piece.block):
             return False
         work.here = True
         self._open -= 1
@@ -219,7 +228,7 @@ class Board:
 
         False: there is no other path, the block is lost."""
         work = self._work[piece.block, piece.first_layer]
-        if not self._paths[piece.block]:
+        if not self._can_come(piece.block):
             return False
         if work.here:
             work.here = False
@@ -232,7 +241,7 @@ class Board:
         if work.takers.pop(path, None) is None:
             return
         del self._taken[path][work]
-        if not work.here and not work.takers and self._paths[work.piece.block]:
+        if not work.here and not work.takers and self._can_come(work.piece.block):
             self._wait(work)
 
     def _wait(self, work: _Work) -> None:
@@ -243,17 +252,25 @@ class Board:
         """Blocks can come by a path no more; those that are lost."""
         gone = [block for block in blocks if path in self._paths[block]]
         queued = self._take_out(set(gone))
-        lost = []
         for block in gone:
             self._paths[block] -= {path}
-            if not self._paths[block]:
-                missing = [work for work in self._of_block[block] if not work.here]
-                self._open -= len(missing)
-                if missing:
-                    lost.append(block)
         for work in queued:
-            if self._paths[work.piece.block]:
-                self._wait(work)
+            self._wait(work)
+        return self._lose(gone)
+
+    def _can_come(self, block: int) -> bool:
+        return bool(self._paths.get(block)) or any(block in blocks for blocks in self._expected.values())
+
+    def _lose(self, blocks: Iterable[int]) -> list[int]:
+        """Of blocks that could come until now, those of which pieces are missing and nobody can bring any more."""
+        gone = [block for block in blocks if not self._can_come(block)]
+        self._take_out(set(gone))
+        lost = []
+        for block in gone:
+            missing = [work for work in self._of_block[block] if not work.here]
+            self._open -= len(missing)
+            if missing:
+                lost.append(block)
         return lost
 
     def _take_out(self, blocks: set[int]) -> list[_Work]:

@@ -73,6 +73,7 @@ class Gathering:
         self._kept: dict[int, KeptBlock] = {}
         self._kept_pieces: list[list[Piece]] = []
         self._paths: dict[int, Path] = {}
+        self._opened: list[int] = []  # those that the plan began with
         self._live: set[int] = set()
         self._runs: list[asyncio.Task[None]] = []
         self._board = Board([], {})
@@ -100,11 +101,11 @@ class Gathering:
         if staged:
             paths.append(self._here(staged))
         paths += self._maker.to_owners(set(absent))
-        numbers = [self._add(path) for path in paths]  # also one that is cancelled while it opens is settled
+        self._opened = [self._add(path) for path in paths]  # also one that is cancelled while it opens is settled
         # A ticket that is refused is the load's own error; an owner that cannot be reached is one of several.
         answers = await asyncio.gather(*(path.open() if self._start.ticket else opened(path) for path in paths))
         ready: dict[int, set[int]] = {block: set() for block in [*staged, *absent]}
-        for number, path, outcomes in zip(numbers, paths, answers, strict=True):
+        for number, path, outcomes in zip(self._opened, paths, answers, strict=True):
             for block, outcome in zip(path.blocks, outcomes, strict=True):
                 if outcome is Outcome.READY:
                     ready[block].add(number)
@@ -179,15 +180,20 @@ class Gathering:
         self.route = str(route)
         self._promise(route.shares[0].length)
         for relay in self._maker.through(route.helpers, direct):
-            self._runs.append(asyncio.create_task(self._join(relay)))
+            number = self._add(relay)
+            self._board.expect(number, relay.blocks)
+            self._runs.append(asyncio.create_task(self._join(number, relay)))
 
-    async def _join(self, path: NodePath) -> None:
-        """A path that is opened while others run already."""
-        number = self._add(path)
-        outcomes = await opened(path)
-        ready = [block for block, outcome in zip(path.blocks, outcomes, strict=True) if outcome is Outcome.READY]
-        self._board.extend(number, ready)
-        self._changed.set()
+    async def _join(self, number: int, path: NodePath) -> None:
+        """A path that is opened while others run already; should they end meanwhile, it may be the last hope."""
+        ready: list[int] = []
+        try:
+            outcomes = await opened(path)
+            ready = [block for block, outcome in zip(path.blocks, outcomes, strict=True) if outcome is Outcome.READY]
+        finally:
+            for block in self._board.extend(number, ready):
+                self.outcomes[block] = Outcome.NODE_LOST
+            self._changed.set()
         await self._run_path(number, path)
 
     def _add(self, path: Path) -> int:
@@ -201,8 +207,8 @@ class Gathering:
         """Tells what is here, and has every path bring what it can."""
         self._tell_mapped()
         self._tell_kept()
-        for number, path in list(self._paths.items()):
-            self._runs.append(asyncio.create_task(self._run_path(number, path)))
+        for number in self._opened:
+            self._runs.append(asyncio.create_task(self._run_path(number, self._paths[number])))
 
     async def finished(self) -> None:
         """Returns when all that can come has come. Raises HandoffLost: a handoff comes whole or not at all."""

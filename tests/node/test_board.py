@@ -37,13 +37,17 @@ class BoardMachine(RuleBasedStateMachine):
         self.board = Board(groups_of(blocks, groups), can)
         self.can = {block: set(who) for block, who in can.items()}
         self.live = set(range(1, paths + 1))
+        self.expected: dict[int, set[int]] = {}
         self.taken: dict[int, list[Piece]] = {path: [] for path in self.live}
         self.here: set[Piece] = set()
         self.all = {piece for group in groups_of(blocks, groups) for piece in group}
         self.now_ns = 0
 
     def missing(self) -> set[Piece]:
-        return {piece for piece in self.all - self.here if self.can[piece.block]}
+        return {piece for piece in self.all - self.here if self.may_come(piece.block)}
+
+    def may_come(self, block: int) -> bool:
+        return bool(self.can[block]) or any(block in blocks for blocks in self.expected.values())
 
     @rule(data=st.data(), step=st.integers(0, 3000))
     @precondition(lambda self: self.live)
@@ -72,7 +76,7 @@ class BoardMachine(RuleBasedStateMachine):
         path = data.draw(st.sampled_from([path for path, taken in self.taken.items() if taken]))
         piece = data.draw(st.sampled_from(self.taken[path]))
         self.taken[path].remove(piece)
-        counts = piece not in self.here and bool(self.can[piece.block])
+        counts = piece not in self.here and self.may_come(piece.block)
         assert self.board.arrived(path, piece, self.now_ns) == counts
         if counts:
             self.here.add(piece)
@@ -107,26 +111,39 @@ class BoardMachine(RuleBasedStateMachine):
         path = data.draw(st.sampled_from(sorted(self.live)))
         self.here.discard(piece)
         self.without(path, [piece.block])
-        assert self.board.again(path, piece) == bool(self.can[piece.block])
+        assert self.board.again(path, piece) == self.may_come(piece.block)
 
     @rule(data=st.data())
-    def join(self, data: st.DataObject) -> None:
-        """One more path; blocks that are lost stay lost."""
+    def expect(self, data: st.DataObject) -> None:
+        """A path that is asked and has not answered."""
         path = len(self.taken) + 1
-        blocks = data.draw(st.sets(st.sampled_from(sorted(self.can))))
-        self.live.add(path)
         self.taken[path] = []
-        self.board.extend(path, blocks)
-        for block in blocks:
-            if self.can[block]:
-                self.can[block].add(path)
+        blocks = data.draw(st.sets(st.sampled_from(sorted(self.can))))
+        self.board.expect(path, blocks)
+        self.expected[path] = {block for block in blocks if self.may_come(block)}
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.expected)
+    def answer(self, data: st.DataObject) -> None:
+        """It joins, with what it can bring; blocks that are lost stay lost, and those that only it could have brought
+        are lost where it does not."""
+        path = data.draw(st.sampled_from(sorted(self.expected)))
+        blocks = data.draw(st.sets(st.sampled_from(sorted(self.can))))
+        before = self.missing()
+        wanted = {block for block in blocks if self.may_come(block)}
+        self.live.add(path)
+        del self.expected[path]
+        for block in wanted:
+            self.can[block].add(path)
+        lost = {piece.block for piece in before if not self.may_come(piece.block)}
+        assert set(self.board.extend(path, blocks)) == lost
 
     def without(self, path: int, blocks: list[int]) -> set[int]:
         """Takes a path from blocks; those of which pieces are missing and nobody is left."""
         before = self.missing()
         for block in blocks:
             self.can[block].discard(path)
-        return {piece.block for piece in before if not self.can[piece.block] and piece.block in blocks}
+        return {piece.block for piece in before if not self.may_come(piece.block) and piece.block in blocks}
 
     @invariant()
     def law(self) -> None:

@@ -1,5 +1,6 @@
 """Relays: history comes over several storage NICs at once; a node that fails on the way is replaced."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,11 +15,13 @@ import pytest
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout
 from kvstore.client import AsyncClient, LoadResult, buffers
+from kvstore.errors import Refused
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.app import NodeServer
 from kvstore.node.board import Board
 from kvstore.node.networks import COMPUTE, STORAGE
 from kvstore.node.pieces import Piece
+from kvstore.node.relay import Relayed
 from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import random_blocks
@@ -197,6 +200,47 @@ async def test_a_helper_that_damages_bytes_is_not_believed(world: World) -> None
     await world.load(relayed_first=SOME)
     assert world.reader.loads.counters["corrupt_pieces"] >= 1
     assert world.storage.catalog.usage().counters.get("dropped_corrupt", 0) == 0
+
+
+@pytest.mark.parametrize("reached", [True, False])
+async def test_the_own_way_ends_before_a_helper_has_joined(
+    world: World, monkeypatch: pytest.MonkeyPatch, reached: bool
+) -> None:
+    """What it would have brought is not lost while a helper is being asked: it comes through that one, or is lost when
+    it cannot join either."""
+    asked, ended, answer = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    pin, path_lost = Relayed.pin, Board.path_lost
+
+    async def slow(relayed: Relayed) -> node_pb2.TransferDown:
+        asked.set()
+        await answer.wait()
+        if not reached:
+            raise Refused("not now", retry_after_s=1.0)
+        return await pin(relayed)
+
+    def noted(board: Board, path: int) -> list[int]:
+        ended.set()
+        return path_lost(board, path)
+
+    monkeypatch.setattr(Relayed, "pin", slow)
+    monkeypatch.setattr(Board, "path_lost", noted)
+    nic(world.reader, STORAGE).faults.stalled = True
+    target = np.zeros_like(world.source)
+    match = await world.client.match(world.chain)
+    load = world.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8)
+    await asked.wait()
+    own = nic(world.reader, STORAGE).connect(nic(world.storage, STORAGE).address)
+    await eventually(lambda: own.pending)
+    own.lose("its link is down")
+    await ended.wait()
+    answer.set()
+    result = await load.result()
+    if reached:
+        assert (result.blocks, set(routes(result))) == (BLOCKS, {"relay"})
+        assert np.array_equal(target, world.source)
+    else:
+        assert {missing.outcome.name for missing in result.missing} == {"NODE_LOST"}
+    nic(world.reader, STORAGE).faults.stalled = False
 
 
 async def test_a_helper_that_cannot_be_reached(world: World) -> None:
