@@ -2,12 +2,7 @@
 
 import argparse
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
-import grpc
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from kvstore.cli import (
@@ -20,17 +15,13 @@ from kvstore.cli import (
     admin_rules,
     admin_scrub,
     admin_tables,
+    admin_watch,
 )
+from kvstore.cli.asking import as_json, ask
 from kvstore.cli.layers import load_config
 from kvstore.cli.options import add_config_file, add_options
-from kvstore.config import DoorConfig
-from kvstore.errors import ControlUnavailable
 from kvstore.pb import admin_pb2, admin_pb2_grpc
-from kvstore.rpc.certificates import Role
-from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, OPEN_DOOR, caller, open_channel
-from kvstore.rpc.status import from_rpc
-
-Reply = TypeVar("Reply", bound=Message)
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(shared, "door", prefix="door-")
     shared.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     shared.add_argument("--deadline-s", type=float, default=10.0, metavar="S", help="(default: %(default)g)")
-    parser.set_defaults(broken=lambda reply: [])
+    parser.set_defaults(broken=lambda reply: [], follow=None)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     stats = commands.add_parser("stats", parents=[shared], help="sizes of index and nodes, and how often matches hit")
@@ -69,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_adopt.add_commands(commands, shared)
     admin_scrub.add_commands(commands, shared)
     admin_log.add_commands(commands, shared)
+    admin_watch.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
     admin_pins.add_commands(commands, shared)
 
@@ -78,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    reply = asyncio.run(_call(args.control, lambda stub: args.ask(stub, args), load_config(args).door))
+    door = load_config(args).door
+    if args.follow is not None:
+        asyncio.run(args.follow(args, door))
+        return 0
+    reply = asyncio.run(ask(args.control, lambda stub: args.ask(stub, args), door))
     if args.json:
-        print(
-            json.dumps(
-                MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-            )
-        )
+        print(as_json(reply))
     else:
         args.show(reply)
     return int(bool(args.broken(reply)))
@@ -93,17 +85,7 @@ def run(args: argparse.Namespace) -> int:
 async def ask_stats(control: str, deadline_s: float) -> admin_pb2.StatsReply:
     """What the control plane at that address and its nodes say of themselves, checked. Raises ControlUnavailable."""
     request = admin_pb2.StatsRequest(caller=caller("admin"), check=True)
-    return await _call(control, lambda stub: stub.Stats(request, timeout=deadline_s))
-
-
-async def _call(
-    control: str, ask: Callable[["admin_pb2_grpc.AdminAsyncStub"], Awaitable[Reply]], door: DoorConfig = OPEN_DOOR
-) -> Reply:
-    async with open_channel(control, door=door, serves=Role.CONTROL) as channel:
-        try:
-            return await ask(admin_pb2_grpc.AdminStub(channel))
-        except grpc.RpcError as error:
-            raise from_rpc(error, ControlUnavailable, f"control plane {control}") from error
+    return await ask(control, lambda stub: stub.Stats(request, timeout=deadline_s))
 
 
 async def _stats(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:

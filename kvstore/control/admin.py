@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from kvstore.config import DoorConfig
@@ -10,18 +10,20 @@ from kvstore.control import wire
 from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, why
 from kvstore.control.copies import added_up
 from kvstore.control.directory import Directory, NodeState
+from kvstore.control.events import Events
 from kvstore.control.explaining import Explaining
 from kvstore.control.index.base import Index
 from kvstore.control.matches import MatchCounters
 from kvstore.control.pinning import Pinning
 from kvstore.control.rules import SetRules
-from kvstore.errors import KVStoreError
+from kvstore.errors import InvalidInput, KVStoreError
+from kvstore.observe.events import Kind
 from kvstore.observe.log import set_level
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.policy.route import max_to_avg
 from kvstore.rpc.lanes import STORAGE_IN, lane_of
 from kvstore.rpc.rules import rules_of
-from kvstore.rpc.status import unary
+from kvstore.rpc.status import answering, unary
 
 CHECK_DEADLINE_S = 30.0
 """Of a node that recounts everything."""
@@ -36,11 +38,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     """Of the control plane's own, changes nothing but rules. `clock` gives milliseconds since 1970."""
 
     def __init__(
-        self, index: Index, directory: Directory, counters: MatchCounters, clock: Callable[[], int], door: DoorConfig
+        self,
+        index: Index,
+        directory: Directory,
+        counters: MatchCounters,
+        events: Events,
+        clock: Callable[[], int],
+        door: DoorConfig,
     ) -> None:
         self._index = index
         self._directory = directory
         self._counters = counters
+        self._events = events
         self._clock = clock
         self._rules = SetRules(index, clock)
         self._asking = Asking(directory, door)
@@ -111,6 +120,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     @unary
     async def SetLogLevel(self, request: admin_pb2.SetNodeLogLevelRequest, context: Any) -> node_pb2.SetLogLevelReply:
+        reply = await self._set_level(request)
+        text = f"log level of {request.logger or 'all loggers'}: {request.level}, was {reply.before}"
+        self._events.note(Kind.LOG_LEVEL_CHANGED, text, node_id=request.node_id, subject=request.logger)
+        return reply
+
+    async def _set_level(self, request: admin_pb2.SetNodeLogLevelRequest) -> node_pb2.SetLogLevelReply:
         if not request.node_id:
             return node_pb2.SetLogLevelReply(before=set_level(request.level, request.logger))
         asked = node_pb2.SetLogLevelRequest(caller=NODE_CALLER, level=request.level, logger=request.logger)
@@ -122,7 +137,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             book = await self._rules.remove(request.pattern)
         else:
             book = await self._rules.change(request.pattern, rules_of(request.rules))
-        log.info("rules of %r: %s", request.pattern, "removed" if request.remove else rules_of(request.rules))
+        what = "removed" if request.remove else str(rules_of(request.rules))
+        log.info("rules of %r: %s", request.pattern, what)
+        self._events.note(Kind.RULES_CHANGED, f"rules of {request.pattern!r}: {what}", subject=request.pattern)
         told = node_pb2.SetRulesRequest(caller=NODE_CALLER, book=book)
         answers = await self._asking.all(lambda stub: stub.SetRules(told, timeout=NODE_DEADLINE_S))
         nodes = [admin_pb2.NodeReached(node_id=node_id, error=why(answer)) for node_id, answer in answers.items()]
@@ -157,6 +174,22 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     @unary
     async def Pins(self, request: admin_pb2.PinsRequest, context: Any) -> admin_pb2.PinsReply:
         return await self._pinning.pins()
+
+    @answering
+    async def Watch(self, request: admin_pb2.WatchRequest, context: Any) -> AsyncIterator[admin_pb2.WatchReply]:
+        kinds = frozenset(request.kinds)
+        if not kinds <= set(Kind):
+            raise InvalidInput(f"kinds: {', '.join(kinds - set(Kind))}: there are {', '.join(Kind)}")
+        with self._events.watcher(request.past) as watcher:
+            await context.send_initial_metadata(())  # so that the caller knows from when on he watches
+            while (news := await watcher.next()) is not None:
+                chosen = [
+                    event
+                    for event in news.events
+                    if event.node_id == (request.node_id or event.node_id) and (not kinds or event.kind in kinds)
+                ]
+                if chosen or news.lost:
+                    yield admin_pb2.WatchReply(events=chosen, lost=news.lost)
 
     async def _usage(self, state: NodeState, check: bool) -> admin_pb2.NodeUsage:
         node_id = state.address.node_id

@@ -11,15 +11,18 @@ from kvstore.config import ControlConfig, DoorConfig
 from kvstore.control.admin import AdminService
 from kvstore.control.clock import Clock
 from kvstore.control.directory import Directory
+from kvstore.control.events import Events
 from kvstore.control.index.base import Index
 from kvstore.control.index.lmdb import LmdbIndex
 from kvstore.control.metrics import show
 from kvstore.control.page.server import PageServer
+from kvstore.control.presence import Presence
 from kvstore.control.repair import Membership
 from kvstore.control.service import ControlService
 from kvstore.control.sweeper import Sweeper
 from kvstore.errors import KVStoreError
 from kvstore.observe.endpoint import Metrics
+from kvstore.observe.events import Kind
 from kvstore.observe.families import Families
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc
 from kvstore.rpc.address_file import write_address
@@ -61,10 +64,12 @@ class ControlServer:
         tick: "Tick",
         page: PageServer | None,
         metrics: Metrics,
+        events: Events,
     ) -> None:
         self.address = address
         self.page = page
         self.metrics = metrics
+        self._events = events
         self._server = server
         self._health = health_
         self._index = index
@@ -77,11 +82,11 @@ class ControlServer:
         directory = Directory(config.node_lost_ms, await index.nodes(), clock())
         metrics = Metrics("control", "", config.metrics_listen, insecure=config.insecure)
         server = make_server(metrics.interceptors)
-        membership = Membership()
-        control = ControlService(config, index, directory, membership, clock)
+        membership, events = Membership(), Events(clock)
+        control = ControlService(config, index, directory, membership, events, clock)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
         admin_pb2_grpc.add_AdminServicer_to_server(
-            AdminService(index, directory, control.counters, clock, door), server
+            AdminService(index, directory, control.counters, events, clock, door), server
         )
         health_ = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_, server)
@@ -102,8 +107,8 @@ class ControlServer:
         for service in ("", *_SERVICES):
             await health_.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("control plane on %s", address)
-        tick = Tick(config, directory, Sweeper(index, directory), membership, clock)
-        return cls(address, server, health_, index, tick, page, metrics)
+        tick = Tick(config, directory, Sweeper(index, directory), membership, events, clock)
+        return cls(address, server, health_, index, tick, page, metrics, events)
 
     async def stop(self) -> None:
         """Ends: health says so, calls in progress get a second, the index is closed. Idempotent."""
@@ -112,6 +117,7 @@ class ControlServer:
         if self.page is not None:
             await self.page.stop()
         await self.metrics.stop()
+        self._events.close()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_GRACE_S)
         await self._index.close()
@@ -133,12 +139,20 @@ class Tick:
     the sweep makes a step."""
 
     def __init__(
-        self, config: ControlConfig, directory: Directory, sweeper: Sweeper, membership: Membership, clock: Clock
+        self,
+        config: ControlConfig,
+        directory: Directory,
+        sweeper: Sweeper,
+        membership: Membership,
+        events: Events,
+        clock: Clock,
     ) -> None:
         self._interval_s = max(config.heartbeat_ms, 1) / 1000
         self._directory = directory
         self._sweeper = sweeper
         self._membership = membership
+        self._presence = Presence()
+        self._events = events
         self._clock = clock
 
     async def run(self) -> None:
@@ -153,5 +167,16 @@ class Tick:
         now_ms = self._clock()
         for name in self._directory.expire(now_ms):
             log.warning("node %s has been silent for too long and is forgotten", name)
+            self._events.note(Kind.NODE_FORGOTTEN, "silent for too long: forgotten", node_id=name)
+        self._look(now_ms)
         self._membership.look([state.ref for state in self._directory.able(now_ms)])
         await self._sweeper.step(now_ms)
+
+    def _look(self, now_ms: int) -> None:
+        nodes = [(state, self._directory.alive(state, now_ms)) for state in self._directory.nodes()]
+        changes = self._presence.look(nodes)
+        for state in changes.lost:
+            text = f"silent for {(now_ms - state.heard_ms) / 1000:.1f} s: matches do not name it"
+            self._events.note(Kind.NODE_LOST, text, node_id=state.address.node_id)
+        for state in changes.back:
+            self._events.note(Kind.NODE_BACK, "heard of again", node_id=state.address.node_id)

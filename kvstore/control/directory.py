@@ -23,7 +23,8 @@ HELPERS_MAX = 64
 
 @dataclass(slots=True)
 class NodeState:
-    """A registered node. Addresses, loads and tiers are kept as they came, for they leave the same way."""
+    """A registered node. Addresses, loads and tiers are kept as they came, for they leave the same way. events_heard,
+    events_lost: numbers of its last report of events."""
 
     ref: int
     address: types_pb2.NodeAddress
@@ -31,6 +32,8 @@ class NodeState:
     heard_ms: int
     load: types_pb2.NodeLoad = field(default_factory=types_pb2.NodeLoad)
     tiers: tuple[control_pb2.TierUse, ...] = ()
+    events_heard: int = 0
+    events_lost: int = 0
 
 
 class Directory:
@@ -52,6 +55,7 @@ class Directory:
     def register(self, ref: int, address: types_pb2.NodeAddress, roles: Sequence[str], now_ms: int) -> None:
         """Makes a node known. Other incarnations of it are dead from now on."""
         node_id = address.node_id
+        known = self.registered(node_id, address.incarnation)
         others = {awaited for awaited, name in self._awaited.items() if name == node_id}
         if node_id in self._by_id:
             others.add(self._by_id.pop(node_id).ref)
@@ -61,6 +65,8 @@ class Directory:
         self._dead |= others
         self._dead.discard(ref)
         state = NodeState(ref, address, tuple(roles), now_ms)
+        if known is not None:
+            state.events_heard, state.events_lost = known.events_heard, known.events_lost
         self._by_id[node_id] = self._by_ref[ref] = state
 
     def heartbeat(

@@ -9,12 +9,14 @@ import numpy as np
 from kvstore.config import ControlConfig
 from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
+from kvstore.control.events import Events
 from kvstore.control.index.base import Index
 from kvstore.control.matches import MatchCounters
 from kvstore.control.prefix import answer
 from kvstore.control.repair import Membership, holders_of, holders_reply
 from kvstore.control.rules import SetRules
 from kvstore.errors import InvalidInput
+from kvstore.observe.events import Kind
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.status import unary
 
@@ -30,12 +32,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
         index: Index,
         directory: Directory,
         membership: Membership,
+        events: Events,
         clock: Callable[[], int],
     ) -> None:
         self._config = config
         self._index = index
         self._directory = directory
         self._membership = membership
+        self._events = events
         self._clock = clock
         self._rules = SetRules(index, clock)
         self.counters = MatchCounters()
@@ -50,6 +54,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._directory.register(record.ref, address, request.roles, self._clock())
         if not known_before:
             log.info("node %s registered from %s, %d locations known", address.node_id, address.grpc, record.locations)
+            text = f"registered from {address.grpc}, {record.locations:,} locations known"
+            self._events.note(Kind.NODE_REGISTERED, text, node_id=address.node_id, subject=address.grpc)
         return control_pb2.RegisterReply(
             node_ref=record.ref,
             heartbeat_ms=self._config.heartbeat_ms,
@@ -62,6 +68,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
         wire.check_heartbeat(request)
         load = types_pb2.NodeLoad(lanes=request.lanes)
         known = self._directory.heartbeat(request.node_id, request.incarnation, load, request.tiers, self._clock())
+        state = self._directory.registered(request.node_id, request.incarnation)
+        if state is not None and request.HasField("events"):
+            self._events.heard(state, request.events)
         reply = control_pb2.HeartbeatReply(known=known, changes=self._membership.changes)
         book = await self._rules.book()
         if known and book.version != request.rules_version:

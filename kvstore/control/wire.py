@@ -11,6 +11,7 @@ from kvstore.control.directory import NodeState
 from kvstore.control.index.base import U64, Batch, Change
 from kvstore.control.prefix import Answer
 from kvstore.errors import InvalidInput, TooLarge
+from kvstore.observe.events import REPORTED_MAX
 from kvstore.pb import control_pb2, types_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
@@ -18,6 +19,7 @@ SHARD_COUNT_MAX = 1024
 NAME_BYTES_MAX = 255
 LANES_MAX = 64
 NAMESPACE_BYTES = 16
+EVENT_BYTES_MAX = 16 * 1024
 _TIERS = frozenset(int(tier) for tier in Tier)
 
 
@@ -58,6 +60,16 @@ def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:
     check_lanes(request.lanes)
     if len(request.tiers) > LANES_MAX:
         raise TooLarge(f"tiers: more than {LANES_MAX}")
+    check_events(request.events)
+
+
+def check_events(report: control_pb2.EventReport) -> None:
+    if len(report.events) > REPORTED_MAX:
+        raise TooLarge(f"events: more than {REPORTED_MAX}")
+    if len(report.ages_ms) != len(report.events):
+        raise InvalidInput("events: one age each is needed")
+    if any(event.ByteSize() > EVENT_BYTES_MAX for event in report.events):
+        raise TooLarge(f"events: one has more than {EVENT_BYTES_MAX} bytes")
 
 
 def check_lanes(lanes: Sequence[types_pb2.LaneLoad]) -> None:

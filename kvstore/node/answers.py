@@ -113,6 +113,16 @@ class Visit(NamedTuple):
     source: PinnedBlock
 
 
+class Damaged(NamedTuple):
+    """A block, or one copy of it, was dropped for its bytes. place: of the copy; None: of all. reason: corrupt, or
+    unreadable."""
+
+    namespace_id: bytes
+    key: bytes
+    place: Place | None
+    reason: str
+
+
 class OpenSlab(NamedTuple):
     """The tier's memory must make this slab. bank: the device, in a tier that has several."""
 

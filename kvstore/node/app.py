@@ -39,6 +39,7 @@ from kvstore.node.lanes import Meter
 from kvstore.node.loads import Loads
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.networks import Networks, lane_moved
+from kvstore.node.noticing import notice
 from kvstore.node.placement import Placement
 from kvstore.node.publisher import Publisher
 from kvstore.node.replicas import Replicas
@@ -55,6 +56,7 @@ from kvstore.node.tiers.hbm import HbmMemory
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.transfers import Transfers
 from kvstore.observe.endpoint import Metrics
+from kvstore.observe.events import Outbox
 from kvstore.observe.families import Families
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.policy.policies import eviction_of_tiers
@@ -125,6 +127,7 @@ class NodeServer:
         self.metrics = Metrics("node", self.node_id, config.metrics_listen, insecure=config.insecure)
         self.background = Background()
         self.neighbours = Neighbours(door)
+        self.events = Outbox()
 
         rules = NamespaceRules.of_node(config)
         slab_ids = count(1)
@@ -184,13 +187,14 @@ class NodeServer:
         )
         if config.control:
             self._publisher = Publisher(
-                config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads, door
+                config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads, self.events, door
             )
             holders = self._publisher.holders
             self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, holders)
             shedding = Shedding(self.custody, self.neighbours, address)
             self.census = Census(self.custody, self.retention, self.node_id, holders, self.replicas.owing, shedding)
         self._add_services(address, str(slab_path))
+        notice(self.events, self.custody, self.loads, self.disks)
         self.sessions.listen(slab_path)
         await self._server.start()
         await self.metrics.start(self._show)

@@ -26,6 +26,7 @@ from kvstore.node.answers import (
     Above,
     Action,
     CloseSlab,
+    Damaged,
     Forget,
     Lifetime,
     OpenSlab,
@@ -66,6 +67,7 @@ __all__ = [
     "Catalog",
     "CloseSlab",
     "Copy",
+    "Damaged",
     "Forget",
     "OpenSlab",
     "PinnedBlock",
@@ -83,6 +85,7 @@ __all__ = [
 
 _EXPIRED_PER_TICK_MAX = 4096
 _HASHED_PER_TICK_MAX = 4096
+_DAMAGE = ("corrupt", "unreadable")
 
 
 class Catalog:
@@ -112,6 +115,7 @@ class Catalog:
         self._counters: Counter[str] = Counter()
         self.namespace_changes = 0
         self._journal = Journal()
+        self._damaged: list[Damaged] = []
         self._stock = Stock(spaces, self._journal, self._counters, eviction)
         self._stock.owed_from_hits = spill_from_hits
         self._pins = PinTable(
@@ -463,6 +467,7 @@ class Catalog:
         if block is None or not block.slots:
             return False
         self._stock.remove(block, f"dropped_{reason}")
+        self._note_damage(Damaged(namespace_id, key, None, reason))
         return True
 
     def drop_copy(self, namespace_id: bytes, shard: ShardId, key: bytes, place: Place, reason: str) -> bool:
@@ -473,7 +478,12 @@ class Catalog:
         if block is None or slot is None or place_of(place.tier, slot) != place:
             return False
         self._stock.remove_copy(block, place.tier, slot, f"dropped_{reason}")
+        self._note_damage(Damaged(namespace_id, key, place, reason))
         return True
+
+    def _note_damage(self, damaged: Damaged) -> None:
+        if damaged.reason in _DAMAGE:
+            self._damaged.append(damaged)
 
     def shed(self, namespace_id: bytes, shard: ShardId, keys: Sequence[bytes]) -> set[bytes]:
         """More nodes than are wanted have these blocks: gives up those that came as copies and that nothing here needs
@@ -552,6 +562,15 @@ class Catalog:
     def take_records(self) -> list[Record]:
         """Additions and withdrawals since the last call, in order."""
         return self._journal.take_records()
+
+    def take_damaged(self) -> list[Damaged]:
+        """What was dropped for its bytes since the last call."""
+        damaged, self._damaged = self._damaged, []
+        return damaged
+
+    def gone(self) -> Counter[str]:
+        """Blocks that went since the start, by reason."""
+        return sum((each.gone for each in self._stock.namespaces.values()), Counter())
 
     def hash_records(self, count: int) -> bool:
         """Brings the digests up to date by up to `count` records, a microsecond each. True when there are more."""

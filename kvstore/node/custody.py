@@ -13,7 +13,18 @@ import numpy.typing as npt
 from kvstore.blocks.state import Tier
 from kvstore.errors import KVStoreError
 from kvstore.fabric.base import Buffer
-from kvstore.node.catalog import Action, Catalog, CloseSlab, Forget, OpenSlab, Place, Prolong, Record, SetGeneration
+from kvstore.node.catalog import (
+    Action,
+    Catalog,
+    CloseSlab,
+    Damaged,
+    Forget,
+    OpenSlab,
+    Place,
+    Prolong,
+    Record,
+    SetGeneration,
+)
 from kvstore.node.tiers.base import SlabFiles, TierMemory
 
 
@@ -33,6 +44,7 @@ class Custody:
         self.clock = clock
         self.on_records: Callable[[list[Record]], None] = lambda records: None
         self.on_settled: Callable[[], None] = lambda: None
+        self.on_damaged: Callable[[Damaged], None] = lambda damaged: None
         self._tenants: dict[int, str] = {}
 
     def settle(self) -> None:
@@ -59,6 +71,8 @@ class Custody:
         records = self.catalog.take_records()
         if records:
             self.on_records(records)
+        for damaged in self.catalog.take_damaged():
+            self.on_damaged(damaged)
         self.on_settled()
         if failure is not None:
             raise failure

@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 
 class Disks:
-    """Belongs to the event loop. `adopt`, then `start`; `close` always, last."""
+    """Belongs to the event loop. `adopt`, then `start`; `close` always, last. on_service: told of a device that went
+    out of service, or came into it, while the node serves."""
 
     def __init__(
         self, config: NodeConfig, custody: Custody, retention: Retention, nvme: NvmeTier, landing: Landing
@@ -48,6 +49,7 @@ class Disks:
         self._switching = asyncio.Lock()
         self._withdrawing: set[asyncio.Task[None]] = set()
         self.on_adopted: Callable[[], None] = lambda: None
+        self.on_service: Callable[[Bank], None] = lambda bank: None
         self.nvme = nvme
         self._takeover = Takeover(custody, nvme, config.node_id, self._withdrawn, self._serve)
         self.readahead = Landing(custody, config.readahead_bytes_max)
@@ -97,6 +99,7 @@ class Disks:
         if self._catalog.lose_bank(Tier.NVME, bank, _WITHDRAWN_AT_ONCE) == _WITHDRAWN_AT_ONCE:
             self._withdrawing.add(asyncio.create_task(self._withdraw(bank)))
         self._custody.settle()
+        self.on_service(self.nvme.banks[bank])
 
     async def _withdraw(self, bank: int) -> None:
         while self._catalog.lose_bank(Tier.NVME, bank, _WITHDRAWN_AT_ONCE):
@@ -152,6 +155,7 @@ class Disks:
         self._namespaces_seen = (0, 0)  # this device has to be told of them, or the others of its own
         self._custody.settle()
         self.on_adopted()
+        self.on_service(bank)
 
     async def _withdrawn(self) -> None:
         """Returns when lost devices are empty."""

@@ -4,6 +4,7 @@ verified, in the background of what loads leave of the disks. Its figures stay u
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvstore.blocks.state import Tier
@@ -39,7 +40,7 @@ class _Pass:
 
 
 class FullScrub:
-    """Belongs to the event loop. One at a time."""
+    """Belongs to the event loop. One at a time. on_ended: told how each ended."""
 
     def __init__(self, custody: Custody, scrub: Scrub) -> None:
         self._custody = custody
@@ -47,6 +48,7 @@ class FullScrub:
         self._scrub = scrub
         self._pass: _Pass | None = None
         self._task: asyncio.Task[None] | None = None
+        self.on_ended: Callable[[node_pb2.ScrubReply], None] = lambda ended: None
 
     def start(self, bank: Bank | None) -> None:
         """Begins; nothing happens where the same is under way. bank: the device, None: all of them. Raises InUse while
@@ -77,6 +79,7 @@ class FullScrub:
             running.ended_ns = self._custody.clock()
             counts = running.looked_at, running.corrupt, running.unreadable
             log.info("scrub of %s: %d blocks, %d corrupt, %d unreadable", running.path or "all devices", *counts)
+            self.on_ended(self.usage())
 
     async def _work(self, running: _Pass) -> None:
         while (visit := self._next(running)) is not None:

@@ -12,7 +12,7 @@ from kvstore.blocks.state import Outcome
 from kvstore.errors import DeadlineExceeded, InvalidInput
 from kvstore.node.background import Background, together
 from kvstore.node.gathering import Gathering, Told
-from kvstore.node.loadlog import FAILED, PARTIAL, WHOLE, LoadLog, Progress
+from kvstore.node.loadlog import FAILED, PARTIAL, WHOLE, Entry, LoadLog, Progress
 from kvstore.node.paths import Source
 from kvstore.node.resources import Resources
 from kvstore.node.sessions import Session
@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class Loads:
-    """All loads of this node's clients."""
+    """All loads of this node's clients. on_ended: told of each, however it ended."""
 
     def __init__(self, resources: Resources, background: Background) -> None:
         self.resources = resources
         self._background = background
         self._log = LoadLog()
+        self.on_ended: Callable[[Entry], None] = lambda entry: None
 
     @property
     def counters(self) -> dict[str, int]:
@@ -79,6 +80,7 @@ class Loads:
             if log.isEnabledFor(logging.INFO):
                 log.info("load", extra=fields(**entry.attribution(now_ns)))
             self.resources.times.ended(entry, now_ns)
+            self.on_ended(entry)
             self._background.spawn(load.settle())
 
 

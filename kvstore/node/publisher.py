@@ -21,6 +21,7 @@ from kvstore.config import DoorConfig, NodeConfig
 from kvstore.errors import ControlUnavailable, Refused
 from kvstore.node.catalog import Catalog, Record, ShardId
 from kvstore.node.retention import Retention
+from kvstore.observe.events import Outbox
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, OPEN_DOOR, caller, open_channel
@@ -46,6 +47,7 @@ class Publisher:
         retention: Retention,
         clock: Callable[[], int],
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
+        events: Outbox,
         door: DoorConfig = OPEN_DOOR,
     ) -> None:
         self._door = door
@@ -55,6 +57,7 @@ class Publisher:
         self._retention = retention
         self._clock = clock
         self._lane_loads = lane_loads
+        self._events = events
         self._caller = caller(f"node {address.node_id}")
         self._pending: list[Record] = []
         self._overflowed = False
@@ -228,22 +231,28 @@ class Publisher:
                 self._wake.set()
                 continue
             with contextlib.suppress(grpc.RpcError):
-                reply = await self._stub.Heartbeat(self._heartbeat(), timeout=_CALL_S)
+                heartbeat = self._heartbeat()
+                reply = await self._stub.Heartbeat(heartbeat, timeout=_CALL_S)
                 if reply.changes != self._changes:
                     self._changes = reply.changes
                     self.on_nodes_changed()
                 if not reply.known:
                     self._registered = False
                     self._wake.set()
-                elif reply.HasField("rules"):
+                    continue
+                self._events.heard(heartbeat.events)
+                if reply.HasField("rules"):
                     self._retention.heard(reply.rules)
 
     def _heartbeat(self) -> control_pb2.HeartbeatRequest:
+        now_ns = self._clock()
+        self._events.gone(self._catalog.gone(), now_ns)
         return control_pb2.HeartbeatRequest(
             caller=self._caller,
             node_id=self._address.node_id,
             incarnation=self._address.incarnation,
             rules_version=self._retention.version,
+            events=self._events.report(now_ns),
             lanes=self._lane_loads(),
             tiers=[
                 control_pb2.TierUse(

@@ -843,3 +843,56 @@ class NodePins(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "pins", b"pins"]) -> None: ...
 
 Global___NodePins: typing_extensions.TypeAlias = NodePins
+
+@typing.final
+class WatchRequest(google.protobuf.message.Message):
+    """Events as they come, until either side ends the stream."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    KINDS_FIELD_NUMBER: builtins.int
+    PAST_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    """of one node alone; empty: all"""
+    past: builtins.int
+    """so many that came before, too, as far as they are kept"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def kinds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """empty: all"""
+
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        node_id: builtins.str = ...,
+        kinds: collections.abc.Iterable[builtins.str] | None = ...,
+        past: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "kinds", b"kinds", "node_id", b"node_id", "past", b"past"]) -> None: ...
+
+Global___WatchRequest: typing_extensions.TypeAlias = WatchRequest
+
+@typing.final
+class WatchReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    LOST_FIELD_NUMBER: builtins.int
+    lost: builtins.int
+    """events of any kind that went before they could be sent here, since the message before"""
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.Event]: ...
+    def __init__(
+        self,
+        *,
+        events: collections.abc.Iterable[kvstore.pb.types_pb2.Event] | None = ...,
+        lost: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "lost", b"lost"]) -> None: ...
+
+Global___WatchReply: typing_extensions.TypeAlias = WatchReply

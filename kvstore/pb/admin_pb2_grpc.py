@@ -101,6 +101,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.PinsRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_admin__pb2.PinsReply.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/kvstore.v1.Admin/Watch',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.WatchRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.WatchReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -189,6 +194,12 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -256,6 +267,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Pins,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.PinsRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_admin__pb2.PinsReply.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.WatchRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.WatchReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -610,6 +626,33 @@ class Admin(object):
             '/kvstore.v1.Admin/Pins',
             kvstore_dot_pb_dot_admin__pb2.PinsRequest.SerializeToString,
             kvstore_dot_pb_dot_admin__pb2.PinsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvstore.v1.Admin/Watch',
+            kvstore_dot_pb_dot_admin__pb2.WatchRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.WatchReply.FromString,
             options,
             channel_credentials,
             insecure,

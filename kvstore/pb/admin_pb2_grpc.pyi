@@ -234,7 +234,23 @@ _AdminPinsType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType]):
+_AdminWatchType = typing_extensions.TypeVar(
+    '_AdminWatchType',
+    grpc.UnaryStreamMultiCallable[
+        kvstore.pb.admin_pb2.WatchRequest,
+        kvstore.pb.admin_pb2.WatchReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        kvstore.pb.admin_pb2.WatchRequest,
+        kvstore.pb.admin_pb2.WatchReply,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        kvstore.pb.admin_pb2.WatchRequest,
+        kvstore.pb.admin_pb2.WatchReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -290,6 +306,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.PinsRequest,
             kvstore.pb.admin_pb2.PinsReply,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            kvstore.pb.admin_pb2.WatchRequest,
+            kvstore.pb.admin_pb2.WatchReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -347,6 +367,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.PinsRequest,
             kvstore.pb.admin_pb2.PinsReply,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            kvstore.pb.admin_pb2.WatchRequest,
+            kvstore.pb.admin_pb2.WatchReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -378,6 +402,8 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     Unpin: _AdminUnpinType
 
     Pins: _AdminPinsType
+
+    Watch: _AdminWatchType
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -431,6 +457,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.PinsRequest,
         kvstore.pb.admin_pb2.PinsReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        kvstore.pb.admin_pb2.WatchRequest,
+        kvstore.pb.admin_pb2.WatchReply,
     ],
 ]
 
@@ -531,5 +561,12 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.PinsRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.admin_pb2.PinsReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.PinsReply]]: ...
+
+    @abc.abstractmethod
+    def Watch(
+        self,
+        request: kvstore.pb.admin_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[kvstore.pb.admin_pb2.WatchReply], collections.abc.AsyncIterator[kvstore.pb.admin_pb2.WatchReply]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -133,6 +133,7 @@ class HeartbeatRequest(google.protobuf.message.Message):
     LANES_FIELD_NUMBER: builtins.int
     TIERS_FIELD_NUMBER: builtins.int
     RULES_VERSION_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
     rules_version: builtins.int
@@ -143,6 +144,10 @@ class HeartbeatRequest(google.protobuf.message.Message):
     def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.LaneLoad]: ...
     @property
     def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TierUse]: ...
+    @property
+    def events(self) -> Global___EventReport:
+        """absent: none"""
+
     def __init__(
         self,
         *,
@@ -152,11 +157,46 @@ class HeartbeatRequest(google.protobuf.message.Message):
         lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
         tiers: collections.abc.Iterable[Global___TierUse] | None = ...,
         rules_version: builtins.int = ...,
+        events: Global___EventReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "rules_version", b"rules_version", "tiers", b"tiers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "events", b"events"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "events", b"events", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "rules_version", b"rules_version", "tiers", b"tiers"]) -> None: ...
 
 Global___HeartbeatRequest: typing_extensions.TypeAlias = HeartbeatRequest
+
+@typing.final
+class EventReport(google.protobuf.message.Message):
+    """The node's oldest events that no heartbeat was answered for. They are numbered from 1 up per incarnation; what was
+    heard before is ignored.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    AGES_MS_FIELD_NUMBER: builtins.int
+    LOST_FIELD_NUMBER: builtins.int
+    first: builtins.int
+    """number of the first"""
+    lost: builtins.int
+    """that went before anybody heard of them, since the node started"""
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.Event]: ...
+    @property
+    def ages_ms(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """of each, when it was sent"""
+
+    def __init__(
+        self,
+        *,
+        first: builtins.int = ...,
+        events: collections.abc.Iterable[kvstore.pb.types_pb2.Event] | None = ...,
+        ages_ms: collections.abc.Iterable[builtins.int] | None = ...,
+        lost: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ages_ms", b"ages_ms", "events", b"events", "first", b"first", "lost", b"lost"]) -> None: ...
+
+Global___EventReport: typing_extensions.TypeAlias = EventReport
 
 @typing.final
 class HeartbeatReply(google.protobuf.message.Message):

@@ -423,3 +423,50 @@ class Helper(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["load", b"load", "node", b"node"]) -> None: ...
 
 Global___Helper: typing_extensions.TypeAlias = Helper
+
+@typing.final
+class Event(google.protobuf.message.Message):
+    """Something that happened in the cluster, for operators. What does not apply is empty."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AT_MS_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    at_ms: builtins.int
+    """since 1970, by the control plane's clock; in a report of a node: 0"""
+    node_id: builtins.str
+    """where it happened; empty: at the control plane"""
+    kind: builtins.str
+    """see docs/admin.md, "Events" """
+    subject: builtins.str
+    """the device, place, load, pattern or logger that it is about"""
+    reason: builtins.str
+    namespace_id: builtins.bytes
+    key: builtins.bytes
+    count: builtins.int
+    """of blocks, or of events"""
+    text: builtins.str
+    """the same, for people"""
+    def __init__(
+        self,
+        *,
+        at_ms: builtins.int = ...,
+        node_id: builtins.str = ...,
+        kind: builtins.str = ...,
+        subject: builtins.str = ...,
+        reason: builtins.str = ...,
+        namespace_id: builtins.bytes = ...,
+        key: builtins.bytes = ...,
+        count: builtins.int = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "count", b"count", "key", b"key", "kind", b"kind", "namespace_id", b"namespace_id", "node_id", b"node_id", "reason", b"reason", "subject", b"subject", "text", b"text"]) -> None: ...
+
+Global___Event: typing_extensions.TypeAlias = Event

@@ -134,6 +134,21 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Any:
     return call
 
 
+def answering(method: Callable[..., AsyncIterator[Any]]) -> Any:
+    """The same for a method that answers one request with a stream. Its caller writes nothing, so no status is lost."""
+
+    @wraps(method)
+    async def call(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            check_version(request.caller)
+            async for message in method(self, request, context):
+                yield message
+        except e.KVStoreError as error:
+            await abort(context, error)
+
+    return call
+
+
 def streaming(reply: Callable[..., Any]) -> Callable[[Callable[..., AsyncIterator[Any]]], Any]:
     """The same for a method that answers with a stream of `reply`.
 

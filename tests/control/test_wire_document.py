@@ -8,9 +8,11 @@ import pytest
 
 from kvstore.blocks.digest import empty_digests, pack_digests, record_hash, record_hashes, toggle
 from kvstore.control.directory import HELPERS_MAX, NODES_MAX
+from kvstore.control.events import WATCHERS_MAX
 from kvstore.control.prefix import LOCATIONS_MAX
 from kvstore.control.wire import LANES_MAX, SHARD_COUNT_MAX
 from kvstore.node.outgoing import CREDITS_MAX
+from kvstore.observe.events import REPORTED_MAX
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 from kvstore.rpc.status import STATUS
 
@@ -62,6 +64,8 @@ def test_the_table_of_errors() -> None:
         ("registered nodes", NODES_MAX),
         ("lanes, tiers of a heartbeat", LANES_MAX),
         ("helpers of one `MatchReply`", HELPERS_MAX),
+        ("events of a heartbeat", REPORTED_MAX),
+        ("watchers (`Watch`) of a control plane", WATCHERS_MAX),
         ("credits of one transfer that are not settled", CREDITS_MAX),
     ],
 )

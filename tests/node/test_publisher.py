@@ -19,6 +19,7 @@ from kvstore.node.answers import Record, ShardId
 from kvstore.node.catalog import Catalog
 from kvstore.node.publisher import Publisher, _columns
 from kvstore.node.retention import Retention
+from kvstore.observe.events import Outbox
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc, types_pb2
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import DEFAULT_RULES
@@ -84,8 +85,11 @@ class Node:
         self.catalog.open_namespace(NAMESPACE, "tenant", LAYOUT)
         self.retention = Retention(self.catalog, RuleBook(DEFAULT_RULES, {}))
         address = types_pb2.NodeAddress(node_id="n", incarnation=7, grpc="unix:/nowhere")
+        self.events = Outbox()
         config = NodeConfig(control=control, publish_ms=publish_ms)
-        self.publisher = Publisher(config, address, self.catalog, self.retention, self.clock, lambda: [LANE])
+        self.publisher = Publisher(
+            config, address, self.catalog, self.retention, self.clock, lambda: [LANE], self.events
+        )
 
     def settle(self) -> None:
         self.catalog.take_actions()

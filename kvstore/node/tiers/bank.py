@@ -45,7 +45,7 @@ class Bank:
     device: None where it could not be opened; it is out of service then, and may come later. errors_max: failed
     operations within an hour after which the device goes out of service. on_lost: told of it then.
     on_full: told of the slabs for which the file system has no room; they are nobody's then.
-    noted: counts what the index is to be told.
+    noted: counts what the index is to be told. why_out: why it went out of service last.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Bank:
         self.path = path
         self.lane = DiskLane(f"{DISK_PREFIX}{number}", depth)
         self.in_service = device is not None
+        self.why_out = ""
         self.failures = 0
         self.written_bytes = 0
         self.written = Recent(HOUR_NS, 24)
@@ -237,6 +238,7 @@ class Bank:
     def _take_out(self, error: Exception) -> None:
         if self.in_service:
             self.in_service = False
+            self.why_out = str(error)
             log.error("%s is out of service: %s", self.path, error)
             self._on_lost(self.number)
 

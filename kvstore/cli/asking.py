@@ -1,0 +1,46 @@
+"""Calls of the command line to a control plane."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from kvstore.config import DoorConfig
+from kvstore.errors import ControlUnavailable
+from kvstore.pb import admin_pb2_grpc
+from kvstore.rpc.certificates import Role
+from kvstore.rpc.channel import OPEN_DOOR, open_channel
+from kvstore.rpc.status import from_rpc
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+async def ask(
+    control: str, call: Callable[["admin_pb2_grpc.AdminAsyncStub"], Awaitable[Reply]], door: DoorConfig = OPEN_DOOR
+) -> Reply:
+    """One call. control: the address. Raises ControlUnavailable, and what the control plane answers."""
+    async with connected(control, door) as stub:
+        return await call(stub)
+
+
+@asynccontextmanager
+async def connected(
+    control: str, door: DoorConfig = OPEN_DOOR, *, watched: bool = False
+) -> AsyncIterator["admin_pb2_grpc.AdminAsyncStub"]:
+    """For several calls; raises as `ask` does. watched: a stream ends within seconds when the other side is lost."""
+    async with open_channel(control, watched, door=door, serves=Role.CONTROL) as channel:
+        try:
+            yield admin_pb2_grpc.AdminStub(channel)
+        except grpc.RpcError as error:
+            raise from_rpc(error, ControlUnavailable, f"control plane {control}") from error
+
+
+def as_json(message: Message) -> str:
+    """One line, with the message's own names and all its fields."""
+    return json.dumps(
+        MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    )
