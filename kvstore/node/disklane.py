@@ -35,13 +35,14 @@ class _Piece:
 class DiskLane:
     """Belongs to the event loop; `work` runs in threads.
 
-    background_part: what the background is due while loads wait."""
+    background_part: what the background is due while loads wait. watchers: called whenever less is under way."""
 
     def __init__(self, name: str, depth: int) -> None:
         self.name = name
         self.background_part = BACKGROUND_PART_MIN
         self.moved_bytes = 0
         self.recent = recent_bytes()
+        self.watchers: set[Callable[[], None]] = set()
         self.background_bytes = 0
         self.bytes_per_s = float(_RATE_START_BYTES_PER_S)
         self._depth = depth
@@ -58,6 +59,11 @@ class DiskLane:
     def queued_bytes(self) -> int:
         """Bytes that wait or are under way."""
         return sum(piece.length for queue in (self._loads, self._background, self._running) for piece in queue)
+
+    @property
+    def under_way_bytes(self) -> int:
+        """The same: what waits would be delayed by more."""
+        return self.queued_bytes
 
     def submit(self, length: int, work: Callable[[], T], *, background: bool = False) -> "asyncio.Future[T]":
         """Has `work` done in a thread, in its turn; the future has its result or exception.
@@ -139,6 +145,8 @@ class DiskLane:
         self._admit()
         if not self._running:
             self._idle.set()
+        for watcher in tuple(self.watchers):
+            watcher()
 
     def _measure(self, piece: _Piece, now_ns: int) -> None:
         """What one piece got, times those beside it, is about what the disk gives."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from kvstore.blocks.state import Outcome
@@ -40,6 +41,29 @@ class Feed(Protocol):
         """The piece will not come this way, nor any other of its block."""
 
 
+class Spare(Protocol):
+    """Whether the NIC or disk of a path carries nothing for others; see `portion.Portion`."""
+
+    def has_spare(self) -> bool:
+        """At this moment."""
+
+    def watched(self, on_spare: Callable[[], None]) -> AbstractContextManager[None]:
+        """As long as it is entered, on_spare is called when that becomes so."""
+
+
+class _Always:
+    """Of a way on which there is nobody else."""
+
+    def has_spare(self) -> bool:
+        return True
+
+    def watched(self, on_spare: Callable[[], None]) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+ALWAYS: Spare = _Always()
+
+
 class BoardFeed:
     """One path's feed from a board. on_arrival gets what counts, with the nanoseconds
     since it was asked for; a second copy of a piece is given back unseen."""
@@ -53,7 +77,7 @@ class BoardFeed:
         on_arrival: Callable[[int, Arrival, int], None],
         on_spare: Callable[[int], None],
         on_refused: Callable[[int, Outcome], None],
-        has_spare: Callable[[], bool],
+        spare: Spare,
     ) -> None:
         self._board = board
         self._path = path
@@ -62,18 +86,22 @@ class BoardFeed:
         self._on_arrival = on_arrival
         self._on_spare = on_spare
         self._on_refused = on_refused
-        self._has_spare = has_spare
+        self._spare = spare
         self._asked_ns: dict[Piece, int] = {}
 
     async def next(self) -> Piece | None:
         while not self._changed.over:
-            now_ns = self._clock()
-            piece = self._board.take(self._path, now_ns, spare=self._has_spare())
+            now_ns, spare = self._clock(), self._spare.has_spare()
+            piece = self._board.take(self._path, now_ns, spare=spare)
             if piece is not None:
                 self._asked_ns[piece] = now_ns
                 return piece
-            late_ns = self._board.next_late_ns(self._path)
-            await self._changed.wait(None if late_ns is None else max(late_ns - now_ns, 1_000_000) / 1e9)
+            if spare:
+                late_ns = self._board.next_late_ns(self._path)
+                await self._changed.wait(None if late_ns is None else (late_ns - now_ns) / 1e9)
+            else:
+                with self._spare.watched(self._changed.set):
+                    await self._changed.wait()
         return None
 
     def arrived(self, arrival: Arrival) -> None:

@@ -227,7 +227,7 @@ class Gathering:
             self._arrived,
             self._spare,
             self._refused,
-            path.has_spare,
+            path.spare,
         )
         self._live.add(number)
         try:

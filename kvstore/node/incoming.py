@@ -20,6 +20,7 @@ from kvstore.node.feed import Arrival, Feed
 from kvstore.node.landers import Landed, Lander
 from kvstore.node.networks import Networks
 from kvstore.node.pieces import Piece
+from kvstore.node.portion import Portion
 from kvstore.node.progress import Progress
 from kvstore.node.window import Window
 from kvstore.pb import node_pb2, node_pb2_grpc
@@ -34,6 +35,7 @@ class Incoming:
     """Belongs to the event loop. `open`, then `run`; `settle` always, last.
 
     lander: where pieces come down; may be changed between `open` and `run`. network: by which NIC the bytes come.
+    portion: of what comes in there, this load's, where it has other paths.
     peer_address: the other node's, for gRPC. layout: None for one who passes bytes on and needs no checksums.
     """
 
@@ -47,6 +49,7 @@ class Incoming:
         peer_address: str,
         stub: "node_pb2_grpc.NodeAsyncStub",
         layout: Layout | None,
+        portion: Portion | None = None,
     ) -> None:
         self._config = config
         self._custody = custody
@@ -54,6 +57,7 @@ class Incoming:
         self._network = network
         self._fabric = networks.fabric(network)
         self._meter = networks.meter(network)
+        self.portion = portion or Portion(self._meter)
         self._connections = networks.connections
         self._peer_address = peer_address
         self._stub = stub
@@ -125,10 +129,6 @@ class Incoming:
         """A name for what connects the two nodes."""
         return f"{self._network} {self._peer_address}"
 
-    def has_spare(self) -> bool:
-        """Whether nothing else is coming in over this NIC."""
-        return self._meter.in_flight_bytes <= self._window.in_flight_bytes
-
     # ---- running ---------------------------------------------------------------------------------------------------
 
     async def run(self, feed: Feed) -> None:
@@ -171,6 +171,7 @@ class Incoming:
         if not self._receives:
             self._progress.note()
         self._window.enter(piece.length)
+        self.portion.enter(piece.length)
         self._meter.enter(piece.length)
         receive = self._peer.receive(tag, self._custody.view(landed.place, landed.offset, piece.length))
         self._receives[tag] = receive
@@ -187,6 +188,7 @@ class Incoming:
         refused = self._refused.pop(tag, None)
         moved = error is None and refused is None
         self._window.leave(piece.length, moved)
+        self.portion.leave(piece.length)
         self._meter.leave(piece.length, moved)
         if error is not None:
             self.lander.give_back(landed.place_id)

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 
 from kvstore.policy.recent import HOUR_NS, SECOND_NS, Recent
 from kvstore.policy.route import RATE_START_BYTES_PER_S
@@ -41,7 +42,7 @@ class Meter:
     """What moves over one direction of a NIC. promised_bytes: of loads under way, expected here and not yet asked for.
 
     `bytes_per_s` is a moving average over the time in which something was under way. nominal_bytes_per_s: what the NIC
-    is said to carry; 0: not known.
+    is said to carry; 0: not known. watchers: called whenever less is under way.
     """
 
     def __init__(self, name: str, nominal_bytes_per_s: int = 0) -> None:
@@ -51,6 +52,7 @@ class Meter:
         self.promised_bytes = 0
         self.moved_bytes = 0
         self.recent = recent_bytes()
+        self.watchers: set[Callable[[], None]] = set()
         self.bytes_per_s = float(RATE_START_BYTES_PER_S)
         self._since_ns = 0
         self._bytes = 0
@@ -63,6 +65,10 @@ class Meter:
     @property
     def queued_bytes(self) -> int:
         return self.in_flight_bytes + self.promised_bytes
+
+    @property
+    def under_way_bytes(self) -> int:
+        return self.in_flight_bytes
 
     @property
     def capacity_bytes_per_s(self) -> float:
@@ -85,6 +91,8 @@ class Meter:
             self.recent.add(length, now_ns)
             self._bytes += length
         self._measure(now_ns)
+        for watcher in tuple(self.watchers):
+            watcher()
 
     def _measure(self, now_ns: int) -> None:
         elapsed_ns = now_ns - self._since_ns

@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout
 from kvstore.errors import InvalidInput
+from kvstore.node.disklane import DiskLane
 from kvstore.node.incoming import Incoming
 from kvstore.node.landers import PieceLander
+from kvstore.node.lanes import Meter
 from kvstore.node.networks import COMPUTE
 from kvstore.node.paths import NodePath
+from kvstore.node.portion import Portion
 from kvstore.node.resources import Resources
 from kvstore.node.routing import network_to, owners_of, question
 from kvstore.node.shared import SharedDevices
@@ -41,6 +44,7 @@ class PathMaker:
         self._layout = layout
         self._keys = keys
         self._count = count
+        self._portions: dict[str, Portion] = {}
         self._owners = owners_of(start, count, resources.address.node_id)
 
     def to_owners(self, absent: set[int]) -> list[NodePath]:
@@ -95,6 +99,7 @@ class PathMaker:
             resources.neighbours.stub(owner.grpc),
             self._layout,
             resources.address.node_id,
+            self._portion(shared.lane),
         )
         return NodePath("direct", owner.node_id, blocks, self._opened(blocks), incoming, shared=True)
 
@@ -126,8 +131,13 @@ class PathMaker:
             node.grpc,
             resources.neighbours.stub(node.grpc),
             self._layout,
+            self._portion(resources.networks.meter(network)),
         )
         return NodePath(route, node.node_id, blocks, opened, incoming)
+
+    def _portion(self, way: Meter | DiskLane) -> Portion:
+        """This load's of a NIC or disk: one for all its paths that come over it."""
+        return self._portions.setdefault(way.name, Portion(way))
 
     def _opened(self, blocks: Sequence[int]) -> node_pb2.TransferOpen:
         resources, start = self._resources, self._start

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError
 from kvstore.node.background import together
-from kvstore.node.feed import Arrival, Feed
+from kvstore.node.feed import ALWAYS, Arrival, Feed, Spare
 from kvstore.node.incoming import Incoming
 from kvstore.node.pieces import Piece
 from kvstore.node.sharedincoming import SharedIncoming
@@ -40,7 +40,8 @@ class Path(Protocol):
     def source(self, block: int) -> Source:
         """Where a block comes from. Only once it is open."""
 
-    def has_spare(self) -> bool:
+    @property
+    def spare(self) -> Spare:
         """Whether its NIC or disk carries nothing for others."""
 
     async def run(self, feed: Feed) -> None:
@@ -77,8 +78,9 @@ class HerePath:
     def source(self, block: int) -> Source:
         return Source(self._node_id, self._tiers[block], "local")
 
-    def has_spare(self) -> bool:
-        return True
+    @property
+    def spare(self) -> Spare:
+        return ALWAYS
 
     async def run(self, feed: Feed) -> None:
         await together(self._work(feed) for _ in range(self._depth))
@@ -128,8 +130,9 @@ class NodePath:
     def source(self, block: int) -> Source:
         return Source(self.node_id, self.incoming.tiers[self._place[block]], self.route)
 
-    def has_spare(self) -> bool:
-        return self.incoming.has_spare()
+    @property
+    def spare(self) -> Spare:
+        return self.incoming.portion
 
     async def run(self, feed: Feed) -> None:
         await self.incoming.run(feed)

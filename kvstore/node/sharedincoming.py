@@ -21,6 +21,7 @@ from kvstore.node.feed import Arrival, Feed
 from kvstore.node.incoming import block_checksums
 from kvstore.node.landers import Lander
 from kvstore.node.pieces import Piece
+from kvstore.node.portion import Portion
 from kvstore.node.shared import SharedDevices
 from kvstore.node.storage.shared import SharedReader
 from kvstore.pb import node_pb2, node_pb2_grpc
@@ -51,11 +52,13 @@ class SharedIncoming:
         stub: "node_pb2_grpc.NodeAsyncStub",
         layout: Layout,
         name: str,
+        portion: Portion | None = None,
     ) -> None:
         self._config = config
         self._custody = custody
         self.lander = lander
         self._devices = devices
+        self.portion = portion or Portion(devices.lane)
         self._stub = stub
         self._layout = layout
         self._caller = caller(f"node {name}")
@@ -120,10 +123,6 @@ class SharedIncoming:
             outcomes.append(Outcome(outcome))
         return outcomes
 
-    def has_spare(self) -> bool:
-        """Whether nothing else is read over this way."""
-        return self._devices.lane.queued_bytes == 0
-
     async def run(self, feed: Feed) -> None:
         """Brings pieces until the feed ends."""
         await together(self._work(feed) for _ in range(self._devices.depth))
@@ -134,10 +133,14 @@ class SharedIncoming:
             try:
                 target = self._custody.view(landed.place, landed.offset, piece.length)
                 located = self._located[self._index[piece.block]]
+                self.portion.enter(piece.length)
                 reading = self._devices.read(
                     *located[:3], located.key, located.generation, self._layout, piece.offset, target
                 )
-                await to_the_end(reading)
+                try:
+                    await to_the_end(reading)
+                finally:
+                    self.portion.leave(piece.length)
             except KVStoreError as error:
                 self.lander.give_back(landed.place_id)
                 feed.refused(piece, _outcome_of(error))

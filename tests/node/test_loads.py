@@ -347,6 +347,23 @@ async def test_an_owner_that_dies_is_replaced_by_another_copy(here: Site) -> Non
     await load.end()
 
 
+async def test_a_late_piece_is_brought_by_another_path_of_the_same_load(here: Site) -> None:
+    """Both come over one NIC, and what the late path still waits for is no reason to spare that: only others' bytes
+    are. Long before the late one is given up the load is whole."""
+    *owners, node = [await here.node(piece_bytes=1, progress_ms=60_000) for _ in range(3)]
+    client = await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    for owner in owners:
+        await store(await here.client(owner, LAYOUT), chain)
+    both = {"location_block": np.repeat(np.arange(BLOCKS, dtype="<u4"), 2).tobytes()}
+    both["location_node"] = np.tile(np.arange(2, dtype="<u2"), BLOCKS).tobytes()
+    fabric_of(owners[0]).faults.stalled = True
+    load = await begin(client, chain, nodes=[address_of(owner) for owner in owners], **both)
+    assert await load.until_done() == [Outcome.READY] * BLOCKS
+    fabric_of(owners[0]).faults.stalled = False
+    await load.end()
+
+
 async def test_a_session_that_ends_ends_its_loads(here: Site) -> None:
     """Their landing places and pins are free at once, not at the deadline."""
     owner, node = await here.node(), await here.node(landing_bytes_max=LAYOUT.block_bytes)
