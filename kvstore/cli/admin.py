@@ -15,6 +15,7 @@ from kvstore.cli import (
     admin_rules,
     admin_scrub,
     admin_tables,
+    admin_top,
     admin_watch,
 )
 from kvstore.cli.asking import as_json, ask
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_scrub.add_commands(commands, shared)
     admin_log.add_commands(commands, shared)
     admin_watch.add_commands(commands, shared)
+    admin_top.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
     admin_pins.add_commands(commands, shared)
 

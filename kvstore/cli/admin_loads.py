@@ -7,11 +7,9 @@ from typing import Any
 from google.protobuf.message import Message
 
 from kvstore.blocks.state import Tier
-from kvstore.cli.tables import show, shown_bytes, table
+from kvstore.cli.tables import bar, show, shown_bytes, table
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.rpc.channel import caller
-
-_BAR = 20
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -42,14 +40,12 @@ def show_loads(reply: admin_pb2.StatsReply) -> None:
 
 def load_rows(node_id: str, load: node_pb2.LoadState) -> Iterator[Sequence[str]]:
     """The load, and in its row and below the ways over which it comes."""
-    done = min(1.0, load.arrived_bytes / load.bytes) if load.bytes else 0.0
-    bar = "━" * round(done * _BAR) + "╌" * (_BAR - round(done * _BAR))
     state = f"ended, {load.took_ms / 1000:.2f} s" if load.ended else "under way"
     ways = [
         (f"{path.route} from {path.node_id} ({Tier(path.tier).name})", shown_bytes(path.bytes)) for path in load.paths
     ] or [("–", "–")]
     blocks = f"{load.blocks:,} of {load.blocks_asked:,}"
-    head = (node_id, str(load.number), load.tenant, blocks, f"{bar} {done:.0%}")
+    head = (node_id, str(load.number), load.tenant, blocks, bar(load.arrived_bytes, load.bytes))
     yield (*head, *ways[0], f"{load.age_ms / 1000:.2f} s", state)
     for way in ways[1:]:
         yield ("", "", "", "", "", *way)

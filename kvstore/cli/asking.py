@@ -16,7 +16,7 @@ from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import OPEN_DOOR, open_channel
 from kvstore.rpc.status import from_rpc
 
-Reply = TypeVar("Reply", bound=Message)
+Reply = TypeVar("Reply")
 
 
 async def ask(

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PIPE_COLUMNS = 200
+_BAR = 20
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
@@ -32,3 +33,9 @@ def shown_bytes(count: float) -> str:
         if count >= step:
             return f"{count / step:.3g} {unit}"
     return f"{count:.0f} B"
+
+
+def bar(part: float, whole: float) -> str:
+    """How much of the whole a part is, to be seen: ━━━━━╌╌╌ 60%."""
+    done = min(1.0, part / whole) if whole else 0.0
+    return f"{'━' * round(done * _BAR)}{'╌' * (_BAR - round(done * _BAR))} {done:.0%}"
