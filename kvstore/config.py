@@ -138,6 +138,8 @@ class DoorConfig:
     cert: str = option("", "PEM file of this process's certificate chain; empty: the door is open")
     key: str = option("", "PEM file of its private key")
     ca: str = option("", "PEM file of the certificates that vouch for others")
+    tokens: str = option("", "file of the tokens that are good (kvstore tokens); empty: certificates alone decide")
+    token_file: str = option("", "file of the token that this process shows as a client; empty: none")
 
     @property
     def shut(self) -> bool:

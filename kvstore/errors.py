@@ -45,6 +45,14 @@ class PermissionRefused(KVStoreError):
     """The credential does not allow the call, or the session is not the caller's."""
 
 
+class Unauthenticated(PermissionRefused):
+    """The call needs a token and brought none that holds: show one (`--token-file`, `door.token_file`)."""
+
+
+class Forbidden(PermissionRefused):
+    """Who calls is known, and this is not for him: another certificate or another token may do it."""
+
+
 class InUse(KVStoreError):
     """Somebody who lives has it: end his use of it first. Nothing was changed."""
 

@@ -16,7 +16,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.blocks.state import Tier
 from kvstore.client import AsyncClient
-from kvstore.config import MIB, ControlConfig, FabricConfig, NodeConfig
+from kvstore.config import MIB, ControlConfig, DoorConfig, FabricConfig, NodeConfig
 from kvstore.control.app import ControlServer
 from kvstore.control.app import serve as serve_control
 from kvstore.fabric.loopback import LoopbackFabric
@@ -28,6 +28,7 @@ from kvstore.node.networks import COMPUTE
 from kvstore.node.tiers.base import TierMemory
 from kvstore.node.tiers.dram import DramMemory
 from kvstore.policy.slots import SlotSpace
+from kvstore.rpc.channel import OPEN_DOOR
 from tests.cluster import LAYOUT
 from tests.waiting import eventually
 
@@ -44,13 +45,15 @@ class Site:
         self._names = (f"n{i}" for i in itertools.count())
         self.nodes: list[NodeServer] = []
 
-    async def control(self, **options: Any) -> ControlServer:
+    async def control(self, door: DoorConfig = OPEN_DOOR, **options: Any) -> ControlServer:
         options = {"index_path": str(self._folder / "index"), "index_bytes_max": 64 * MIB, **options}
-        server = await serve_control(ControlConfig(**options))
+        server = await serve_control(ControlConfig(**options), door)
         self._stack.push_async_callback(server.stop)
         return server
 
-    async def node(self, memories: dict[Tier, TierMemory] | None = None, **options: Any) -> NodeServer:
+    async def node(
+        self, memories: dict[Tier, TierMemory] | None = None, door: DoorConfig = OPEN_DOOR, **options: Any
+    ) -> NodeServer:
         """A node with 64 MiB in slabs of 1 MiB, unless the options say otherwise."""
         name = options.pop("node_id", "") or next(self._names)
         defaults: dict[str, Any] = {
@@ -60,7 +63,7 @@ class Site:
             "compute": LOOPBACK,
         }
         namespaces = options.pop("namespaces", None)
-        server = await serve_node(NodeConfig(node_id=name, **defaults | options), memories, namespaces)
+        server = await serve_node(NodeConfig(node_id=name, **defaults | options), memories, namespaces, door)
         self._stack.push_async_callback(server.stop)
         self.nodes.append(server)
         return server

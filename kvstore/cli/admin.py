@@ -18,7 +18,7 @@ from kvstore.cli import (
     admin_top,
     admin_watch,
 )
-from kvstore.cli.asking import as_json, ask
+from kvstore.cli.asking import TOKEN_VARIABLE, as_json, ask
 from kvstore.cli.layers import load_config
 from kvstore.cli.options import add_config_file, add_options
 from kvstore.pb import admin_pb2, admin_pb2_grpc
@@ -31,7 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control", required=True, metavar="ADDRESS", help="host:port or unix:path of the control plane"
     )
     add_config_file(shared)
-    add_options(shared, "door", prefix="door-")
+    add_options(shared, "door", prefix="door-", leave_out=frozenset({"tokens", "token_file"}))
+    shared.add_argument(
+        "--token-file",
+        dest="door.token_file",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help=f"file of the token to show (kvstore tokens add); without it the variable {TOKEN_VARIABLE} counts",
+    )
     shared.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     shared.add_argument("--deadline-s", type=float, default=10.0, metavar="S", help="(default: %(default)g)")
     parser.set_defaults(broken=lambda reply: [], follow=None)

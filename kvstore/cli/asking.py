@@ -1,6 +1,7 @@
 """Calls of the command line to a control plane."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -15,6 +16,9 @@ from kvstore.pb import admin_pb2_grpc
 from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import OPEN_DOOR, open_channel
 from kvstore.rpc.status import from_rpc
+from kvstore.rpc.tokens import expect_secret
+
+TOKEN_VARIABLE = "KVSTORE_TOKEN"
 
 Reply = TypeVar("Reply")
 
@@ -32,11 +36,17 @@ async def connected(
     control: str, door: DoorConfig = OPEN_DOOR, *, watched: bool = False
 ) -> AsyncIterator["admin_pb2_grpc.AdminAsyncStub"]:
     """For several calls; raises as `ask` does. watched: a stream ends within seconds when the other side is lost."""
-    async with open_channel(control, watched, door=door, serves=Role.CONTROL) as channel:
+    async with open_channel(control, watched, door=door, serves=Role.CONTROL, token=_token(door)) as channel:
         try:
             yield admin_pb2_grpc.AdminStub(channel)
         except grpc.RpcError as error:
             raise from_rpc(error, ControlUnavailable, f"control plane {control}") from error
+
+
+def _token(door: DoorConfig) -> str:
+    """Of the environment, where no file is named. Raises ConfigError."""
+    text = "" if door.token_file else os.environ.get(TOKEN_VARIABLE, "")
+    return expect_secret(text, TOKEN_VARIABLE) if text else ""
 
 
 def as_json(message: Message) -> str:

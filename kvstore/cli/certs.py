@@ -6,12 +6,12 @@ them: who has it can be anybody. Making a name again renews it, and processes ta
 """
 
 import argparse
-import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvstore.cli.private_file import write_private
 from kvstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -164,13 +164,5 @@ def _write(
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    _replace(folder / f"{name}.key", private)
-    _replace(folder / f"{name}.pem", certificate.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
-
-
-def _replace(path: Path, text: bytes) -> None:
-    """Whole or not at all, and never readable by others, not even for a moment."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(text)
-    fresh.replace(path)
+    write_private(folder / f"{name}.key", private)
+    write_private(folder / f"{name}.pem", certificate.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))

@@ -5,19 +5,20 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvstore.cli.layers import Layer, combined, layers, source_of
 from kvstore.cli.options import add_config_file, add_options
+from kvstore.cli.toml import toml_string
 from kvstore.config import Config
 from kvstore.policy.policies import eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.rpc.bind import expect_accepted
 from kvstore.rpc.channel import OPEN_DOOR
+from kvstore.rpc.guard import expect_whole
 
 _TABLES = ("control", "node", "client", "door")
 
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check(config: Config) -> None:
     """Raises ConfigError for values that a server would refuse before it looks at this machine."""
+    expect_whole(config.door)
     expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure, door=config.door)
     if config.control.page:
         expect_accepted("control.page", config.control.page, insecure=config.control.insecure, door=config.door)
@@ -57,7 +59,7 @@ def shown(config: Config, laid: Sequence[Layer]) -> Iterator[str]:
     for name in _TABLES:
         yield from _table((name,), getattr(config, name), laid)
     for pattern, rules in config.namespaces.items():
-        yield f"[namespaces.{_text(pattern)}]"
+        yield f"[namespaces.{toml_string(pattern)}]"
         for name, value in rules.items():
             yield f"{name} = {_value(value)}  # {source_of(('namespaces', pattern, name), laid)}"
         yield ""
@@ -79,14 +81,9 @@ def _table(path: tuple[str, ...], table: Any, laid: Sequence[Layer]) -> Iterator
 
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return _text(value)
+        return toml_string(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(name)} = {_value(each)}" for name, each in value.items()) + "}"
+        return "{" + ", ".join(f"{toml_string(name)} = {_value(each)}" for name, each in value.items()) + "}"
     return str(value).lower() if isinstance(value, bool | float) else str(value)
-
-
-def _text(value: str) -> str:
-    """A TOML string: JSON's, but that DEL may not stand in it as it is."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

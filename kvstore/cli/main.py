@@ -11,6 +11,7 @@ COMMANDS = {
     "node": Command("kvstore.cli.node", "a node"),
     "config": Command("kvstore.cli.config", "what file, environment and options come to, and where each value is from"),
     "certs": Command("kvstore.cli.certs", "an authority for one cluster, and certificates for its processes"),
+    "tokens": Command("kvstore.cli.tokens", "tokens of tenants and admins, for a cluster behind a shut door"),
     "demo": Command("kvstore.cli.demo", "agent sessions over real processes, every byte checked"),
     "admin": Command("kvstore.cli.admin", "what the cluster holds: stats, nodes, blocks"),
 }

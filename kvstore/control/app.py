@@ -16,6 +16,7 @@ from kvstore.control.index.base import Index
 from kvstore.control.index.lmdb import LmdbIndex
 from kvstore.control.metrics import show
 from kvstore.control.page.server import PageServer
+from kvstore.control.page.source import Source
 from kvstore.control.presence import Presence
 from kvstore.control.repair import Membership
 from kvstore.control.service import ControlService
@@ -28,6 +29,8 @@ from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc
 from kvstore.rpc.address_file import write_address
 from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import OPEN_DOOR, make_server
+from kvstore.rpc.guard import guards
+from kvstore.rpc.tokens import new_secret
 
 _GRACE_S = 1.0
 _SERVICES = (
@@ -81,7 +84,8 @@ class ControlServer:
         clock = Clock()
         directory = Directory(config.node_lost_ms, await index.nodes(), clock())
         metrics = Metrics("control", "", config.metrics_listen, insecure=config.insecure)
-        server = make_server(metrics.interceptors)
+        inside = new_secret() if door.shut else ""
+        server = make_server([*metrics.interceptors, *guards(door, inside)])
         membership, events = Membership(), Events(clock)
         control = ControlService(config, index, directory, membership, events, clock)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
@@ -99,7 +103,7 @@ class ControlServer:
 
         try:
             await metrics.start(numbers)
-            page = await _page(config, address, clock, door)
+            page = await _page(config, address, clock, door, inside)
         except BaseException:
             await metrics.stop()
             await server.stop(None)
@@ -126,11 +130,12 @@ class ControlServer:
         return f"ControlServer({self.address})"
 
 
-async def _page(config: ControlConfig, address: str, clock: Clock, door: DoorConfig) -> PageServer | None:
+async def _page(config: ControlConfig, address: str, clock: Clock, door: DoorConfig, inside: str) -> PageServer | None:
     if not config.page:
         return None
+    source = Source(address, door, inside)
     return await PageServer.start(
-        config.page, address, insecure=config.insecure, interval_ms=config.page_ms, clock=clock, door=door
+        config.page, source, insecure=config.insecure, interval_ms=config.page_ms, clock=clock, door=door
     )
 
 

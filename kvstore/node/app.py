@@ -66,6 +66,7 @@ from kvstore.policy.slots import SlotSpace, Space
 from kvstore.rpc.address_file import write_address
 from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import OPEN_DOOR, make_server
+from kvstore.rpc.guard import guards
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_S = 0.5
@@ -172,7 +173,7 @@ class NodeServer:
         _expect_unserved(socket_path)
         if self.disks is not None:
             await self.disks.adopt()
-        self._server = make_server(self.metrics.interceptors)
+        self._server = make_server([*self.metrics.interceptors, *guards(door)])
         self.address = bind(self._server, "node.listen", config.listen, insecure=config.insecure, door=door)
         self.socket = bind(self._server, "node.socket", f"unix:{socket_path}", insecure=False)
         slab_path = Path(f"{socket_path}.slabs")

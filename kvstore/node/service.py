@@ -31,6 +31,7 @@ from kvstore.node.sessions import Session, Sessions
 from kvstore.node.transfers import Transfers
 from kvstore.observe.log import set_level
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.rpc.guard import bound_tenant, expect_tenant
 from kvstore.rpc.keys import keys_of
 from kvstore.rpc.namespaces import opened_of
 from kvstore.rpc.rules import rules_message, rules_of
@@ -89,6 +90,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             raise InvalidInput("attach: a tenant is needed")
         if "\0" in request.tenant:
             raise InvalidInput("attach: a tenant's name has no NUL")  # such names are the node's own
+        expect_tenant(request.tenant)
         session = self._sessions.attach(request.pid, request.tenant, request.read_only)
         return node_pb2.AttachReply(
             session_id=session.id,
@@ -102,7 +104,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def OpenNamespace(
         self, request: node_pb2.OpenNamespaceRequest, context: Context
     ) -> node_pb2.OpenNamespaceReply:
-        session = self._sessions.get(request.session_id)
+        session = self._session(request.session_id)
         namespace, layout = opened_of(request.namespace, request.layout)
         if namespace.tenant != session.tenant:
             raise PermissionRefused(f"the session is of tenant {session.tenant!r}, not {namespace.tenant!r}")
@@ -115,10 +117,22 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     def _caller(self, session_id: bytes, namespace_id: bytes) -> Session:
         """The session of a call on a namespace; refused on another tenant's."""
-        session = self._sessions.get(session_id)
-        if not self._custody.catalog.may_use(session.tenant, namespace_id):
-            raise PermissionRefused("the namespace is of another tenant")
+        session = self._session(session_id)
+        self._expect_own(session.tenant, namespace_id)
         return session
+
+    def _session(self, session_id: bytes) -> Session:
+        """The session of a call, which is its caller's."""
+        session = self._sessions.get(session_id)
+        expect_tenant(session.tenant)
+        return session
+
+    def _expect_own(self, tenant: str, namespace_id: bytes) -> None:
+        """Raises PermissionRefused for another tenant's namespace, and UnknownNamespace for one that nobody has opened
+        here where the caller is bound to one tenant: whose it is, is then known nowhere."""
+        catalog = self._custody.catalog
+        if not catalog.may_use(tenant, namespace_id) or (bound_tenant() and not catalog.tenant(namespace_id)):
+            raise PermissionRefused("the namespace is of another tenant")
 
     # ---- put -------------------------------------------------------------------------------------------------------
 
@@ -186,7 +200,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     @unary
     async def MarkLayers(self, request: node_pb2.MarkLayersRequest, context: Context) -> node_pb2.MarkLayersReply:
-        session = self._sessions.get(request.session_id)
+        session = self._session(request.session_id)
         self._custody.catalog.renew(request.lease_id, session.holder, self._custody.clock())
         handoff = self._handoffs.of_lease(request.lease_id)
         if handoff is not None:
@@ -195,7 +209,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     @unary
     async def Commit(self, request: node_pb2.CommitRequest, context: Context) -> node_pb2.CommitReply:
-        session = self._sessions.get(request.session_id)
+        session = self._session(request.session_id)
         handoff = self._handoffs.of_lease(request.lease_id)
         written = [bool(flag) for flag in request.written]
         if handoff is not None:
@@ -216,7 +230,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     @unary
     async def Abort(self, request: node_pb2.AbortRequest, context: Context) -> node_pb2.AbortReply:
-        session = self._sessions.get(request.session_id)
+        session = self._session(request.session_id)
         session.give_up(request.lease_id)
         handoff = self._handoffs.of_lease(request.lease_id)
         self._custody.catalog.abort(request.lease_id, session.holder, self._custody.clock())
@@ -229,6 +243,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     @unary
     async def LocalMatch(self, request: node_pb2.LocalMatchRequest, context: Context) -> node_pb2.LocalMatchReply:
+        if tenant := bound_tenant():
+            self._expect_own(tenant, request.namespace_id)
         blocks = self._custody.catalog.match(
             request.namespace_id, max(1, request.shard_count), keys_of(request.keys), self._custody.clock()
         )

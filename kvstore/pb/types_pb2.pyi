@@ -43,28 +43,24 @@ class Caller(google.protobuf.message.Message):
     """Words shared by all services. Columns that have one entry per block travel as `bytes` (little endian, fixed width):
     a protobuf message per block costs more than the look-up it answers.
 
-    Who calls. Present in every request, so that authentication changes no message.
+    Who calls, by his own word. What he may do is said by certificate and token, beside the message (docs/wire.md).
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PROTOCOL_VERSION_FIELD_NUMBER: builtins.int
-    CREDENTIAL_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """see kvstore.rpc.PROTOCOL_VERSION; another major version is refused"""
-    credential: builtins.bytes
-    """token of a tenant or an operator; empty while security is off"""
     name: builtins.str
     """for logs only"""
     def __init__(
         self,
         *,
         protocol_version: builtins.int = ...,
-        credential: builtins.bytes = ...,
         name: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["credential", b"credential", "name", b"name", "protocol_version", b"protocol_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "protocol_version", b"protocol_version"]) -> None: ...
 
 Global___Caller: typing_extensions.TypeAlias = Caller
 

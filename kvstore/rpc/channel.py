@@ -6,10 +6,12 @@ import grpc
 import grpc.aio
 
 from kvstore.config import DoorConfig
+from kvstore.errors import ConfigError
 from kvstore.pb import types_pb2
 from kvstore.rpc import PROTOCOL_VERSION, tracing
 from kvstore.rpc.certificates import Role
 from kvstore.rpc.guarded import GuardedChannel
+from kvstore.rpc.tokens import bearing, shown_token
 from kvstore.rpc.tracing import traced
 
 OPEN_DOOR = DoorConfig()
@@ -36,20 +38,32 @@ _WATCHABLE = [("grpc.http2.min_ping_interval_without_data_ms", 500), ("grpc.http
 
 
 def open_channel(
-    address: str, watched: bool = False, *, door: DoorConfig = OPEN_DOOR, serves: Role = Role.NODE
+    address: str,
+    watched: bool = False,
+    *,
+    door: DoorConfig = OPEN_DOOR,
+    serves: Role = Role.NODE,
+    token: str = "",
 ) -> grpc.aio.Channel:
     """A lazy channel to host:port or unix:path. Connects at the first call and again after a loss.
 
     watched: calls in progress end with UNAVAILABLE within three seconds when the other side, or the way there, stops
     without a word; and when it is back, the next call need not wait until TCP tries again. door: what this process
-    shows; over a unix socket the file's permissions say enough. serves: who must be at the other end. Raises
-    ConfigError for certificates that are none.
+    shows; over a unix socket the file's permissions stand for a certificate. serves: who must be at the other end.
+    token: shown in place of the door's. Raises ConfigError for certificates and tokens that are none, and for a token
+    that would be sent unencrypted.
     """
+    show = shown_token(door, token)
+    local = address.startswith("unix:")
+    if show() and not local and not door.shut:
+        raise ConfigError(f"a token is not sent to {address} unencrypted: name door.cert, door.key and door.ca too")
     # A local subchannel pool: a channel that is opened anew never waits out another one's back-off.
     options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *(_WATCHED if watched else ())]
-    if door.shut and not address.startswith("unix:"):
-        return traced(GuardedChannel(address, options, door, serves))
-    return traced(grpc.aio.insecure_channel(address, options=options))
+    if door.shut and not local:
+        channel: grpc.aio.Channel = GuardedChannel(address, options, door, serves)
+    else:
+        channel = grpc.aio.insecure_channel(address, options=options)
+    return traced(bearing(channel, show) if show() else channel)
 
 
 def make_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
@@ -58,6 +72,6 @@ def make_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc
     return grpc.aio.server(interceptors=[*tracing.interceptors(), *interceptors], options=options)
 
 
-def caller(name: str, credential: bytes = b"") -> types_pb2.Caller:
+def caller(name: str) -> types_pb2.Caller:
     """What every request of this process says of itself."""
-    return types_pb2.Caller(protocol_version=PROTOCOL_VERSION, name=name, credential=credential)
+    return types_pb2.Caller(protocol_version=PROTOCOL_VERSION, name=name)

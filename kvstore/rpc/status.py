@@ -10,6 +10,8 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
 
 from kvstore import errors as e
 from kvstore.pb import types_pb2
@@ -24,6 +26,8 @@ STATUS: dict[type[e.KVStoreError], grpc.StatusCode] = {
     e.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
     e.VersionMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     e.PermissionRefused: grpc.StatusCode.PERMISSION_DENIED,
+    e.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    e.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     e.InUse: grpc.StatusCode.FAILED_PRECONDITION,
     e.Refused: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.Unavailable: grpc.StatusCode.UNAVAILABLE,
@@ -59,7 +63,7 @@ _BY_CODE: dict[grpc.StatusCode, type[e.KVStoreError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: e.DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: e.VersionMismatch,
     grpc.StatusCode.PERMISSION_DENIED: e.PermissionRefused,
-    grpc.StatusCode.UNAUTHENTICATED: e.PermissionRefused,
+    grpc.StatusCode.UNAUTHENTICATED: e.Unauthenticated,
 }
 _UNREACHABLE = (None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 
@@ -107,6 +111,15 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: e.KVStoreErr
     if told.retry_after_ms:
         metadata.append((_RETRY_KEY, str(told.retry_after_ms)))
     await context.abort(STATUS.get(type(error), grpc.StatusCode.INTERNAL), told.text, tuple(metadata))
+
+
+def last_words(method: str, error: e.KVStoreError) -> Any:
+    """The last message of a stream that an error ends before it has begun; None where its messages have none.
+
+    method: as gRPC names it, /kvstore.v1.Node/Load.
+    """
+    answers = Default().FindMethodByName(method[1:].replace("/", ".")).output_type
+    return GetMessageClass(answers)(failure=_failure(error)) if "failure" in answers.fields_by_name else None
 
 
 def _failure(error: e.KVStoreError) -> types_pb2.Failure:

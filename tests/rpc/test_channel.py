@@ -37,8 +37,8 @@ async def answers(stub: Any, length: int = 1, timeout: float = 5) -> bool:
 
 
 def test_callers_say_who_they_are() -> None:
-    """Every request carries the version, a name for logs, and a credential once there is security."""
-    assert caller("a", b"c") == types_pb2.Caller(protocol_version=PROTOCOL_VERSION, name="a", credential=b"c")
+    """Every request carries the version and a name for logs."""
+    assert caller("a") == types_pb2.Caller(protocol_version=PROTOCOL_VERSION, name="a")
 
 
 async def test_large_messages_pass(tmp_path: Path) -> None:

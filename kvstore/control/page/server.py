@@ -25,14 +25,20 @@ class PageServer:
 
     @classmethod
     async def start(
-        cls, listen: str, control: str, *, insecure: bool, interval_ms: int, clock: Callable[[], int], door: DoorConfig
+        cls,
+        listen: str,
+        source: Source,
+        *,
+        insecure: bool,
+        interval_ms: int,
+        clock: Callable[[], int],
+        door: DoorConfig,
     ) -> "PageServer":
-        """Shows the control plane at the address `control`, through the same door.
+        """Shows what `source` tells, which is the page's from now on, through the control plane's own door.
 
         Raises ConfigError for an address that cannot be bound, or that other hosts reach through an open door without
         `insecure`.
         """
-        source = Source(control, door)
         feed = Feed(source.look, interval_ms, clock)
         site = make_site(feed, source, _LOCAL_HOSTS if is_local(listen) else ("*",))
         try:

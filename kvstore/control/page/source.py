@@ -30,11 +30,12 @@ class Look:
 
 
 class Source:
-    """Belongs to the event loop. address: of the control plane. Every call raises KVStoreError."""
+    """Belongs to the event loop. address: of the control plane. token: by which it knows its own page. Every call
+    raises KVStoreError."""
 
-    def __init__(self, address: str, door: DoorConfig) -> None:
+    def __init__(self, address: str, door: DoorConfig, token: str = "") -> None:
         self._address = address
-        self._channel = open_channel(address, door=door, serves=Role.CONTROL)
+        self._channel = open_channel(address, door=door, serves=Role.CONTROL, token=token)
         self._admin: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(self._channel)
 
     async def look(self) -> Look:

@@ -1,0 +1,165 @@
+"""Tokens: who a client is, where certificates say only that it is one.
+
+A token is a secret of 256 random bits, so its plain SHA-256 is enough to know it by, and all that the file of a server
+(`door.tokens`) holds. The file is TOML, one table per token; `kvstore tokens` writes it:
+
+    [tokens.acme-prefill]
+    tenant = "acme"             # whose namespaces it opens; or admin = "read" | "operate"
+    sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    created = 2026-11-28T18:00:00Z
+    expires = 2027-11-28T18:00:00Z   # left out: never
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from kvstore.config import DoorConfig, read_tables
+from kvstore.errors import ConfigError
+from kvstore.rpc.renewed import Renewed
+
+ADMIN = ("read", "operate")
+"""What an admin's token may be for; `operate` reads too."""
+METADATA_KEY = "authorization"
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SCHEME = "Bearer "
+_SECRET = re.compile(r"kvs_[A-Za-z0-9_-]{43}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_FIELDS = {"tenant", "admin", "sha256", "created", "expires"}
+_WRITABLE_BY_OTHERS = 0o022
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of one. Either `tenant` or `admin` is set; expires: None for never."""
+
+    name: str
+    tenant: str
+    admin: str
+    sha256: str
+    created: datetime
+    expires: datetime | None = None
+
+    def expired(self, now: datetime) -> bool:
+        return self.expires is not None and now >= self.expires
+
+
+Tokens = Mapping[str, Token]
+"""By their SHA-256."""
+
+
+def new_secret() -> str:
+    return f"kvs_{secrets.token_urlsafe(32)}"
+
+
+def digest_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
+
+
+def read_tokens(path: str) -> Tokens:
+    """Those of a file, expired ones too. Raises ConfigError, with the token's name."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"tokens {path}: {error.strerror}") from error
+    if mode & _WRITABLE_BY_OTHERS:
+        raise ConfigError(f"tokens {path}: others may write it: chmod 600")
+    tables = read_tables(path)
+    listed = tables.pop("tokens", {})
+    if tables or not isinstance(listed, dict):
+        raise ConfigError(f"tokens {path}: tables [tokens.NAME] are needed and nothing else")
+    tokens = [_token(f"{path} [tokens.{name}]", name, fields) for name, fields in listed.items()]
+    known = {token.sha256: token for token in tokens}
+    if len(known) < len(tokens):
+        raise ConfigError(f"tokens {path}: two have the same sha256")
+    return known
+
+
+@cache
+def known_tokens(path: str) -> Renewed[Tokens]:
+    """The file of a configuration, read anew when it changes. Raises ConfigError."""
+    return Renewed((path,), lambda: read_tokens(path))
+
+
+def shown_token(door: DoorConfig, token: str = "") -> Callable[[], str]:
+    """What gives the token that a process shows: `token`, else what its file says then, "" without a file. Raises
+    ConfigError."""
+    return _shown(door.token_file) if door.token_file and not token else lambda: token
+
+
+@cache
+def _shown(path: str) -> Renewed[str]:
+    return Renewed((path,), lambda: _secret(path))
+
+
+def _secret(path: str) -> str:
+    try:
+        text = Path(path).read_text(errors="replace").strip()
+    except OSError as error:
+        raise ConfigError(f"token file {path}: {error.strerror}") from error
+    return expect_secret(text, f"token file {path}")
+
+
+def expect_secret(text: str, where: str) -> str:
+    """The text, which may be secret: errors do not repeat it. Raises ConfigError for what is no token."""
+    if not _SECRET.fullmatch(text):
+        raise ConfigError(f"{where}: no token of `kvstore tokens add` (kvs_…)")
+    return text
+
+
+def bearing(channel: grpc.aio.Channel, token: Callable[[], str]) -> grpc.aio.Channel:
+    """The channel, whose calls show a token from now on, each the one that holds then."""
+    for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+        setattr(channel, kind, _calls_bearing(getattr(channel, kind), token))
+    return channel
+
+
+def _calls_bearing(make: Callable[..., Any], token: Callable[[], str]) -> Callable[..., Any]:
+    def made(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        call = make(*args, **kwargs)
+
+        def begun(*call_args: Any, metadata: Any = None, **call_kwargs: Any) -> Any:
+            shown = (METADATA_KEY, _SCHEME + token())
+            return call(*call_args, metadata=(*(metadata or ()), shown), **call_kwargs)
+
+        return begun
+
+    return made
+
+
+def borne(metadata: Any) -> str:
+    """The token that a call shows; "" for none."""
+    for key, value in metadata or ():
+        if key == METADATA_KEY and isinstance(value, str) and value.startswith(_SCHEME):
+            return value.removeprefix(_SCHEME)
+    return ""
+
+
+def _token(where: str, name: str, fields: Any) -> Token:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a name is of letters, digits, - and _, 64 at most")
+    if not isinstance(fields, dict) or not fields.keys() <= _FIELDS:
+        raise ConfigError(f"{where}: {', '.join(sorted(_FIELDS))} are what a token has")
+    tenant, admin = fields.get("tenant", ""), fields.get("admin", "")
+    if not isinstance(tenant, str) or bool(tenant) == bool(admin) or (admin and admin not in ADMIN):
+        raise ConfigError(f"{where}: either a tenant is needed, or admin: {' or '.join(ADMIN)}")
+    digest = fields.get("sha256")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ConfigError(f"{where}: sha256 is needed, 64 digits in lower case")
+    created, expires = _moment(where, "created", fields), _moment(where, "expires", fields)
+    return Token(name, tenant, admin, digest, created or datetime.fromtimestamp(0, UTC), expires)
+
+
+def _moment(where: str, name: str, fields: Mapping[str, Any]) -> datetime | None:
+    value = fields.get(name)
+    if value is not None and (not isinstance(value, datetime) or value.tzinfo is None):
+        raise ConfigError(f"{where}: {name}: a time with its zone is needed: 2026-11-28T18:00:00Z")
+    return value
