@@ -64,6 +64,7 @@ def steps(path: Path, trace: Path | None, head: Path | None) -> Iterator[Step]:
     few = ("--batches", "1,16", "--concurrency", "1,16", "--duration", "0.15")
     yield Step("ops", ("ops",), few)
     yield Step("match", ("match",), ("--blocks", "200k", "--rounds", "100"))
+    yield Step("overhead", ("overhead",), ("--bytes", "128MiB", "--rounds", "6", "--matches", "50"))
     yield Step("keys", ("keys",), ())
     yield Step("restart", ("restart",), ("--slots", "100000"))
     for helpers in ("1", "2", "3"):

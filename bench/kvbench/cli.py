@@ -18,6 +18,7 @@ COMMANDS = {
     "ops": Command("kvbench.ops", "put, get and match of small and large blocks, alone and many at once"),
     "match": Command("kvbench.match", "longest-prefix matches against a large index"),
     "dualpath": Command("kvbench.dualpath", "a history over one storage NIC and over all, beside plain sockets"),
+    "overhead": Command("kvbench.overhead", "loads and matches with metrics and logs, and without"),
     "restart": Command("kvbench.restart", "a node whose NVMe tier is full of blocks, until it serves again"),
     "keys": Command("kvbench.keys", "block keys of a long prompt"),
     "models": Command("kvbench.models", "public models and the bytes of KV of their tokens"),
