@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -30,6 +30,27 @@ async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Runs all of them at once. When one fails, or this is cancelled, none is left running."""
     async with at_work(*works) as tasks:
         await asyncio.gather(*tasks)
+
+
+async def all_ended(works: Iterable[Awaitable[Any]]) -> None:
+    """Runs all of them at once, each to its end whatever becomes of the others; then raises what one of them raised."""
+    ended = await asyncio.gather(*works, return_exceptions=True)
+    for result in ended:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def in_turn(*steps: Callable[[], Awaitable[Any]]) -> None:
+    """One after the other, whatever one of them raises; then raises what the first one did. Ends when it is
+    cancelled."""
+    errors = []
+    for step in steps:
+        try:
+            await step()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 @asynccontextmanager

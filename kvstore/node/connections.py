@@ -9,7 +9,7 @@ import weakref
 from collections import Counter, OrderedDict
 
 from kvstore.fabric.base import Fabric, Peer
-from kvstore.node.progress import Moves
+from kvstore.node.progress import Moves, Users
 
 _READERS_MAX = 1024
 
@@ -22,6 +22,7 @@ class Connections:
         self._counted: weakref.WeakSet[Peer] = weakref.WeakSet()
         self._moves: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
         self._sent: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
+        self._users: weakref.WeakKeyDictionary[Peer, Users] = weakref.WeakKeyDictionary()
         self._readers: OrderedDict[bytes, int] = OrderedDict()
 
     def number(self, owner: str) -> int:
@@ -36,11 +37,14 @@ class Connections:
 
     def moves(self, peer: Peer) -> Moves:
         """What the transfers that come over a connection count together."""
-        return self._moves.setdefault(peer, Moves())
+        return self._moves.setdefault(peer, Moves(users=self._users_of(peer)))
 
     def sent(self, peer: Peer) -> Moves:
         """What those that go over it do."""
-        return self._sent.setdefault(peer, Moves())
+        return self._sent.setdefault(peer, Moves(users=self._users_of(peer)))
+
+    def _users_of(self, peer: Peer) -> Users:
+        return self._users.setdefault(peer, Users())
 
     async def to_reader(self, fabric: Fabric, address: bytes, number: int) -> Peer:
         """The owner's connection to a reader, made anew when the reader gave the last one up. Raises InvalidInput."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kvstore.blocks.layout import Layout, layer_groups
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import HandoffLost, InvalidInput, KVStoreError
+from kvstore.node.background import all_ended, in_turn
 from kvstore.node.board import Board
 from kvstore.node.catalog import PinnedBlock, Pins, ShardId
 from kvstore.node.feed import Arrival, BoardFeed, Changed
@@ -75,7 +76,7 @@ class Gathering:
         self._paths: dict[int, Path] = {}
         self._opened: list[int] = []  # those that the plan began with
         self._live: set[int] = set()
-        self._runs: list[asyncio.Task[None]] = []
+        self._runs: dict[int, asyncio.Task[None]] = {}  # by path
         self._board = Board([], {})
         self._changed = Changed()
         self._usable = 0
@@ -150,6 +151,7 @@ class Gathering:
             {block: held.place.tier for block, held in staged.items()},
             self._staging.bring,
             self._drop_own,
+            self._staging.settle,
             self._config.nvme_depth_max,
         )
 
@@ -182,7 +184,7 @@ class Gathering:
         for relay in self._maker.through(route.helpers, direct):
             number = self._add(relay)
             self._board.expect(number, relay.blocks)
-            self._runs.append(asyncio.create_task(self._join(number, relay)))
+            self._runs[number] = asyncio.create_task(self._join(number, relay))
 
     async def _join(self, number: int, path: NodePath) -> None:
         """A path that is opened while others run already; should they end meanwhile, it may be the last hope."""
@@ -208,7 +210,7 @@ class Gathering:
         self._tell_mapped()
         self._tell_kept()
         for number in self._opened:
-            self._runs.append(asyncio.create_task(self._run_path(number, self._paths[number])))
+            self._runs[number] = asyncio.create_task(self._run_path(number, self._paths[number]))
 
     async def finished(self) -> None:
         """Returns when all that can come has come. Raises HandoffLost: a handoff comes whole or not at all."""
@@ -343,7 +345,7 @@ class Gathering:
         if self._board.add(self._group_of(piece), piece, frozenset(added)):
             self.outcomes[piece.block] = Outcome.READY
         for number in added:
-            self._runs.append(asyncio.create_task(self._run_path(number, self._paths[number])))
+            self._runs[number] = asyncio.create_task(self._run_path(number, self._paths[number]))
 
     def _group_of(self, piece: Piece) -> int:
         return next(i for i, (first, layers) in enumerate(self._groups) if first <= piece.first_layer < first + layers)
@@ -359,23 +361,35 @@ class Gathering:
     # ---- ending ----------------------------------------------------------------------------------------------------
 
     async def settle(self) -> None:
-        """Nothing of this load stays: receives settle first, then places and pins are given back."""
+        """Nothing of this load stays: receives settle first, then places and pins are given back. What nobody waits for
+        any more is given back at once, and no path waits for another's end."""
         self._changed.end()
         self._promise(0)
-        for run in self._runs:
-            run.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
-        for path in self._paths.values():
-            with contextlib.suppress(KVStoreError):
-                await path.settle()
-        await self._staging.settle()
-        for place_id in self._places:
-            self._resources.landing.give_back(place_id)
+        self._give_back()
         for kept in self._kept.values():
             self._resources.kept.release(kept)
+        paths = all_ended([self._end_path(number, path) for number, path in self._paths.items()])
+        await in_turn(lambda: paths, self._let_go)
+
+    async def _end_path(self, number: int, path: Path) -> None:
+        run = self._runs.get(number)
+        if run is not None:
+            run.cancel()
+            await asyncio.wait({run})
+            if not run.cancelled() and run.exception() is not None:
+                log.error("load: a path ended badly", exc_info=run.exception())
+        with contextlib.suppress(KVStoreError):
+            await path.settle()
+
+    async def _let_go(self) -> None:
+        self._give_back()
         if self._pins is not None:
             self._custody.catalog.unpin(self._pins.pin_id)
             self._custody.settle()
+
+    def _give_back(self) -> None:
+        while self._places:
+            self._resources.landing.give_back(self._places.pop())
 
 
 def _better(known: Outcome, other: Outcome) -> Outcome:

@@ -14,7 +14,7 @@ from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import KVStoreError, NodeUnavailable, PeerLost
 from kvstore.fabric.base import Peer
-from kvstore.node.background import at_work
+from kvstore.node.background import at_work, in_turn
 from kvstore.node.custody import Custody
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.landers import Landed, Lander
@@ -27,7 +27,7 @@ from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.pace import Pace
 from kvstore.rpc.stream import Call, end_telling, replies, tell
 
-_DRAIN_S = 0.5
+_DRAIN_S = 0.3
 _WRITE_PACE_S = 0.002  # a fraction of what the bytes in flight take
 
 
@@ -186,7 +186,7 @@ class Incoming:
         del self._receives[tag]
         error = receive.exception() if not receive.cancelled() else PeerLost("cancelled")
         refused = self._refused.pop(tag, None)
-        moved = error is None and refused is None
+        moved = error is None and refused is None and not self._ending  # else it may be one byte, see `Withdrawn`
         self._window.leave(piece.length, moved)
         self.portion.leave(piece.length)
         self._meter.leave(piece.length, moved)
@@ -195,9 +195,10 @@ class Incoming:
             self._lose(error if isinstance(error, KVStoreError) else PeerLost(str(error)))
             return
         self._progress.note()
-        if refused is not None:
+        if not moved:
             self.lander.give_back(landed.place_id)
-            feed.refused(piece, refused)
+            if refused is not None:
+                feed.refused(piece, refused)
             return
         self.lander.arrived(landed.place_id)
         feed.arrived(Arrival(piece, *landed, self._piece_checksums(piece)))
@@ -227,6 +228,8 @@ class Incoming:
                 await tell(self.call, node_pb2.TransferUp(corrupt=node_pb2.CorruptBlocks(blocks=corrupt)))
             if refused:
                 await tell(self.call, node_pb2.TransferUp(refused=node_pb2.Refused(tags=refused)))
+            if ending and self._receives:
+                await tell(self.call, node_pb2.TransferUp(withdrawn=node_pb2.Withdrawn()))
         await end_telling(self.call)
 
     async def _read_stream(self) -> None:
@@ -278,17 +281,26 @@ class Incoming:
         self._write_pace.set(urgent=True)
 
     async def settle(self) -> None:
-        """Ends the stream once nothing is being received any more; what does not drain is ended by closing the peer."""
-        if self._receives:
-            await self._drain()
-            if self._receives and self._peer is not None:
+        """Ends the stream; then nothing is being received any more. What does not come, or end, in time is ended by
+        closing the peer."""
+        self._ending = True
+        self._write_pace.set(urgent=True)
+        await in_turn(self._settle_receives, self._end_stream)
+
+    async def _settle_receives(self) -> None:
+        if self._peer is None:
+            return
+        try:
+            if self._receives and (self._lost.done() or not await self._progress.settled(self._receives.values())):
                 await self._peer.close()
-        if self._peer is not None and not self._peer.alive:
-            self._connections.give_up(self._connection, self._peer)
+        finally:
+            self._progress.leave()
+            if not self._peer.alive:
+                self._connections.give_up(self._connection, self._peer)
+
+    async def _end_stream(self) -> None:
         if self._stream_tasks and not self._lost.done():
             # The owner reads what was written to it: a stream that is cancelled may lose it.
-            self._ending = True
-            self._write_pace.set(urgent=True)
             await asyncio.wait(self._stream_tasks, timeout=_DRAIN_S)
         for task in self._stream_tasks:
             task.cancel()
@@ -297,13 +309,6 @@ class Incoming:
             await self._replies.aclose()
         if self.call is not None:
             self.call.cancel()
-
-    async def _drain(self) -> None:
-        """Others use the connection too, and closing it ends theirs as well: what was granted is taken while it
-        moves."""
-        async with at_work(self._received_all(), self._progress.stalled()) as tasks:
-            ends: set[asyncio.Future[Any]] = {*tasks, self._lost}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
     async def _received_all(self) -> None:
         await asyncio.wait(set(self._receives.values()))

@@ -17,7 +17,7 @@ from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
 from kvstore.errors import ChecksumMismatch, Closed, DeviceFailed, InvalidInput, KVStoreError, PeerLost, TooLarge
 from kvstore.fabric.base import Buffer, Peer
-from kvstore.node.background import at_work
+from kvstore.node.background import at_work, in_turn
 from kvstore.node.lanes import Lane, TrafficClass
 from kvstore.node.progress import Moves, Progress
 from kvstore.pb import node_pb2
@@ -27,7 +27,6 @@ SIGNS_OF_LIFE = 3
 """How often a sender that has to wait says so, within the progress deadline."""
 _UNHEARD_FACTOR = 6
 """Of the progress deadline: how long a reader may say nothing. It says something in each."""
-_SETTLE_S = 0.5
 _ONE_BYTE = np.zeros(1, np.uint8)
 log = logging.getLogger(__name__)
 
@@ -69,9 +68,10 @@ class Outgoing:
         self._fetch = fetch
         self._counters = counters
         self._tell = tell
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], int] = {}  # the tag of each
         self._sends: set[asyncio.Future[None]] = set()
         self._refused: set[int] = set()
+        self._withdrawn = False
         self._progress = Progress(config.progress_ms, lane, lambda: bool(self._sends), clock)
         self._progress.share(moves)
         self._silent = False
@@ -96,7 +96,7 @@ class Outgoing:
             raise TooLarge(f"transfer: more than {CREDITS_MAX} credits are not settled")
         for tag, block, offset, length in zip(*columns, strict=True):
             serving = asyncio.create_task(self._serve(tag, block, offset, length))
-            self._serving.add(serving)
+            self._serving[serving] = tag
             serving.add_done_callback(self._served)
 
     async def _serve(self, tag: int, block: int, offset: int, length: int) -> None:
@@ -117,8 +117,11 @@ class Outgoing:
         send.add_done_callback(partial(self._sent, tag, length, held))
 
     def _served(self, serving: "asyncio.Task[None]") -> None:
-        self._serving.discard(serving)
-        if not serving.cancelled() and serving.exception() is not None:
+        tag = self._serving.pop(serving)
+        if serving.cancelled():
+            if self._withdrawn:
+                self._end(tag)
+        elif serving.exception() is not None:
             log.warning("transfer: %r", serving.exception())
             self._tell(None)  # else the reader would wait for it
 
@@ -137,6 +140,9 @@ class Outgoing:
             self._tell(None)
 
     def _refuse(self, tag: int, outcome: Outcome) -> None:
+        if self._withdrawn:
+            self._end(tag)
+            return
         self._refused.add(tag)
         settled = node_pb2.Settled(tags=[tag], outcomes=bytes([outcome]))
         self._tell(node_pb2.TransferDown(settled=settled))
@@ -146,9 +152,19 @@ class Outgoing:
         for tag in tags:
             if tag in self._refused:
                 self._refused.discard(tag)
-                end = self._peer.send(tag, _ONE_BYTE)
-                self._sends.add(end)
-                end.add_done_callback(self._end_sent)
+                self._end(tag)
+
+    def withdraw(self) -> None:
+        """The reader takes nothing more: what is not being sent yet is not sent, and the receives for it end."""
+        self._withdrawn = True
+        for serving in self._serving:
+            serving.cancel()
+        self.end_receives(list(self._refused))
+
+    def _end(self, tag: int) -> None:
+        end = self._peer.send(tag, _ONE_BYTE)
+        self._sends.add(end)
+        end.add_done_callback(self._end_sent)
 
     def _end_sent(self, end: asyncio.Future[None]) -> None:
         self._sends.discard(end)
@@ -173,12 +189,24 @@ class Outgoing:
         for serving in self._serving:
             serving.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
-        if self._sends:
-            _, late = await asyncio.wait(self._sends, timeout=0 if self._silent else _SETTLE_S)
-            if late:
+        await in_turn(self._end_sends, self._last_sends)
+
+    async def _end_sends(self) -> None:
+        try:
+            if self._sends and not await self._settled():
                 await self._peer.close()
-                # Without a bound: a slot that a send may still read is never given to anybody.
-                await asyncio.wait(late)
+        finally:
+            self._progress.leave()
+
+    async def _settled(self) -> bool:
+        if self._silent:
+            return not (await asyncio.wait(self._sends, timeout=0))[1]
+        return await self._progress.settled(self._sends)
+
+    async def _last_sends(self) -> None:
+        """Without a bound: a slot that a send may still read is never given to anybody."""
+        if self._sends:
+            await asyncio.wait(self._sends)
 
 
 def _outcome_of(error: KVStoreError) -> Outcome:

@@ -63,6 +63,7 @@ class HerePath:
         tiers: dict[int, Tier],
         bring: Callable[[Piece], Awaitable[Arrival]],
         on_corrupt: Callable[[int], None],
+        on_settle: Callable[[], Awaitable[None]],
         depth: int,
     ) -> None:
         self.blocks: Sequence[int] = list(tiers)
@@ -70,6 +71,7 @@ class HerePath:
         self._tiers = tiers
         self._bring = bring
         self._on_corrupt = on_corrupt
+        self._on_settle = on_settle
         self._depth = depth
 
     async def open(self) -> list[Outcome]:
@@ -100,7 +102,7 @@ class HerePath:
         self._on_corrupt(block)
 
     async def settle(self) -> None:
-        return  # `run` has waited for its workers
+        await self._on_settle()
 
 
 class NodePath:

@@ -5,10 +5,15 @@ owner that pushes nothing, the owner a reader that takes nothing and would hold 
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from kvstore.node.background import at_work
+
+SETTLE_S = 0.6
+"""A transfer that has ended lets go within a second, on all nodes."""
+_RECHECK_S = 0.1
 _CHECKS = 6  # within the deadline
 _SLOW_FACTOR = 3
 
@@ -24,10 +29,18 @@ class Flow(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class Moves:
-    """How often something has moved over a connection."""
+class Users:
+    """How many transfers use a connection, in either direction."""
 
     count: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Moves:
+    """How often something has moved over a connection, in one direction."""
+
+    count: int = 0
+    users: Users = field(default_factory=Users)
 
 
 class Progress:
@@ -43,6 +56,11 @@ class Progress:
     def share(self, moves: Moves) -> None:
         """Counts with all who use the connection: what waits behind another's bytes is late, but its peer is alive."""
         self._moves = moves
+        moves.users.count += 1
+
+    def leave(self) -> None:
+        """Uses the connection no more. Must have been shared; once."""
+        self._moves.users.count -= 1
 
     @property
     def moves(self) -> int:
@@ -51,6 +69,16 @@ class Progress:
     def note(self) -> None:
         """Bytes have moved, or the first operation after a rest has begun."""
         self._moves.count += 1
+
+    async def settled(self, operations: Collection[asyncio.Future[Any]]) -> bool:
+        """Waits for the last operations of the transfer. False: they are not to be waited for; nothing moves any more,
+        or they take longer than SETTLE_S. To close a connection ends all that use it: where others do, it is waited
+        for what moves."""
+        async with at_work(_ended(operations), self.stalled()) as (ended, stalled):
+            await asyncio.wait({ended, stalled}, timeout=SETTLE_S, return_when=asyncio.FIRST_COMPLETED)
+            while not (ended.done() or stalled.done()) and self._moves.users.count > 1:
+                await asyncio.wait({ended, stalled}, timeout=_RECHECK_S, return_when=asyncio.FIRST_COMPLETED)
+            return ended.done()
 
     async def stalled(self) -> int:
         """Returns, with the milliseconds that were allowed, once nothing has moved for so long."""
@@ -68,3 +96,7 @@ class Progress:
             expected_ns = int(_SLOW_FACTOR * self._flow.in_flight_bytes / self._flow.bytes_per_s * 1e9)
             if quiet_ns > self._deadline_ns + expected_ns:
                 return (self._deadline_ns + expected_ns) // 1_000_000
+
+
+async def _ended(operations: Collection[asyncio.Future[Any]]) -> None:
+    await asyncio.wait(set(operations))

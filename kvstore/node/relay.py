@@ -22,6 +22,7 @@ from kvstore.errors import (
     StaleGeneration,
     UnknownNamespace,
 )
+from kvstore.node.background import all_ended
 from kvstore.node.catalog import ShardId
 from kvstore.node.feed import Arrival
 from kvstore.node.incoming import Incoming, block_checksums
@@ -210,6 +211,8 @@ class Relayed:
                 self._incoming.report_corrupt(request.corrupt.blocks)
             elif kind == "refused":
                 outgoing.end_receives(request.refused.tags)
+            elif kind == "withdrawn":
+                outgoing.withdraw()
         self.outbox.put_nowait(None)
 
     async def _read(self) -> None:
@@ -259,6 +262,7 @@ class Relayed:
 
     async def settle(self) -> None:
         self._wanted.end(PeerLost("the relay has ended"))
+        legs = [self._incoming.settle()]
         if self._outgoing is not None:
-            await self._outgoing.settle()
-        await self._incoming.settle()
+            legs.append(self._outgoing.settle())
+        await all_ended(legs)

@@ -15,7 +15,7 @@ import xxhash
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import HandoffLost, InvalidInput, KVStoreError
-from kvstore.node.background import Background, at_work
+from kvstore.node.background import Background, at_work, in_turn
 from kvstore.node.catalog import PinnedBlock, Place, ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.diskfetch import DiskFetch
@@ -290,6 +290,8 @@ class _Owned:
                 await self._drop_corrupt(request.corrupt.blocks)
             elif kind == "refused":
                 outgoing.end_receives(request.refused.tags)
+            elif kind == "withdrawn":
+                outgoing.withdraw()
         self.outbox.put_nowait(None)
 
     async def _fetch(self, block: int, offset: int, length: int) -> Held:
@@ -333,10 +335,10 @@ class _Owned:
 
     async def settle(self) -> None:
         """Sends settle first, then pins end."""
-        if self._outgoing is not None:
-            await self._outgoing.settle()
-        if self._disk is not None:
-            await self._disk.settle()
+        steps = [part.settle for part in (self._outgoing, self._disk) if part is not None]
+        await in_turn(*steps, self._let_go)
+
+    async def _let_go(self) -> None:
         if self._handoff is not None:
             self._owner.handoffs.received(self._handoff)
         if self._pin_id:

@@ -1134,6 +1134,7 @@ class TransferUp(google.protobuf.message.Message):
     CREDITS_FIELD_NUMBER: builtins.int
     CORRUPT_FIELD_NUMBER: builtins.int
     REFUSED_FIELD_NUMBER: builtins.int
+    WITHDRAWN_FIELD_NUMBER: builtins.int
     @property
     def open(self) -> Global___TransferOpen: ...
     @property
@@ -1142,6 +1143,8 @@ class TransferUp(google.protobuf.message.Message):
     def corrupt(self) -> Global___CorruptBlocks: ...
     @property
     def refused(self) -> Global___Refused: ...
+    @property
+    def withdrawn(self) -> Global___Withdrawn: ...
     def __init__(
         self,
         *,
@@ -1149,10 +1152,11 @@ class TransferUp(google.protobuf.message.Message):
         credits: Global___Credits | None = ...,
         corrupt: Global___CorruptBlocks | None = ...,
         refused: Global___Refused | None = ...,
+        withdrawn: Global___Withdrawn | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open", "refused", b"refused"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open", "refused", b"refused"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "credits", "corrupt", "refused"] | None: ...
+    def HasField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open", "refused", b"refused", "withdrawn", b"withdrawn"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["corrupt", b"corrupt", "credits", b"credits", "message", b"message", "open", b"open", "refused", b"refused", "withdrawn", b"withdrawn"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "credits", "corrupt", "refused", "withdrawn"] | None: ...
 
 Global___TransferUp: typing_extensions.TypeAlias = TransferUp
 
@@ -1403,6 +1407,18 @@ class Settled(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["outcomes", b"outcomes", "tags", b"tags"]) -> None: ...
 
 Global___Settled: typing_extensions.TypeAlias = Settled
+
+@typing.final
+class Withdrawn(google.protobuf.message.Message):
+    """The reader takes nothing more. What it granted and is not being sent yet ends by one byte under each tag."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___Withdrawn: typing_extensions.TypeAlias = Withdrawn
 
 @typing.final
 class Refused(google.protobuf.message.Message):

@@ -4,6 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+import pytest
+
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.connections import Connections
 from kvstore.node.progress import Progress
@@ -53,15 +55,49 @@ async def test_a_transfer_waits_behind_others_of_its_connection() -> None:
     waiting.share(connections.moves(here.connect(there.address)))
     other.share(connections.moves(here.connect(elsewhere.address)))
 
-    async def serve() -> None:
-        while True:
-            served.note()
-            await asyncio.sleep(DEADLINE_MS / 1000 / 10)
-
-    serving = asyncio.create_task(serve())
+    serving = asyncio.create_task(moves(served))
     assert await goes_on(served, waiting, for_ms=5 * DEADLINE_MS)
     assert await asyncio.wait_for(other.stalled(), 2) == DEADLINE_MS
     serving.cancel()
     await asyncio.wait_for(asyncio.gather(served.stalled(), waiting.stalled()), 2)
     for fabric in (here, there, elsewhere):
         await fabric.close()
+
+
+async def test_the_last_operations_are_waited_for_as_long_as_they_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone on its connection a transfer has a bound, however well it moves; beside others it takes what moves."""
+    monkeypatch.setattr("kvstore.node.progress.SETTLE_S", 0.05)
+    here, there = LoopbackFabric(), LoopbackFabric()
+    connections, peer = Connections(), here.connect(there.address)
+    ending, other = progress(), progress()
+    ending.share(connections.moves(peer))
+    last = asyncio.get_running_loop().create_future()
+    moving = asyncio.create_task(moves(other))
+    assert not await asyncio.wait_for(ending.settled([last]), 2)
+
+    other.share(connections.sent(peer))
+    other.leave()
+    other.share(connections.moves(peer))
+    settling = asyncio.create_task(ending.settled([last]))
+    await asyncio.wait({settling}, timeout=4 * DEADLINE_MS / 1000)
+    assert not settling.done()
+    other.leave()
+    assert not await asyncio.wait_for(settling, 2)
+
+    other.share(connections.moves(peer))
+    settling = asyncio.create_task(ending.settled([last]))
+    last.set_result(None)
+    assert await asyncio.wait_for(settling, 2)
+
+    still = asyncio.get_running_loop().create_future()
+    settling = asyncio.create_task(ending.settled([still]))
+    moving.cancel()
+    assert not await asyncio.wait_for(settling, 2)
+    for fabric in (here, there):
+        await fabric.close()
+
+
+async def moves(one: Progress) -> None:
+    while True:
+        one.note()
+        await asyncio.sleep(DEADLINE_MS / 1000 / 10)

@@ -15,11 +15,14 @@ import pytest
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout
 from kvstore.client import AsyncClient, LoadResult, buffers
+from kvstore.client.copying import checksum
 from kvstore.errors import Refused
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.app import NodeServer
 from kvstore.node.board import Board
 from kvstore.node.networks import COMPUTE, STORAGE
+from kvstore.node.outgoing import Outgoing
+from kvstore.node.paths import NodePath
 from kvstore.node.pieces import Piece
 from kvstore.node.relay import Relayed
 from kvstore.pb import node_pb2, node_pb2_grpc
@@ -192,6 +195,74 @@ async def test_a_load_that_is_cancelled_leaves_the_connection_to_others(tmp_path
         result = await loads[1].result()
         assert (result.blocks, result.missing) == (BLOCKS, ())
         assert np.array_equal(targets[1], world.source)
+
+
+@pytest.mark.parametrize("how", ["slow", "stalled"])
+async def test_a_load_that_is_cancelled_is_settled_in_time(tmp_path: Path, how: str) -> None:
+    """What was granted and not sent is not sent any more, on either leg; what is under way and moves nothing is not
+    waited for: a second later no node holds anything of it."""
+    async with relaying(tmp_path, lane_bytes_max=256 * 1024) as world:
+        nics = nic(world.storage, STORAGE), nic(world.helper, COMPUTE)
+        match = await world.client.match(world.chain)
+        for each in nics:
+            each.faults.delay_s = 0.4 if how == "slow" else 0.0
+            each.faults.stalled = how == "stalled"
+        load = world.client.load(match, buffers.contiguous(np.zeros_like(world.source), LAYOUT), deadline_s=30)
+        await eventually(lambda: world.helper.networks.meter(STORAGE).in_flight_bytes)
+        await eventually(lambda: world.reader.networks.meter(STORAGE).in_flight_bytes)
+        await eventually(lambda: world.storage.networks.lane(STORAGE).in_flight_bytes)
+        await load.cancel()
+        for node in (world.helper, world.storage, world.reader):
+            await eventually(lambda node=node: not held_by(node) and not node.transfers.staged_bytes, 1.0)
+        for each in nics:
+            each.faults.delay_s, each.faults.stalled = 0.0, False
+
+
+async def test_what_was_withdrawn_is_not_kept(tmp_path: Path) -> None:
+    """The byte that ends a receive of a cancelled load is not taken for its piece: what the helper kept is right."""
+    async with relaying(tmp_path, lane_bytes_max=256 * 1024, kept_ms=300) as world:
+        await world.here.client(world.helper, LAYOUT)
+        nic(world.storage, STORAGE).faults.delay_s = 0.05
+        match = await world.client.match(world.chain)
+        load = world.client.load(
+            match, buffers.contiguous(np.zeros_like(world.source), LAYOUT), deadline_s=8, keep_at="helper"
+        )
+        await eventually(lambda: world.helper.transfers.counters["relayed_bytes"])
+        await load.cancel()
+        blocks = world.helper.kept.blocks()
+        await eventually(lambda: not held_by(world.storage), 1.0)
+        granule = 2 * LAYOUT.layer_bytes
+        here = [(block, layer // 2) for block in blocks for layer in block.here]
+        assert here
+        for block, index in here:
+            kept = world.helper.custody.view(block.place, index * granule, granule)
+            assert checksum(kept) == block.checksums[8 * index : 8 * index + 8]
+
+
+async def test_a_path_that_fails_to_settle_keeps_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever one of them raises: the other paths are settled all the same, and the load's pins end."""
+    settle = NodePath.settle
+
+    async def failing(path: NodePath) -> None:
+        await settle(path)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(NodePath, "settle", failing)
+    await world.load()
+    await at_rest(world.storage, world.helper, world.reader)
+
+
+async def test_a_relay_that_fails_to_settle_settles_both_legs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner has its pins back though what goes on to the reader ended badly."""
+    settle = Outgoing.settle
+
+    async def failing(outgoing: Outgoing) -> None:
+        await settle(outgoing)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Outgoing, "settle", failing)
+    await world.load()
+    await at_rest(world.storage, world.helper, world.reader)
 
 
 async def test_a_helper_that_damages_bytes_is_not_believed(world: World) -> None:

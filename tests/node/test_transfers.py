@@ -159,6 +159,24 @@ async def test_what_is_not_there_is_said(world: World) -> None:
     await transfer.end()
 
 
+async def test_what_is_withdrawn_is_not_sent(world: World) -> None:
+    """A reader that takes nothing more: what is being sent comes; all other receives, also that of a piece that was
+    refused, end by one byte."""
+    world.node.networks.lane("compute").bytes_max = LAYOUT.block_bytes
+    transfer = await world.transfer()
+    world.fabric.faults.stalled = True
+    sent, _ = await transfer.credit(0, 0, LAYOUT.block_bytes)
+    waiting, unsent = await transfer.credit(1, 0, LAYOUT.block_bytes)
+    refused, _ = await transfer.credit(BLOCKS, 0, 10)
+    await transfer.read()
+    await transfer.call.write(node_pb2.TransferUp(withdrawn=node_pb2.Withdrawn()))
+    await transfer.end()
+    world.fabric.faults.stalled = False
+    await asyncio.wait_for(asyncio.gather(sent, waiting, refused), DEADLINE_S)
+    assert not unsent[1:].any()
+    assert world.node.transfers.counters["pushed_bytes"] == LAYOUT.block_bytes
+
+
 @pytest.mark.parametrize(
     ("block", "offset", "length"),
     [
