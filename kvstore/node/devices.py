@@ -1,11 +1,11 @@
 """The directories of the NVMe tier: opened before the node serves, and what they had taken into the catalog."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,10 @@ async def adopt(catalog: Catalog, retention: Retention, nvme: NvmeTier, now_ns: 
     """Brings what all devices had into the catalog, and the namespaces that it is of, before anybody is served. Nothing
     is read of the blocks."""
     began_ns = time.monotonic_ns()
+    for bank in nvme.banks:
+        with contextlib.suppress(DeviceFailed):
+            await _open_namespaces(retention, bank)
     chosen = [bank for bank in nvme.banks if bank.in_service]
-    for bank in chosen:
-        await _open_namespaces(retention, bank.path)
     with paused_collector():
         adoption = catalog.adopt(Tier.NVME, now_ns)
         for bank in chosen:
@@ -114,9 +115,10 @@ async def adopt(catalog: Catalog, retention: Retention, nvme: NvmeTier, now_ns: 
 async def adopt_serving(catalog: Catalog, retention: Retention, nvme: NvmeTier, bank: Bank, clock: Clock) -> None:
     """Brings what one device had into the catalog of a node that serves: a few blocks at a time, and others in between.
 
-    The device gives no slots before it is known which of its slab files are in use."""
+    The device gives no slots before it is known which of its slab files are in use. Raises DeviceFailed, and the device
+    is out of service again."""
     began_ns = time.monotonic_ns()
-    await _open_namespaces(retention, bank.path)
+    await _open_namespaces(retention, bank)
     now_ns, store_now_ms = clock(), bank.device.clock.now_ms()
     recovered = bank.device.take_recovered()
     shift_ms = (now_ns - store_now_ms * 1_000_000) // 1_000_000
@@ -175,20 +177,27 @@ def _fill(adoption: Adoption, nvme: NvmeTier, slab: Slab, entries: Sequence[Foun
         nvme.forget(slab.slab_id, slot, generation)
 
 
-async def _open_namespaces(retention: Retention, path: Path) -> None:
-    try:
-        known = await Manifest(path).load()
-    except ChecksumMismatch as error:
-        log.error("%s: its blocks are lost: %s", path, error)
+async def _open_namespaces(retention: Retention, bank: Bank) -> None:
+    """Nothing for one that is out of service. One that cannot be read goes out of service, and DeviceFailed is
+    raised."""
+    if not bank.in_service:
         return
+    try:
+        known = await Manifest(bank.path).load()
+    except ChecksumMismatch as error:
+        log.error("%s: its blocks are lost: %s", bank.path, error)
+        return
+    except DeviceFailed as error:
+        bank.take_out(error)
+        raise
     for namespace in known:
         try:
             retention.adopted(namespace)
         except InvalidInput as error:
-            log.warning("%s: %s", path, error)
+            log.warning("%s: %s", bank.path, error)
 
 
-@contextmanager
+@contextlib.contextmanager
 def paused_collector() -> Iterator[None]:
     """While very many objects are made that all stay: the collector would walk them again and again."""
     enabled = gc.isenabled()

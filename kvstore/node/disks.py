@@ -115,10 +115,10 @@ class Disks:
         if self._takeover.is_adopted(bank):
             raise InvalidInput(f"{path} was adopted: adopt it again, or give it back")
         async with self._switching:
-            if enabled == bank.in_service:
-                return
             if not enabled:
-                await bank.disable()
+                await bank.disable()  # also what failed: its files are open still
+                return
+            if bank.in_service:
                 return
             await self._withdrawn()
             self._catalog.clear_bank(Tier.NVME, bank.number)

@@ -77,8 +77,8 @@ class World:
         self.here, self.control, self.node, self.client, self.device = here, control, node, client, device
 
     @classmethod
-    async def make(cls, here: Cluster, place: Path) -> "World":
-        control = await here.control()
+    async def make(cls, here: Cluster, place: Path, control: Running | None = None) -> "World":
+        control = control or await here.control()
         device = place / "device"
         options = {"dram_bytes": "8MiB", "slab_bytes": "1MiB", "nvme_slab_bytes": "4MiB", "nvme_free_bytes_min": "0"}
         options |= {"nvme_paths": str(device), "nvme_bytes": "1GiB", "nvme_scrub_bytes_per_s": "0"}
@@ -236,6 +236,34 @@ async def test_a_file_system_that_goes_read_only(here: Cluster, tmp_path: Path) 
         await world.settled()
         assert await world.in_service()
         assert (await here.usage(world.node)).violations == []
+        assert (await world.admin("disable"))[0] == 0
+    finally:
+        unmounted(place)
+
+
+async def test_a_node_starts_beside_a_read_only_device(here: Cluster, tmp_path: Path) -> None:
+    """Mounted so after an error, say: it serves from memory and says what is wrong; mounted for writing and enabled,
+    what was durable is served."""
+    place = tmp_path / "mount"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "none", str(place))
+    try:
+        world = await World.make(here, place)
+        await world.put(0)
+        await world.settled()
+        await world.client.close()
+        await world.node.kill()
+        run("mount", "-o", "remount,ro", str(place))
+        world = await World.make(here, place, world.control)
+        assert not await world.in_service()
+        await world.put(1)
+        assert await world.get(1) == CHAIN
+        code, said = await world.admin("enable")
+        assert code == 2
+        assert "Read-only file system" in said
+        run("mount", "-o", "remount,rw", str(place))
+        assert (await world.admin("enable"))[0] == 0
+        assert await world.get(0) == CHAIN
         assert (await world.admin("disable"))[0] == 0
     finally:
         unmounted(place)

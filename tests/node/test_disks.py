@@ -15,7 +15,7 @@ import pytest
 
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
-from kvstore.errors import DeviceFailed, InvalidInput, Refused
+from kvstore.errors import ConfigError, DeviceFailed, InvalidInput, Refused
 from kvstore.node import disks as disks_module
 from kvstore.node.catalog import Place
 from kvstore.node.devices import open_devices
@@ -213,7 +213,7 @@ async def test_a_device_that_fails_while_it_is_adopted(tmp_path: Path, monkeypat
         await tier.set_device(path, enabled=False)
         enabling = asyncio.ensure_future(tier.set_device(path, enabled=True))
         await under_way(world, enabling, 3)
-        tier.nvme.banks[0]._take_out(DeviceFailed("gone"))
+        tier.nvme.banks[0].take_out(DeviceFailed("gone"))
         await enabling
         assert world.catalog.violations() == []
         assert tier.counters["durable_blocks"] == 0
@@ -244,7 +244,7 @@ async def test_a_lost_device_is_emptied_a_part_at_a_time(tmp_path: Path, monkeyp
         path = str(tmp_path / "device0")
         world.store(keys_of(9), blocks_of(9))
         await settled(tier)
-        tier.nvme.banks[0]._take_out(DeviceFailed("gone"))
+        tier.nvme.banks[0].take_out(DeviceFailed("gone"))
         assert tier.counters["durable_blocks"] == 7
         await tier.set_device(path, enabled=True)
         assert tier.counters["durable_blocks"] == 9
@@ -365,6 +365,45 @@ async def test_a_device_that_cannot_be_opened_stays_out(tmp_path: Path, monkeypa
         assert not tier.nvme.in_service
         opened = await open_devices(NodeConfig(nvme_paths=(path,)))
         assert opened == [(Path(path), None)]
+
+
+async def test_a_device_that_failed_is_let_go_of_when_it_is_disabled(tmp_path: Path) -> None:
+    """It went out of service by itself, with its files open; another process may have it then, and it comes back."""
+    disk = FaultDisk()
+    async with disks_on(tmp_path, disk) as (world, tier):
+        path = str(tmp_path / "device0")
+        world.store(keys_of(2), blocks_of(2))
+        await settled(tier)
+        disk.fail(1, Fault.EIO, lasting=True)
+        world.store(keys_of(2, 1), blocks_of(2, 1))
+        await settled(tier)
+        assert not tier.nvme.in_service
+        with pytest.raises(ConfigError, match="another process"):
+            await open_device(tmp_path / "device0")
+        await tier.set_device(path, enabled=False)
+        (await open_device(tmp_path / "device0")).close()
+        await tier.set_device(path, enabled=True)
+        assert np.array_equal(await world.read(keys_of(2)[1]), blocks_of(2)[1])
+
+
+async def test_a_device_whose_namespaces_cannot_be_read_is_not_enabled(tmp_path: Path) -> None:
+    """The operator is told why, it stays out of service, and comes when it can be read."""
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        path = tmp_path / "device0"
+        world.store(keys_of(2), blocks_of(2))
+        await settled(tier)
+        await tier.set_device(str(path), enabled=False)
+        (path / "namespaces.json").rename(path / "away")
+        (path / "namespaces.json").mkdir()
+        with pytest.raises(DeviceFailed, match=r"namespaces.json"):
+            await tier.set_device(str(path), enabled=True)
+        assert not tier.nvme.in_service
+        assert set(world.store(keys_of(4, 1), blocks_of(4, 1))) == {Outcome.GRANTED}
+        await settled(tier)
+        (path / "namespaces.json").rmdir()
+        (path / "away").rename(path / "namespaces.json")
+        await tier.set_device(str(path), enabled=True)
+        assert np.array_equal(await world.read(keys_of(2)[1]), blocks_of(2)[1])
 
 
 @pytest.mark.parametrize("seed", range(6))

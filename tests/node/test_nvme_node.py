@@ -215,6 +215,42 @@ async def test_two_nodes_never_share_a_device(here: Site, tmp_path: Path) -> Non
         await node_on(here, tmp_path, nvme_paths=(str(tmp_path / "y"),), nvme_admit="sometimes")
 
 
+@pytest.mark.parametrize("broken", ["index", "namespaces.json"])
+async def test_a_node_starts_without_a_device_that_it_cannot_read(here: Site, tmp_path: Path, broken: str) -> None:
+    """It serves from its other one; mended and enabled, the first one's blocks are served again."""
+    device, other = tmp_path / "device", tmp_path / "other"
+    node = await node_on(here, tmp_path)
+    source = await stored(await here.client(node))
+    await spilled(node)
+    await node.stop()
+    (device / broken).rename(tmp_path / "away")
+    if broken == "index":
+        (device / broken).touch()
+    else:
+        (device / broken).mkdir()
+
+    node = await node_on(here, tmp_path, nvme_paths=(str(device), str(other)))
+    assert node.disks is not None
+    assert [bank.in_service for bank in node.disks.nvme.banks] == [False, True]
+    client = await here.client(node)
+    await stored(client, blocks=4)
+    await spilled(node)
+
+    if broken == "index":
+        (device / broken).unlink()
+    else:
+        (device / broken).rmdir()
+    (tmp_path / "away").rename(device / broken)
+    await node.disks.set_device(str(device), enabled=True)
+    target = np.zeros((BLOCKS, LAYOUT.block_bytes), np.uint8)
+    match = await client.match(tokens(BLOCKS))
+    result = await client.load(match, buffers.contiguous(target, LAYOUT)).result()
+    assert result.blocks == BLOCKS
+    assert np.array_equal(target, source)
+    await client.close()
+    await at_rest(node)
+
+
 @pytest.mark.parametrize("near", [True, False])
 async def test_a_handoff_of_what_lies_on_disk(here: Site, tmp_path: Path, near: bool) -> None:
     """Blocks that the sender has on NVMe alone are handed over with the rest: to the same node, and to another."""

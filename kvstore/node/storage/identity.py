@@ -4,6 +4,7 @@ The identity is a small file; where it is lost, any slab file of the device stil
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -11,28 +12,36 @@ from pathlib import Path
 
 from kvstore.errors import ChecksumMismatch, ConfigError, VersionMismatch
 from kvstore.node.storage.entry import ID_BYTES
-from kvstore.node.storage.files import slab_files, slab_path
+from kvstore.node.storage.files import device_errors, slab_files, slab_path
 from kvstore.node.storage.folder import replace_file
 from kvstore.node.storage.format import SLAB_HEADER_BYTES, parse_slab_header
 from kvstore.node.storage.sealed import seal_json, unseal_json
 
 _LOCK, _IDENTITY = "lock", "device.json"
+_NO_DIRECTORY_OF_OURS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+"""What a name that was given by mistake answers; anything else is the disk's."""
 
 
 def lock_directory(path: Path) -> int:
     """Makes the directory where it is missing, and holds it until the descriptor is closed.
 
-    Raises ConfigError when it cannot be used or another process holds it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise ConfigError(f"{path}: another process uses this directory") from error
+    Raises ConfigError for a path that cannot be one, and when another process holds it; DeviceFailed."""
+    with device_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY_OF_OURS:
+                raise
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise ConfigError(f"{path}: another process uses this directory") from error
+        except OSError:
+            os.close(fd)
+            raise
     return fd
 
 

@@ -62,15 +62,15 @@ class StorageIndex:
     def __init__(self, directory: Path, device_id: bytes) -> None:
         """Opens what is there; where nothing is, or nothing that can be trusted, `fresh` is true and the index empty.
         Whoever finds it damaged later says so by `begin_anew`."""
-        self._folder = IndexFolder(directory)
         self._device_id = device_id
         self._synced = True
         self._usable = False
         self._env: Any = None
-        self.fresh = not self._folder.trusted
-        if self.fresh:
-            self._folder.discard()
         with _disk_errors(directory):
+            self._folder = IndexFolder(directory)
+            self.fresh = not self._folder.trusted
+            if self.fresh:
+                self._folder.discard()
             self._folder.loading()
         try:
             self._open()
@@ -81,7 +81,8 @@ class StorageIndex:
         """Forgets everything."""
         if self._env is not None:
             self._env.close()
-        self._folder.discard()
+        with _disk_errors(self._folder.path):
+            self._folder.discard()
         self.fresh = True
         self._open()
 

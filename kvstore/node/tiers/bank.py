@@ -171,7 +171,7 @@ class Bank:
             except DeviceFailed as error:
                 # What was written since the last sync may be lost, and the index was not told: what it says is worth
                 # something again when it was opened anew.
-                self._take_out(error)
+                self.take_out(error)
                 raise
             self._told = told
 
@@ -233,9 +233,10 @@ class Bank:
         self._errors.append(now_ns)
         log.warning("%s: failure %d: %s", self.path, self.failures, error)
         if len(self._errors) == self._errors.maxlen and now_ns - self._errors[0] < _ERRORS_WITHIN_NS:
-            self._take_out(error)
+            self.take_out(error)
 
-    def _take_out(self, error: Exception) -> None:
+    def take_out(self, error: Exception) -> None:
+        """Nothing more is read or written there; nothing happens to one that is out of service."""
         if self.in_service:
             self.in_service = False
             self.why_out = str(error)
@@ -245,12 +246,14 @@ class Bank:
     # ---- coming and going ------------------------------------------------------------------------------------------
 
     async def disable(self) -> None:
-        """Takes the device out of service and lets go of it, as an operator asks. What its index says is true then."""
-        try:
-            await self.flush()
-        except DeviceFailed as error:
-            log.warning("%s: %s", self.path, error)
-        self._take_out(DeviceFailed("disabled"))
+        """Takes the device out of service and lets go of it, as an operator asks. What its index says is true then; of
+        one that is out of service because it failed it says what it said before."""
+        if self.in_service:
+            try:
+                await self.flush()
+            except DeviceFailed as error:
+                log.warning("%s: %s", self.path, error)
+        self.take_out(DeviceFailed("disabled"))
         await self._let_go()
 
     def expect_empty(self) -> None:
