@@ -7,7 +7,6 @@ within a second, also for a session that it opened, and ends a stream before its
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from hmac import compare_digest
 from typing import Any
 
@@ -17,7 +16,7 @@ from kvstore.config import DoorConfig
 from kvstore.errors import ConfigError, Forbidden
 from kvstore.rpc.access import Shown, expect_allowed
 from kvstore.rpc.around import Around
-from kvstore.rpc.tokens import Token, borne, digest_of, known_tokens
+from kvstore.rpc.tokens import KnownTokens, Token, borne, digest_of
 
 _NAMES = "x509_subject_alternative_name"
 _shown: ContextVar[Shown | None] = ContextVar("shown", default=None)
@@ -32,7 +31,7 @@ class Guard(Around):
     def __init__(self, door: DoorConfig, inside: str = "") -> None:
         super().__init__()
         self._inside = inside
-        self._tokens = known_tokens(door.tokens) if door.tokens else None
+        self._tokens = KnownTokens(door.tokens) if door.tokens else None
 
     @contextmanager
     def around(self, rpc: str, context: Any) -> Iterator[None]:
@@ -53,12 +52,7 @@ class Guard(Around):
         return Shown(local, roles, self._known(secret), self._tokens is not None, inside)
 
     def _known(self, secret: str) -> Token | str:
-        if not secret or self._tokens is None:
-            return ""
-        token = self._tokens().get(digest_of(secret))
-        if token is None:
-            return "the token is unknown or revoked"
-        return f"the token {token.name} has expired" if token.expired(datetime.now(UTC)) else token
+        return self._tokens.find(digest_of(secret)) if secret and self._tokens is not None else ""
 
 
 def guards(door: DoorConfig, inside: str = "") -> Sequence[grpc.aio.ServerInterceptor]:

@@ -41,8 +41,8 @@ class HttpServer:
         door: DoorConfig = OPEN_DOOR,
     ) -> "HttpServer":
         """Serves at host:port. setting: the address's name in messages. door: where it is shut, connections are
-        encrypted, and only those come in who show a client's certificate. warning: what everyone may do who reaches an
-        open one.
+        encrypted, and only those come in who show a client's certificate, or, where the door has tokens, none: then the
+        application asks for one. warning: what everyone may do who reaches an open one.
 
         Raises ConfigError for an address that cannot be bound, or that other hosts reach through an open door without
         `insecure`, and for certificates that are none.

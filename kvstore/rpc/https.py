@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def server_context(door: DoorConfig) -> ssl.SSLContext:
-    """Asks every caller for a certificate of the authority, and shows the server's own. New connections show and
-    believe what the files say then. Raises ConfigError."""
+    """Asks every caller for a certificate of the authority, and shows the server's own. Where tokens are asked it need
+    not come: a browser shows a token instead. New connections show and believe what the files say then. Raises
+    ConfigError."""
     files = certificates(door)
     said, current = files(), _context(door)
 
@@ -40,17 +41,19 @@ def _context(door: DoorConfig) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(door.cert, door.key)
     context.load_verify_locations(door.ca)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_OPTIONAL if door.tokens else ssl.CERT_REQUIRED
     return context
 
 
 class ClientsOnly(H11Protocol):
-    """HTTP for those whose certificate says that they are clients: the other roles are for processes."""
+    """HTTP for those whose certificate, if they show one, says that they are clients: the other roles are for
+    processes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        names = dns_names(transport.get_extra_info("peercert") or {})
+        certificate = transport.get_extra_info("peercert")
+        names = dns_names(certificate or {})
         super().connection_made(transport)
-        if Role.CLIENT not in names:
+        if certificate and Role.CLIENT not in names:
             log.warning(
                 "%s showed a certificate of %s, which is no client's", self.client, ", ".join(names) or "nobody"
             )

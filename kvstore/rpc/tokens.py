@@ -83,9 +83,22 @@ def read_tokens(path: str) -> Tokens:
     return known
 
 
-@cache
-def known_tokens(path: str) -> Renewed[Tokens]:
+class KnownTokens:
     """The file of a configuration, read anew when it changes. Raises ConfigError."""
+
+    def __init__(self, path: str) -> None:
+        self._tokens = _renewed_tokens(path)
+
+    def find(self, digest: str) -> Token | str:
+        """A token that holds now, or why there is none."""
+        token = self._tokens().get(digest)
+        if token is None:
+            return "the token is unknown or revoked"
+        return f"the token {token.name} has expired" if token.expired(datetime.now(UTC)) else token
+
+
+@cache
+def _renewed_tokens(path: str) -> Renewed[Tokens]:
     return Renewed((path,), lambda: read_tokens(path))
 
 
@@ -136,7 +149,7 @@ def _calls_bearing(make: Callable[..., Any], token: Callable[[], str]) -> Callab
 
 
 def borne(metadata: Any) -> str:
-    """The token that a call shows; "" for none."""
+    """The token that a call shows, by its metadata or headers; "" for none."""
     for key, value in metadata or ():
         if key == METADATA_KEY and isinstance(value, str) and value.startswith(_SCHEME):
             return value.removeprefix(_SCHEME)

@@ -7,10 +7,13 @@ from kvstore.config import DoorConfig
 from kvstore.control.page.feed import Feed
 from kvstore.control.page.site import make_site
 from kvstore.control.page.source import Source
+from kvstore.control.page.viewers import Viewers
 from kvstore.rpc.bind import is_local
+from kvstore.rpc.certificates import Role
 from kvstore.rpc.http import HttpServer
+from kvstore.rpc.tokens import KnownTokens
 
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]", Role.CONTROL.value)
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +43,8 @@ class PageServer:
         `insecure`.
         """
         feed = Feed(source.look, interval_ms, clock)
-        site = make_site(feed, source, _LOCAL_HOSTS if is_local(listen) else ("*",))
+        viewers = Viewers(KnownTokens(door.tokens)) if door.tokens else None
+        site = make_site(feed, source, _LOCAL_HOSTS if is_local(listen) else ("*",), viewers)
         try:
             server = await HttpServer.start(
                 "control.page", listen, site, insecure=insecure, warning="read what the cluster tells", door=door

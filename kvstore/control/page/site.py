@@ -13,15 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvstore import errors as e
+from kvstore.control.page.body import read_body
 from kvstore.control.page.feed import Event, Feed
+from kvstore.control.page.login import Login, login_routes
 from kvstore.control.page.search import find, read_search
 from kvstore.control.page.source import Source
+from kvstore.control.page.viewers import Viewers
 
 STATIC = Path(__file__).with_name("static")
 SEARCH_BYTES_MAX = 4 * 1024 * 1024
@@ -30,11 +33,12 @@ RETRY_MS = 1000
 TAKEN_S = 30.0
 """How long a viewer may take for what was sent to him."""
 
+_LOGOUT = 'action="/logout" hidden'
 log = logging.getLogger(__name__)
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "Cache-Control": "no-cache",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -52,12 +56,16 @@ _STATUS: dict[type[e.KVStoreError], int] = {
 }
 
 
-def make_site(feed: Feed, source: Source, hosts: Sequence[str]) -> ASGIApp:
-    """hosts: names by which browsers may call it, "*" for any. Where a name resolves to is its owner's choice: without
-    a list, a page from elsewhere could read this one under a name of its own that leads here (DNS rebinding)."""
+def make_site(feed: Feed, source: Source, hosts: Sequence[str], viewers: Viewers | None = None) -> ASGIApp:
+    """viewers: those who have logged in, where that is needed. hosts: names by which browsers may call it, "*" for any.
+    Where a name resolves to is its owner's choice: without a list, a page from elsewhere could read this one under a
+    name of its own that leads here (DNS rebinding)."""
+
+    text = (STATIC / "index.html").read_text()
+    page = text if viewers is None else text.replace(_LOGOUT, _LOGOUT.removesuffix(" hidden"))
 
     async def index(request: Request) -> Response:
-        return FileResponse(STATIC / "index.html")
+        return HTMLResponse(page)
 
     async def events(request: Request) -> Response:
         stream = feed.events(request.headers.get("last-event-id", ""))
@@ -76,8 +84,13 @@ def make_site(feed: Feed, source: Source, hosts: Sequence[str]) -> ASGIApp:
             Route("/api/state", state),
             Route("/api/search", search, methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
+            *([] if viewers is None else login_routes(viewers)),
         ],
-        middleware=[Middleware(_Headers), Middleware(TrustedHostMiddleware, list(hosts), www_redirect=False)],
+        middleware=[
+            Middleware(_Headers),
+            Middleware(TrustedHostMiddleware, list(hosts), www_redirect=False),
+            *([] if viewers is None else [Middleware(Login, viewers)]),
+        ],
         exception_handlers={e.KVStoreError: _failed, HTTPException: _http_failed},
     )
 
@@ -133,14 +146,9 @@ def _event(event: Event) -> str:
 
 
 async def _body(request: Request) -> Any:
-    """The JSON of a request. Raises TooLarge before it has read more than it may, InvalidInput."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > SEARCH_BYTES_MAX:
-            raise e.TooLarge(f"a search of more than {SEARCH_BYTES_MAX} bytes")
+    """The JSON of a request. Raises TooLarge, InvalidInput."""
     try:
-        return json.loads(body)
+        return json.loads(await read_body(request, SEARCH_BYTES_MAX))
     except (ValueError, RecursionError) as error:
         raise e.InvalidInput(f"no JSON: {error}") from error
 

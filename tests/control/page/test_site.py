@@ -60,7 +60,7 @@ async def test_everything_that_the_page_needs_is_served_from_here(http: httpx2.A
     for script in STATIC.glob("*.js"):
         imported = set(re.findall(r'from "\./([^"]+)"', script.read_text()))
         named |= {f"/static/{name}" for name in imported}
-    assert {path.removeprefix("/static/") for path in named} | {"index.html"} == {
+    assert {path.removeprefix("/static/") for path in named} | {"index.html", "login.html"} == {
         each.name for each in STATIC.iterdir()
     }
     for path in ("/", *sorted(named)):

@@ -18,8 +18,15 @@ export function follow(url, { onState, onPoints, onStanding }) {
     source.addEventListener("error", () => {
       onStanding("lost");
       // A refusal closes the stream for good; a lost connection is taken up again by the browser.
-      if (source.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+      if (source.readyState !== EventSource.CLOSED) return;
+      loginIfOver();
+      setTimeout(connect, 3000);
     });
+  }
+
+  async function loginIfOver() {
+    const answer = await fetch("/api/state").catch(() => null);
+    if (answer?.status === 401) location.assign("/login");
   }
 
   function heard() {
