@@ -8,7 +8,7 @@ The hash is cryptographic: the KV of another prompt must not be reachable by a c
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,16 @@ _PERSON = b"kvstore-block"
 class Chain:
     """The keys of one prompt's full blocks, root first, and the partial block's tokens that follow them.
 
-    namespace_id: the seed. tokens: of the whole prompt.
+    namespace_id: the seed. tokens: of the whole prompt. parent, depth: the key before the first and how many blocks are
+    before it, where these are the later part of a chain whose beginning is elsewhere.
     """
 
     namespace_id: bytes
     keys: tuple[bytes, ...]
     tokens: int
     block_tokens: int
+    parent: bytes = b""
+    depth: int = 0
 
     @property
     def tail_tokens(self) -> int:
@@ -46,7 +49,7 @@ class Chain:
         """The first `blocks` blocks alone."""
         if blocks >= len(self.keys):
             return self
-        return Chain(self.namespace_id, self.keys[:blocks], blocks * self.block_tokens, self.block_tokens)
+        return replace(self, keys=self.keys[:blocks], tokens=blocks * self.block_tokens)
 
     def __len__(self) -> int:
         return len(self.keys)

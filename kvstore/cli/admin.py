@@ -8,6 +8,8 @@ from google.protobuf.message import Message
 from kvstore.cli import (
     admin_adopt,
     admin_explain,
+    admin_export,
+    admin_import,
     admin_loads,
     admin_log,
     admin_pins,
@@ -70,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_log.add_commands(commands, shared)
     admin_watch.add_commands(commands, shared)
     admin_top.add_commands(commands, shared)
+    admin_export.add_commands(commands, shared)
+    admin_import.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
     admin_pins.add_commands(commands, shared)
 
@@ -81,8 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     door = load_config(args).door
     if args.follow is not None:
-        asyncio.run(args.follow(args, door))
-        return 0
+        return asyncio.run(args.follow(args, door)) or 0
     reply = asyncio.run(ask(args.control, lambda stub: args.ask(stub, args), door))
     if args.json:
         print(as_json(reply))

@@ -77,7 +77,7 @@ def what(args: argparse.Namespace) -> Prefix:
 def prompt(namespace_json: Path, tokens_file: Path) -> Prefix:
     """The blocks of a prompt. Raises InvalidInput."""
     namespace, block_tokens = read_namespace(namespace_json)
-    tokens = _read_tokens(tokens_file)
+    tokens = read_tokens(tokens_file)
     return Prefix(namespace.id, chain(namespace.id, tokens, block_tokens).keys, namespace, tokens)
 
 
@@ -108,7 +108,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_tokens(path: Path) -> "npt.NDArray[np.int64]":
+def read_tokens(path: Path) -> "npt.NDArray[np.int64]":
+    """Raises InvalidInput."""
     try:
         return np.array(
             [int(word) for word in _read_text(path).strip("[] \n").replace(",", " ").split()], dtype=np.int64

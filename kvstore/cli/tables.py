@@ -1,8 +1,12 @@
 """Tables on standard output, the same for every command."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +29,23 @@ def show(*parts: Table | str) -> None:
         console = Console(width=_PIPE_COLUMNS)
     for part in parts:
         console.print(Text(part) if isinstance(part, str) else part)
+
+
+def show_or_json(said: Mapping[str, Any], as_json: bool, *parts: Table | str) -> None:
+    """What a command has done: tables and lines, or one JSON object."""
+    if as_json:
+        print(json.dumps(said))
+    else:
+        show(*parts)
+
+
+@contextmanager
+def progress_of_bytes(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, as long as the block runs; gives what is told of so many bytes more."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def shown_bytes(count: float) -> str:

@@ -66,7 +66,7 @@ async def _lease(link: Link, part: Part, ttl_ms: int, ticket: bytes, tail: bool)
         request = node_pb2.ReserveRequest(
             **link.about(part.packed),
             first=part.first,
-            depth=part.at,
+            depth=part.depth,
             parent=part.parent,
             ttl_ms=ttl_ms,
             ticket=ticket,

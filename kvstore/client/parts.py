@@ -11,13 +11,15 @@ from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 class Part:
     """Consecutive keys of a chain.
 
-    at: blocks of the chain before them. parent: the key before them, b"" for the first part. first: index of the first
-    key that is asked for; those before it are ancestors. last: the chain's partial block comes with this part.
+    at: blocks of the chain before them. parent: the key before them, b"" for the first part of a whole chain. depth:
+    how many blocks are before them, from the root. first: index of the first key that is asked for; those before it are
+    ancestors. last: the chain's partial block comes with this part.
     """
 
     keys: tuple[bytes, ...]
     at: int
     parent: bytes
+    depth: int
     first: int
     last: bool
 
@@ -39,7 +41,8 @@ def parts_of(chain: Chain, first_block: int = 0) -> Sequence[Part]:
         Part(
             keys := chain.keys[at : at + step],
             at,
-            chain.keys[at - 1] if at else b"",
+            chain.keys[at - 1] if at else chain.parent,
+            chain.depth + at,
             min(max(first_block - at, 0), len(keys)),
             last=at == starts[-1],
         )

@@ -29,6 +29,8 @@ CHECK_DEADLINE_S = 30.0
 """Of a node that recounts everything."""
 DEVICE_DEADLINE_S = 60.0
 """Of a node that opens a device anew: it reads the whole index."""
+LIST_DEADLINE_S = 10.0
+"""Of a node that names what it holds, some buckets of it."""
 ADOPT_DEADLINE_S = 600.0
 """Of a node that reads every header of another node's device."""
 log = logging.getLogger(__name__)
@@ -174,6 +176,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     @unary
     async def Pins(self, request: admin_pb2.PinsRequest, context: Any) -> admin_pb2.PinsReply:
         return await self._pinning.pins()
+
+    @unary
+    async def ListBlocks(self, request: admin_pb2.ListNodeBlocksRequest, context: Any) -> node_pb2.ListBlocksReply:
+        wire.check_namespace(request.namespace_id)
+        asked = node_pb2.ListBlocksRequest(
+            caller=NODE_CALLER, namespace_id=request.namespace_id, buckets=request.buckets
+        )
+        return await self._asking.one(request.node_id, lambda stub: stub.ListBlocks(asked, timeout=LIST_DEADLINE_S))
 
     @answering
     async def Watch(self, request: admin_pb2.WatchRequest, context: Any) -> AsyncIterator[admin_pb2.WatchReply]:

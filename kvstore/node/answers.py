@@ -42,6 +42,14 @@ class Standing(NamedTuple):
     lifetime: Lifetime
 
 
+class Listed(NamedTuple):
+    """A live block by its names. parent: b"" for a root, and where it is not known; depth is 0 then."""
+
+    shard: ShardId
+    key: bytes
+    above: Above
+
+
 class Whereabouts(NamedTuple):
     """What is known of one key, for people. tiers: where it is. gone: why it is not, or was not before it came again.
     declined: a client found it not worth loading."""

@@ -67,6 +67,7 @@ from kvstore.rpc.address_file import write_address
 from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import OPEN_DOOR, make_server
 from kvstore.rpc.guard import guards
+from kvstore.rpc.host import host_identity
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_S = 0.5
@@ -181,7 +182,7 @@ class NodeServer:
             node_id=self.node_id,
             incarnation=self.incarnation,
             grpc=self.address,
-            host=_host_identity(),
+            host=host_identity(),
             storage_node="storage" in config.roles,
             relays=config.relay and (self.networks.has_storage or self.shared is not None),
             shared=config.nvme_shared or self.shared is not None,
@@ -364,10 +365,3 @@ def _expect_unserved(path: Path) -> None:
         except OSError:
             return
     raise ConfigError(f"node: another process serves unix:{path}")
-
-
-def _host_identity() -> str:
-    """Equal for processes that share memory: the kernel's boot id."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return socket.gethostname()

@@ -29,6 +29,7 @@ from kvstore.node.answers import (
     Damaged,
     Forget,
     Lifetime,
+    Listed,
     OpenSlab,
     PinnedBlock,
     PinnedByOperator,
@@ -175,6 +176,14 @@ class Catalog:
         """Of all blocks that the namespace has, or had a moment ago, by shard; parents mostly before their children."""
         namespace = self._stock.namespaces.get(namespace_id)
         return [] if namespace is None else [(shard, list(tree.blocks)) for shard, tree in namespace.trees.items()]
+
+    def listed(self, namespace_id: bytes, bucket: int, now_ns: int) -> list[Listed]:
+        """The live blocks of a namespace in one bucket, in no order. Walks the blocks of the bucket."""
+        return [
+            Listed(block.tree.shard, block.key, above_of(block))
+            for block in self._journal.held((bucket,))
+            if block.tree.namespace.namespace_id == namespace_id and block.deadline_ns > now_ns
+        ]
 
     def layout(self, namespace_id: bytes) -> Layout:
         """Raises UnknownNamespace."""
@@ -630,8 +639,12 @@ class Catalog:
         return namespace
 
 
+def above_of(block: Block) -> Above:
+    """Where a block hangs in its chain, as far as that is known."""
+    return ROOT if block.parent is None else Above(block.parent.key, block.depth)
+
+
 def _standing(block: Block | None, now_ns: int) -> Standing | None:
     if block is None or not block.slots or block.deadline_ns <= now_ns:
         return None
-    above = ROOT if block.parent is None else Above(block.parent.key, block.depth)
-    return Standing(above, Lifetime(block.asked_ns, block.deadline_ns))
+    return Standing(above_of(block), Lifetime(block.asked_ns, block.deadline_ns))

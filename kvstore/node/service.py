@@ -20,6 +20,7 @@ from kvstore.node.explaining import explain
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.intake import Intake
+from kvstore.node.listing import listing
 from kvstore.node.loads import Loads
 from kvstore.node.locating import locate
 from kvstore.node.operating import Operating
@@ -380,6 +381,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
     @unary
     async def Explain(self, request: node_pb2.ExplainRequest, context: Context) -> node_pb2.ExplainReply:
         return explain(self._custody, self._retention, request)
+
+    @unary
+    async def ListBlocks(self, request: node_pb2.ListBlocksRequest, context: Context) -> node_pb2.ListBlocksReply:
+        return await listing(self._custody, self._retention, request)
 
     @unary
     async def Usage(self, request: node_pb2.UsageRequest, context: Context) -> node_pb2.UsageReply:

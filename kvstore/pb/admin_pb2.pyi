@@ -845,6 +845,33 @@ class NodePins(google.protobuf.message.Message):
 Global___NodePins: typing_extensions.TypeAlias = NodePins
 
 @typing.final
+class ListNodeBlocksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    namespace_id: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        node_id: builtins.str = ...,
+        namespace_id: builtins.bytes = ...,
+        buckets: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["buckets", b"buckets", "caller", b"caller", "namespace_id", b"namespace_id", "node_id", b"node_id"]) -> None: ...
+
+Global___ListNodeBlocksRequest: typing_extensions.TypeAlias = ListNodeBlocksRequest
+
+@typing.final
 class WatchRequest(google.protobuf.message.Message):
     """Events as they come, until either side ends the stream."""
 

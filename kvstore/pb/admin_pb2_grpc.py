@@ -106,6 +106,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.WatchRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_admin__pb2.WatchReply.FromString,
                 _registered_method=True)
+        self.ListBlocks = channel.unary_unary(
+                '/kvstore.v1.Admin/ListBlocks',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.ListNodeBlocksRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.ListBlocksReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -200,6 +205,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBlocks(self, request, context):
+        """passed on to the node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -272,6 +284,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.WatchRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_admin__pb2.WatchReply.SerializeToString,
+            ),
+            'ListBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlocks,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.ListNodeBlocksRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.ListBlocksReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -653,6 +670,33 @@ class Admin(object):
             '/kvstore.v1.Admin/Watch',
             kvstore_dot_pb_dot_admin__pb2.WatchRequest.SerializeToString,
             kvstore_dot_pb_dot_admin__pb2.WatchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/ListBlocks',
+            kvstore_dot_pb_dot_admin__pb2.ListNodeBlocksRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.ListBlocksReply.FromString,
             options,
             channel_credentials,
             insecure,

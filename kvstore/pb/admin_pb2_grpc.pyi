@@ -250,7 +250,23 @@ _AdminWatchType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType]):
+_AdminListBlocksType = typing_extensions.TypeVar(
+    '_AdminListBlocksType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ListNodeBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ListNodeBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ListNodeBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -310,6 +326,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryStreamMultiCallable[
             kvstore.pb.admin_pb2.WatchRequest,
             kvstore.pb.admin_pb2.WatchReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.ListNodeBlocksRequest,
+            kvstore.pb.node_pb2.ListBlocksReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -371,6 +391,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.WatchRequest,
             kvstore.pb.admin_pb2.WatchReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.ListNodeBlocksRequest,
+            kvstore.pb.node_pb2.ListBlocksReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -404,6 +428,9 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     Pins: _AdminPinsType
 
     Watch: _AdminWatchType
+
+    ListBlocks: _AdminListBlocksType
+    """passed on to the node"""
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -461,6 +488,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryStreamMultiCallable[
         kvstore.pb.admin_pb2.WatchRequest,
         kvstore.pb.admin_pb2.WatchReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.ListNodeBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
     ],
 ]
 
@@ -568,5 +599,13 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[kvstore.pb.admin_pb2.WatchReply], collections.abc.AsyncIterator[kvstore.pb.admin_pb2.WatchReply]]: ...
+
+    @abc.abstractmethod
+    def ListBlocks(
+        self,
+        request: kvstore.pb.admin_pb2.ListNodeBlocksRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.ListBlocksReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ListBlocksReply]]:
+        """passed on to the node"""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

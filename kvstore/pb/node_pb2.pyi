@@ -2494,6 +2494,78 @@ class DeclinedReply(google.protobuf.message.Message):
 Global___DeclinedReply: typing_extensions.TypeAlias = DeclinedReply
 
 @typing.final
+class ListBlocksRequest(google.protobuf.message.Message):
+    """For operators: blocks of a namespace that this node holds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """first bytes of the keys that are asked for"""
+
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+        buckets: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["buckets", b"buckets", "caller", b"caller", "namespace_id", b"namespace_id"]) -> None: ...
+
+Global___ListBlocksRequest: typing_extensions.TypeAlias = ListBlocksRequest
+
+@typing.final
+class ListBlocksReply(google.protobuf.message.Message):
+    """Columns of equal length, one entry per block and shard, in no order."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: builtins.int
+    LAYOUT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    PARENTS_FIELD_NUMBER: builtins.int
+    DEPTHS_FIELD_NUMBER: builtins.int
+    SHARD_RANKS_FIELD_NUMBER: builtins.int
+    SHARD_COUNTS_FIELD_NUMBER: builtins.int
+    keys: builtins.bytes
+    parents: builtins.bytes
+    """16 bytes each; zeros: a root, or not known"""
+    depths: builtins.bytes
+    """uint32: blocks before it in its chain"""
+    shard_ranks: builtins.bytes
+    """uint16"""
+    shard_counts: builtins.bytes
+    """uint16"""
+    @property
+    def namespace(self) -> kvstore.pb.types_pb2.Namespace:
+        """absent: nobody has opened it here since the node started, and no device says what it is"""
+
+    @property
+    def layout(self) -> kvstore.pb.types_pb2.Layout: ...
+    def __init__(
+        self,
+        *,
+        namespace: kvstore.pb.types_pb2.Namespace | None = ...,
+        layout: kvstore.pb.types_pb2.Layout | None = ...,
+        keys: builtins.bytes = ...,
+        parents: builtins.bytes = ...,
+        depths: builtins.bytes = ...,
+        shard_ranks: builtins.bytes = ...,
+        shard_counts: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["layout", b"layout", "namespace", b"namespace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["depths", b"depths", "keys", b"keys", "layout", b"layout", "namespace", b"namespace", "parents", b"parents", "shard_counts", b"shard_counts", "shard_ranks", b"shard_ranks"]) -> None: ...
+
+Global___ListBlocksReply: typing_extensions.TypeAlias = ListBlocksReply
+
+@typing.final
 class TierUsage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -425,6 +425,22 @@ _NodeDeclinedType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeListBlocksType = typing_extensions.TypeVar(
+    '_NodeListBlocksType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ListBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ListBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ListBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+)
+
 _NodePinForOperatorType = typing_extensions.TypeVar(
     '_NodePinForOperatorType',
     grpc.UnaryUnaryMultiCallable[
@@ -473,7 +489,7 @@ _NodeOperatorPinsType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType, _NodePinForOperatorType, _NodeUnpinForOperatorType, _NodeOperatorPinsType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType, _NodeListBlocksType, _NodePinForOperatorType, _NodeUnpinForOperatorType, _NodeOperatorPinsType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -577,6 +593,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.DeclinedRequest,
             kvstore.pb.node_pb2.DeclinedReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ListBlocksRequest,
+            kvstore.pb.node_pb2.ListBlocksReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.PinForOperatorRequest,
@@ -695,6 +715,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.DeclinedReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.ListBlocksRequest,
+            kvstore.pb.node_pb2.ListBlocksReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.PinForOperatorRequest,
             kvstore.pb.node_pb2.PinForOperatorReply,
         ],
@@ -757,6 +781,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     SetLogLevel: _NodeSetLogLevelType
 
     Declined: _NodeDeclinedType
+
+    ListBlocks: _NodeListBlocksType
 
     PinForOperator: _NodePinForOperatorType
 
@@ -864,6 +890,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.DeclinedRequest,
         kvstore.pb.node_pb2.DeclinedReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.ListBlocksRequest,
+        kvstore.pb.node_pb2.ListBlocksReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.PinForOperatorRequest,
@@ -1056,6 +1086,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.DeclinedRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.DeclinedReply, collections.abc.Awaitable[kvstore.pb.node_pb2.DeclinedReply]]: ...
+
+    @abc.abstractmethod
+    def ListBlocks(
+        self,
+        request: kvstore.pb.node_pb2.ListBlocksRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.ListBlocksReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ListBlocksReply]]: ...
 
     @abc.abstractmethod
     def PinForOperator(

@@ -11,6 +11,7 @@ from kvstore.control.directory import HELPERS_MAX, NODES_MAX
 from kvstore.control.events import WATCHERS_MAX
 from kvstore.control.prefix import LOCATIONS_MAX
 from kvstore.control.wire import LANES_MAX, SHARD_COUNT_MAX
+from kvstore.node.listing import BLOCKS_MAX
 from kvstore.node.outgoing import CREDITS_MAX
 from kvstore.observe.events import REPORTED_MAX
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
@@ -59,6 +60,7 @@ def test_the_table_of_errors() -> None:
     ("what", "bound"),
     [
         ("keys of one message", KEYS_PER_MESSAGE_MAX),
+        ("blocks of one `ListBlocks`", BLOCKS_MAX),
         ("shard count", SHARD_COUNT_MAX),
         ("locations of one `MatchReply`", LOCATIONS_MAX),
         ("registered nodes", NODES_MAX),

@@ -1,0 +1,164 @@
+"""`kvstore admin export` and `import` between clusters of real processes: the bytes are the same."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvstore.blocks.namespace import Namespace
+from kvstore.cli.main import main
+from kvstore.client import AsyncClient, buffers
+from tests.cluster import LAYOUT, Cluster, Running, cluster, random_blocks, whole_match
+from tests.inprocess import tokens
+from tests.waiting import eventually
+
+BLOCKS = 6
+NAMESPACE = Namespace.of("test", LAYOUT)
+SIZES = {"dram_bytes": "64MiB", "slab_bytes": "4MiB"}
+Admin = Callable[..., Awaitable[dict[str, Any]]]
+
+
+@pytest.fixture
+def admin(capfd: pytest.CaptureFixture[str]) -> Admin:
+    """Runs a verb with --json and gives what it says."""
+
+    async def run(control: Running, *words: str, code: int = 0) -> dict[str, Any]:
+        capfd.readouterr()
+        argv = ["admin", *words, "--json", "--control", control.address]
+        assert await asyncio.to_thread(main, argv) == code, capfd.readouterr().err
+        said: dict[str, Any] = json.loads(capfd.readouterr().out or "{}")
+        return said
+
+    return run
+
+
+async def store(client: AsyncClient, seed: int, blocks: int = BLOCKS) -> None:
+    source = random_blocks(LAYOUT, blocks, seed)
+    assert (await client.store(tokens(blocks, seed), buffers.contiguous(source, LAYOUT))).refused == 0
+
+
+async def expect(client: AsyncClient, seed: int, blocks: int = BLOCKS) -> None:
+    """Loads a prompt and compares every byte."""
+    match = await eventually(lambda: whole_match(client, tokens(blocks, seed)))
+    target = np.zeros((blocks, LAYOUT.block_bytes), np.uint8)
+    assert (await client.load(match, buffers.contiguous(target, LAYOUT)).result()).blocks == blocks
+    assert np.array_equal(target, random_blocks(LAYOUT, blocks, seed))
+
+
+async def registered(admin: Admin, control: Running) -> bool:
+    return bool((await admin(control, "nodes"))["nodes"])
+
+
+async def filled(here: Cluster) -> tuple[Running, Running]:
+    """A control plane and two nodes, each with a prompt of its own; a third prompt branches off from the first."""
+    control = await here.control(heartbeat_ms="50")
+    nodes = [await here.node(name, control=control.address, **SIZES) for name in ("a", "b")]
+    for seed, node in enumerate(nodes):
+        client = await here.client(node)
+        await store(client, seed)
+        await eventually(lambda client=client, seed=seed: whole_match(client, tokens(BLOCKS, seed)))
+    client = await here.client(nodes[0])
+    await client.store(_branch(), buffers.contiguous(_branch_source(), LAYOUT))
+    await eventually(lambda: whole_match(client, _branch()))
+    return control, nodes[1]
+
+
+def _branch() -> Any:
+    """Two blocks of the first prompt, and two of its own."""
+    half = LAYOUT.block_tokens * 2
+    return np.concatenate([tokens(BLOCKS)[:half], tokens(2, seed=9)])
+
+
+def _branch_source() -> Any:
+    return np.concatenate([random_blocks(LAYOUT, BLOCKS, 0)[:2], random_blocks(LAYOUT, 2, 9)])
+
+
+async def test_a_namespace_in_another_cluster(tmp_path: Path, admin: Admin) -> None:
+    """Of all nodes, through one of them; in a fresh cluster every block is as it was stored, chains whole."""
+    file = tmp_path / "x.kv"
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    async with cluster(tmp_path / "old") as here:
+        control, _ = await filled(here)
+        said = await admin(control, "export", str(file), "--namespace", NAMESPACE.id.hex(), "--node", "b")
+        assert (said["blocks"], said["missing"]) == (2 * BLOCKS + 2, 0)
+        assert said["bytes"] == file.stat().st_size
+    async with cluster(tmp_path / "new") as here:
+        control = await here.control(heartbeat_ms="50")
+        node = await here.node("fresh", control=control.address, **SIZES)
+        client = await here.client(node)
+        await eventually(lambda: registered(admin, control))
+        imported = await admin(control, "import", str(file))
+        assert (imported["stored"], imported["present"], imported["digest"]) == (2 * BLOCKS + 2, 0, said["digest"])
+        await expect(client, 0)
+        await expect(client, 1)
+        match = await eventually(lambda: whole_match(client, _branch()))
+        target = np.zeros((4, LAYOUT.block_bytes), np.uint8)
+        await client.load(match, buffers.contiguous(target, LAYOUT)).result()
+        assert np.array_equal(target, _branch_source())
+        again = await admin(control, "import", str(file), "--node", node.socket)
+        assert (again["stored"], again["present"]) == (0, 2 * BLOCKS + 2)
+        # A chain is known as one: what is exported again has the same parents and depths.
+        twice = tmp_path / "twice.kv"
+        said_again = await admin(control, "export", str(twice), "--namespace", NAMESPACE.id.hex())
+        assert said_again["digest"] == said["digest"]
+        assert twice.read_bytes() == file.read_bytes()
+        await client.close()
+        await here.clean(node)
+
+
+async def test_a_prefix(processes: Cluster, admin: Admin) -> None:
+    """By tokens, or by the last key: the blocks up to there; a prompt that is nowhere is an error."""
+    control, _ = await filled(processes)
+    file, listed = str(processes.folder / "x.kv"), processes.folder / "tokens.json"
+    words = "export", file, "--namespace", NAMESPACE.id.hex(), "--prefix"
+    listed.write_text(json.dumps(_branch().tolist()))
+    assert (await admin(control, *words, str(listed)))["blocks"] == 4
+    keys = processes.clients[0].chain(tokens(BLOCKS)).keys
+    assert (await admin(control, *words, keys[2].hex()))["blocks"] == 3
+    await admin(control, *words, "00" * 16, code=2)
+    await admin(control, "export", file, "--namespace", "00" * 16, code=2)
+
+
+async def test_what_cannot_be_imported(processes: Cluster, admin: Admin) -> None:
+    """A torn file, and one with a changed byte at its very end: a typed error, and nothing was stored."""
+    control, _ = await filled(processes)
+    file = processes.folder / "x.kv"
+    await admin(control, "export", str(file), "--namespace", NAMESPACE.id.hex())
+    empty = await processes.control(heartbeat_ms="50", index_path=str(processes.folder / "other"))
+    target = await processes.node("empty", control=empty.address, **SIZES)
+    await eventually(lambda: registered(admin, empty))
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        await admin(empty, "import", str(file), code=2)
+    usage = await processes.usage(target)
+    assert sum(tier.live_slots for tier in usage.tiers) == 0
+    assert usage.counters["sessions"] == 0
+    await admin(empty, "import", str(file), "--node", "nobody", code=2)
+
+
+async def test_several_shards_and_little_room(processes: Cluster, admin: Admin) -> None:
+    """Both ranks' parts of a block; one that another rank lacks is no block. A node with less room than the file takes
+    all of it, and evicts what came first."""
+    control = await processes.control(heartbeat_ms="50")
+    node = await processes.node("n", control=control.address, **SIZES)
+    ranks = [await processes.client(node, shard=(rank, 2)) for rank in range(2)]
+    for client in ranks:
+        await store(client, 0)
+    await store(ranks[0], 1, blocks=2)
+    await eventually(lambda: whole_match(ranks[1], tokens(BLOCKS, 0)))
+    file = processes.folder / "x.kv"
+    said = await admin(control, "export", str(file), "--namespace", NAMESPACE.id.hex(), code=1)
+    assert (said["blocks"], said["missing"]) == (2 * BLOCKS, 2)
+    small = await processes.control(heartbeat_ms="50", index_path=str(processes.folder / "other"))
+    target = await processes.node("small", control=small.address, dram_bytes="1MiB", slab_bytes="512KiB")
+    await eventually(lambda: registered(admin, small))
+    assert (await admin(small, "import", str(file)))["stored"] == 2 * BLOCKS
+    usage = await processes.usage(target)
+    assert usage.violations == []
+    assert sum(tier.live_slots for tier in usage.tiers) == 1024 // 128
