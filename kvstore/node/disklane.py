@@ -5,16 +5,19 @@ more than a piece.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from kvstore.errors import Closed
 from kvstore.node.lanes import recent_bytes
+from kvstore.node.progress import Moves
+from kvstore.node.threads import Threads
 from kvstore.pb import types_pb2
 from kvstore.policy.share import BACKGROUND_PART_MIN, Shares
 
@@ -35,7 +38,8 @@ class _Piece:
 class DiskLane:
     """Belongs to the event loop; `work` runs in threads.
 
-    background_part: what the background is due while loads wait. watchers: called whenever less is under way."""
+    background_part: what the background is due while loads wait. watchers: called whenever less is under way. moves:
+    counts pieces that have ended, well or not."""
 
     def __init__(self, name: str, depth: int) -> None:
         self.name = name
@@ -45,8 +49,9 @@ class DiskLane:
         self.watchers: set[Callable[[], None]] = set()
         self.background_bytes = 0
         self.bytes_per_s = float(_RATE_START_BYTES_PER_S)
+        self.moves = Moves()
         self._depth = depth
-        self._threads = ThreadPoolExecutor(depth, thread_name_prefix=name)
+        self._threads = Threads(depth, name)
         self._loads: deque[_Piece] = deque()
         self._background: deque[_Piece] = deque()
         self._running: set[_Piece] = set()
@@ -78,22 +83,51 @@ class DiskLane:
         self._admit()
         return done
 
+    def withdraw(self, done: "asyncio.Future[Any]") -> bool:
+        """Takes a piece out of the queue, by its future. False: it has begun."""
+        for queue in (self._loads, self._background):
+            for piece in queue:
+                if piece.done is done:
+                    queue.remove(piece)
+                    done.cancel()
+                    return True
+        return False
+
+    @property
+    def running_bytes(self) -> int:
+        """Of pieces that threads are at."""
+        return sum(piece.length for piece in self._running)
+
+    def age_ns(self, done: "asyncio.Future[Any]") -> int:
+        """For how long a thread has been at a piece, by its future; 0: it waits, or is over."""
+        now_ns = time.monotonic_ns()
+        return next((max(1, now_ns - piece.began_ns) for piece in self._running if piece.done is done), 0)
+
+    def hangs(self, limit_ns: int) -> bool:
+        """Whether nothing can begin, for each of its threads has been at one piece for so long."""
+        since_ns = time.monotonic_ns() - limit_ns
+        return len(self._running) == self._depth and all(piece.began_ns < since_ns for piece in self._running)
+
     async def drained(self) -> None:
         """Nothing waits or runs any more. The caller sees to it that nothing more is submitted."""
         while self._running or self._loads or self._background:
             await self._idle.wait()
             await asyncio.sleep(0)
 
-    async def close(self) -> None:
-        """Ends what waits, with Closed, and waits for what runs."""
+    async def close(self, patience_s: float | None = None) -> None:
+        """Ends what waits, with Closed, and waits for what runs; None: as long as it takes."""
         self._closed = True
         for queue in (self._loads, self._background):
             while queue:
                 piece = queue.popleft()
                 if not piece.done.done():
                     piece.done.set_exception(Closed(f"{self.name}: closed"))
-        await self._idle.wait()
-        await asyncio.to_thread(self._threads.shutdown)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._idle.wait()
+        self._threads.end()
+        if self._idle.is_set():
+            await asyncio.to_thread(self._threads.join)
 
     def _admit(self) -> None:
         while len(self._running) < self._depth and (piece := self._next()) is not None:
@@ -103,7 +137,8 @@ class DiskLane:
             self._threads.submit(piece.work).add_done_callback(partial(self._ended_in_thread, piece))
 
     def _ended_in_thread(self, piece: _Piece, thread: "Future[Any]") -> None:
-        piece.done.get_loop().call_soon_threadsafe(self._ended, piece, thread)
+        with contextlib.suppress(RuntimeError):  # it hung for longer than the loop ran
+            piece.done.get_loop().call_soon_threadsafe(self._ended, piece, thread)
 
     def _next(self) -> _Piece | None:
         for queue in (self._loads, self._background):
@@ -130,6 +165,7 @@ class DiskLane:
 
     def _ended(self, piece: _Piece, thread: "Future[Any]") -> None:
         self._running.discard(piece)
+        self.moves.count += 1
         error = thread.exception()
         if error is None:
             now_ns = time.monotonic_ns()

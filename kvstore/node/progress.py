@@ -15,7 +15,8 @@ SETTLE_S = 0.6
 """A transfer that has ended lets go within a second, on all nodes."""
 _RECHECK_S = 0.1
 _CHECKS = 6  # within the deadline
-_SLOW_FACTOR = 3
+SLOW_FACTOR = 3
+"""Of what the bytes under way take at the rate seen so far: what they may take."""
 
 
 class Flow(Protocol):
@@ -93,7 +94,7 @@ class Progress:
             # A process that was stopped itself, or busy, has not listened meanwhile: that time counts once.
             quiet_ns += min(self._clock() - began_ns, 2 * interval_ns)
             # A slow flow is not a dead one: what is in flight may take its time at the rate seen so far.
-            expected_ns = int(_SLOW_FACTOR * self._flow.in_flight_bytes / self._flow.bytes_per_s * 1e9)
+            expected_ns = int(SLOW_FACTOR * self._flow.in_flight_bytes / self._flow.bytes_per_s * 1e9)
             if quiet_ns > self._deadline_ns + expected_ns:
                 return (self._deadline_ns + expected_ns) // 1_000_000
 

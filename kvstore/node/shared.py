@@ -1,10 +1,12 @@
 """Devices of other nodes in directories that are mounted here too: found by their ids, read through one lane.
 
-The lane stands for this node's way to that file system: its storage NIC, as a rule.
+The lane stands for this node's way to that file system: its storage NIC, as a rule. The file system may hang, and a
+thread in it with it: nobody waits for such a one.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from kvstore.errors import ChecksumMismatch, DeviceFailed, InvalidInput, Version
 from kvstore.node.disklane import DiskLane
 from kvstore.node.storage.aligned import Bytes
 from kvstore.node.storage.shared import SharedReader
+from kvstore.node.threads import Threads
 from kvstore.rpc.lanes import SHARED
 
+_CLOSE_S = 0.5
 log = logging.getLogger(__name__)
 
 
@@ -24,17 +28,35 @@ class SharedDevices:
     def __init__(self, roots: Sequence[str], depth: int) -> None:
         self._roots = [Path(root) for root in roots]
         self._readers: dict[bytes, SharedReader] = {}
-        self._searching = asyncio.Lock()
+        self._searching: asyncio.Future[dict[bytes, SharedReader]] | None = None
+        self._search_began_s = 0.0
+        self._searches = Threads(1, f"{SHARED}-search")
         self.depth = depth
         self.lane = DiskLane(SHARED, depth)
 
-    async def find(self, device_id: bytes) -> SharedReader | None:
-        """Its reader; None where no root has such a device."""
-        if device_id not in self._readers:
-            async with self._searching:
-                if device_id not in self._readers:
-                    self._readers |= await asyncio.to_thread(self._search)
+    async def find(self, device_id: bytes, patience_s: float) -> SharedReader | None:
+        """Its reader; None where no root has such a device, or they do not answer in time."""
+        for _ in range(2):  # a search that others began may have passed before the device was there
+            if device_id in self._readers:
+                break
+            search = self._search_under_way()
+            await asyncio.wait({search}, timeout=patience_s + self._search_began_s - time.monotonic())
+            if not search.done():
+                log.warning("the shared directories do not answer")
+                break
         return self._readers.get(device_id)
+
+    def _search_under_way(self) -> "asyncio.Future[dict[bytes, SharedReader]]":
+        if self._searching is None:
+            self._search_began_s = time.monotonic()
+            self._searching = asyncio.wrap_future(self._searches.submit(self._search))
+            self._searching.add_done_callback(self._searched)
+        return self._searching
+
+    def _searched(self, search: "asyncio.Future[dict[bytes, SharedReader]]") -> None:
+        self._searching = None
+        if not search.cancelled():
+            self._readers |= search.result()
 
     def read(
         self,
@@ -60,7 +82,8 @@ class SharedDevices:
         return self.lane.submit(out.size, work)
 
     async def close(self) -> None:
-        await self.lane.close()
+        self._searches.end()
+        await self.lane.close(_CLOSE_S)
 
     def _search(self) -> dict[bytes, SharedReader]:
         found: dict[bytes, SharedReader] = {}

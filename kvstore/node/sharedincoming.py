@@ -2,8 +2,12 @@
 
 The owner pins them and says where they lie; what is read is proved by the slot's header, before and after, and by
 checksums. So the owner's bytes cross this node's storage NIC without passing through the owner.
+
+The file system may hang, and a thread in a read cannot be stopped. So a read has a time: past it the path is given up,
+its pieces come elsewhere, and nobody waits for the thread; only the memory that it may still write to does.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,22 +18,24 @@ import numpy as np
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.config import NodeConfig
-from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, NodeUnavailable, StaleGeneration
-from kvstore.node.background import to_the_end, together
+from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, NodeUnavailable, PeerLost, StaleGeneration
+from kvstore.node.background import together
 from kvstore.node.custody import Custody
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.incoming import block_checksums
-from kvstore.node.landers import Lander
+from kvstore.node.landers import Landed, Lander
 from kvstore.node.pieces import Piece
 from kvstore.node.portion import Portion
+from kvstore.node.progress import SLOW_FACTOR
 from kvstore.node.shared import SharedDevices
 from kvstore.node.storage.shared import SharedReader
 from kvstore.pb import node_pb2, node_pb2_grpc
+from kvstore.policy.route import RATE_START_BYTES_PER_S
 from kvstore.rpc.channel import caller
 from kvstore.rpc.keys import keys_of
 from kvstore.rpc.status import from_rpc
 
-_UNPIN_S = 1.0
+_UNPIN_S = 0.5
 
 
 class _Located(NamedTuple):
@@ -73,6 +79,8 @@ class SharedIncoming:
     async def open(self, opened: node_pb2.TransferOpen, blocks: Sequence[int]) -> list[Outcome]:
         """Asks the owner where the blocks lie; READY for those that can be read from here. Raises as
         `Incoming.open`."""
+        if self._devices.lane.hangs(self._limit_ns):
+            raise NodeUnavailable("the shared directory moves nothing")
         self._index = {block: i for i, block in enumerate(blocks)}
         request = node_pb2.LocateRequest(
             caller=self._caller,
@@ -103,7 +111,8 @@ class SharedIncoming:
         return outcomes
 
     async def _locate(self, reply: node_pb2.LocateReply, keys: Sequence[bytes]) -> list[Outcome]:
-        readers = [await self._devices.find(device_id) for device_id in reply.devices]
+        patience_s = self._config.connect_ms / 1000
+        readers = [await self._devices.find(device_id, patience_s) for device_id in reply.devices]
         columns = zip(
             reply.outcomes,
             reply.device,
@@ -124,33 +133,65 @@ class SharedIncoming:
         return outcomes
 
     async def run(self, feed: Feed) -> None:
-        """Brings pieces until the feed ends."""
+        """Brings pieces until the feed ends. Raises PeerLost when the directory moves nothing."""
         await together(self._work(feed) for _ in range(self._devices.depth))
 
     async def _work(self, feed: Feed) -> None:
         while (piece := await feed.next()) is not None:
             landed = await self.lander.land(piece)
             try:
-                target = self._custody.view(landed.place, landed.offset, piece.length)
-                located = self._located[self._index[piece.block]]
-                self.portion.enter(piece.length)
-                reading = self._devices.read(
-                    *located[:3], located.key, located.generation, self._layout, piece.offset, target
-                )
-                try:
-                    await to_the_end(reading)
-                finally:
-                    self.portion.leave(piece.length)
-            except KVStoreError as error:
-                self.lander.give_back(landed.place_id)
-                feed.refused(piece, _outcome_of(error))
-            except BaseException:
-                self.lander.give_back(landed.place_id)
+                await self._read(piece, landed)
+            except PeerLost:
                 raise
+            except KVStoreError as error:
+                feed.refused(piece, _outcome_of(error))
             else:
                 self.moves += 1
                 self.lander.arrived(landed.place_id)
                 feed.arrived(Arrival(piece, *landed, self._checksums_of(piece)))
+
+    async def _read(self, piece: Piece, landed: Landed) -> None:
+        """Raises why the piece is not there; its place is given back then, once no thread writes to it any more."""
+        reading: asyncio.Future[None] | None = None
+        self.portion.enter(piece.length)
+        try:
+            target = self._custody.view(landed.place, landed.offset, piece.length)
+            located = self._located[self._index[piece.block]]
+            reading = self._devices.read(
+                *located[:3], located.key, located.generation, self._layout, piece.offset, target
+            )
+            await self._in_time(reading)
+            reading.result()
+        except BaseException:
+            if reading is None or reading.done() or self._devices.lane.withdraw(reading):
+                self.lander.give_back(landed.place_id)
+            else:
+                reading.add_done_callback(lambda done: self._ended_unseen(done, landed))
+            raise
+        finally:
+            self.portion.leave(piece.length)
+
+    async def _in_time(self, reading: "asyncio.Future[None]") -> None:
+        """Until it is over. Raises PeerLost when a thread is at it for too long, or none of the others' gets ready."""
+        lane, limit_ns = self._devices.lane, self._limit_ns
+        while not reading.done():
+            moves = lane.moves.count
+            await asyncio.wait({reading}, timeout=(limit_ns - lane.age_ns(reading)) / 1e9)
+            age_ns = lane.age_ns(reading)
+            if not reading.done() and (age_ns >= limit_ns or (not age_ns and lane.moves.count == moves)):
+                raise PeerLost(f"the shared directory moved nothing for {limit_ns // 1_000_000} ms")
+
+    @property
+    def _limit_ns(self) -> int:
+        """A slow file system is not a dead one, see `Progress`; one that was fast, out of a cache, may become slow."""
+        lane = self._devices.lane
+        expected_s = SLOW_FACTOR * lane.running_bytes / min(lane.bytes_per_s, RATE_START_BYTES_PER_S)
+        return self._config.progress_ms * 1_000_000 + int(expected_s * 1e9)
+
+    def _ended_unseen(self, reading: "asyncio.Future[None]", landed: Landed) -> None:
+        if not reading.cancelled():
+            reading.exception()
+        self.lander.give_back(landed.place_id)
 
     def _checksums_of(self, piece: Piece) -> bytes:
         return piece.checksums_of(self._checksums[self._index[piece.block]], self._layout)

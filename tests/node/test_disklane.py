@@ -137,6 +137,27 @@ async def test_closing_ends_what_waits_and_waits_for_what_runs(gate: Gate) -> No
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("closing")]
 
 
+async def test_a_lane_that_hangs_says_so_and_does_not_keep_from_closing(gate: Gate) -> None:
+    """Once each thread has been at one piece for too long nothing can begin. What waits can be taken out, but nothing
+    that has begun; and closing has a bound."""
+    lane = DiskLane("hanging", 2)
+    first = lane.submit(MIB, gate.work("a"))
+    await eventually(lambda: lane.age_ns(first) > 1_000_000)
+    assert not lane.hangs(1_000_000), "the other thread is free"
+    second, third = lane.submit(MIB, gate.work("b")), lane.submit(MIB, gate.work("c"))
+    await eventually(lambda: lane.hangs(1_000_000))
+    assert not lane.hangs(3600 * 10**9)
+    assert (lane.age_ns(third), lane.running_bytes, lane.queued_bytes) == (0, 2 * MIB, 3 * MIB)
+    assert (lane.withdraw(second), lane.withdraw(third)) == (False, True)
+    assert (third.cancelled(), lane.queued_bytes) == (True, 2 * MIB)
+    await asyncio.wait_for(lane.close(patience_s=0.01), 1)
+    gate.open_all()
+    assert await asyncio.gather(first, second) == ["a", "b"]
+    assert lane.moves.count == 2
+    assert not lane.hangs(0)
+    await eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("hanging")])
+
+
 async def test_the_rate_is_what_the_disk_gave(lane: DiskLane) -> None:
     """It follows what was moved: instant work raises it far above its first guess."""
     before = lane.bytes_per_s

@@ -2,16 +2,18 @@
 helpers'; the owner only says where it lies."""
 
 import asyncio
+import logging
 import os
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout
@@ -19,7 +21,7 @@ from kvstore.client import AsyncClient, LoadResult, buffers
 from kvstore.config import MIB
 from kvstore.node.app import NodeServer
 from tests.cluster import random_blocks
-from tests.inprocess import LOOPBACK, Site, at_rest, fabric_of, site
+from tests.inprocess import LOOPBACK, Site, at_rest, fabric_of, held_by, site
 from tests.waiting import eventually
 
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
@@ -97,7 +99,7 @@ async def test_a_reader_reads_the_directory_itself(tmp_path: Path) -> None:
 
 async def test_helpers_read_it_too(tmp_path: Path) -> None:
     """Part of it comes over another node's way to the storage, and the compute network."""
-    async with sharing(tmp_path) as world:
+    async with sharing(tmp_path, progress_ms=10_000) as world:
         assert world.reader.shared is not None
         gate = threading.Event()
         waiting = [world.reader.shared.lane.submit(1, gate.wait) for _ in range(world.reader.shared.depth)]
@@ -151,3 +153,108 @@ async def test_an_owner_that_is_gone(tmp_path: Path) -> None:
         await world.owner.stop()
         load = world.client.load(match, buffers.contiguous(np.zeros_like(world.source), LAYOUT), deadline_s=8)
         assert (await load.result()).blocks == 0
+
+
+@contextmanager
+def hanging(*paths: Path) -> Iterator[Callable[[], None]]:
+    """Whoever opens these files now hangs in it, as on a file system whose server does not answer, until the call that
+    is answered, or the end of the block."""
+    for path in paths:
+        path.rename(path.with_suffix(".aside"))
+        os.mkfifo(path)
+    opened: list[int] = []
+
+    def let_go() -> None:
+        """They open now that somebody has the file open for writing too, and cannot read it."""
+        for path in paths if not opened else ():
+            opened.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+            path.with_suffix(".aside").rename(path)
+
+    try:
+        yield let_go
+    finally:
+        let_go()
+        for fd in opened:
+            os.close(fd)
+
+
+def slabs_of(world: World) -> list[Path]:
+    return sorted((world.root / "owner").glob("*.slab"))
+
+
+def given_up(caplog: pytest.LogCaptureFixture) -> int:
+    """How often a load waited for the directory in vain."""
+    return sum("directory moved nothing" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_directory_that_hangs_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A load that has no other way ends when its progress deadline has passed. What threads may still write to stays
+    held until they are back, and no more than that. The next load does not try it, until it has come to life."""
+    caplog.set_level(logging.INFO)
+    async with sharing(tmp_path, relay=False, progress_ms=100) as world:
+        lane = world.reader.shared.lane
+        with hanging(*slabs_of(world)) as let_go:
+            lost = await asyncio.wait_for(world.load(), 4)
+            assert {missing.outcome.name for missing in lost.missing} == {"NODE_LOST"}
+            assert given_up(caplog) == 1
+            await eventually(lambda: not held_by(world.owner))
+            assert lane.running_bytes == world.reader.landing.used_bytes == world.reader.shared.depth * 256 * 1024
+            assert lane.under_way_bytes == lane.running_bytes
+
+            fabric_of(world.owner).faults.stalled = False
+            again = await asyncio.wait_for(world.load(), 4)
+            assert (again.blocks, set(routes(again))) == (BLOCKS, {"peer"})
+            assert lane.under_way_bytes == lane.running_bytes
+            assert given_up(caplog) == 1
+            let_go()
+            await eventually(lambda: not lane.running_bytes)
+        fabric_of(world.owner).faults.stalled = True
+        assert set(routes(await world.load())) == {"direct"}
+
+
+async def test_one_file_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """While others of the directory are read: the load ends, and what it could read counts."""
+    async with sharing(tmp_path, relay=False, progress_ms=100) as world:
+        lane = world.reader.shared.lane
+        with hanging(slabs_of(world)[-1]) as let_go:
+            assert 0 < (await asyncio.wait_for(world.load(), 4)).blocks < BLOCKS
+            assert 0 < lane.running_bytes < world.reader.shared.depth * 256 * 1024
+            let_go()
+            await eventually(lambda: not lane.running_bytes)
+
+
+async def test_a_load_that_is_cancelled_does_not_wait_for_a_hung_read(tmp_path: Path) -> None:
+    """The owner has its pins back at once, and the reader its landing memory but for what threads may still write."""
+    async with sharing(tmp_path, relay=False, progress_ms=60_000) as world:
+        lane = world.reader.shared.lane
+        with hanging(*slabs_of(world)) as let_go:
+            match = await world.client.match(world.chain)
+            load = world.client.load(match, buffers.contiguous(np.zeros_like(world.source), LAYOUT), deadline_s=8)
+            await eventually(lambda: lane.running_bytes)
+            await load.cancel()
+            await eventually(lambda: not held_by(world.owner), 1.0)
+            assert world.reader.landing.used_bytes == lane.running_bytes == lane.under_way_bytes
+            let_go()
+            await eventually(lambda: not lane.running_bytes)
+
+
+async def test_a_directory_that_hangs_when_it_is_searched(tmp_path: Path) -> None:
+    """A node that has not read there yet does not wait for it longer than for any other."""
+    async with sharing(tmp_path, relay=False, connect_ms=200) as world:
+        fabric_of(world.owner).faults.stalled = False
+        with hanging(world.root / "owner" / "device.json"):
+            for _ in range(2):
+                result = await asyncio.wait_for(world.load(), 2)
+                assert (result.blocks, set(routes(result))) == (BLOCKS, {"peer"})
+
+
+async def test_a_node_ends_though_a_directory_hangs(tmp_path: Path) -> None:
+    """It waits for no thread in it."""
+    async with sharing(tmp_path, relay=False, progress_ms=100) as world:
+        fabric_of(world.owner).faults.stalled = False
+        with hanging(*slabs_of(world)) as let_go:
+            await asyncio.wait_for(world.load(), 4)
+            assert world.reader.shared.lane.running_bytes
+            await asyncio.wait_for(world.reader.stop(), 5)
+            let_go()
+            await eventually(lambda: not world.reader.shared.lane.running_bytes)
