@@ -148,6 +148,19 @@ async def test_a_killed_node_is_down_within_three_seconds(site: Site) -> None:
     await expect(site.node("far", "up")).to_be_visible()
 
 
+async def test_events_as_they_happen(site: Site) -> None:
+    """Newest first; what asks for an operator can be had alone."""
+    events = site.page.locator("#events tbody tr")
+    await expect(events).to_have_count(2)
+    assert {await row.get_attribute("data-event") for row in await events.all()} == {"node_registered"}
+    await site.page.get_by_label("trouble").check()
+    await expect(site.page.locator("#events .empty")).to_have_text("No trouble that is remembered")
+    site.nodes["far"].process.kill()
+    lost = site.page.locator('#events tr[data-event="node_lost"]')
+    await expect(lost).to_have_count(1)
+    assert "far" in await lost.inner_text()
+
+
 async def test_namespaces_and_tenants(site: Site) -> None:
     """What each holds and how often it is found; its button takes it into the search."""
     client = await site.stored()

@@ -1,7 +1,7 @@
 """Looks at the cluster at its own pace, and tells whoever watches.
 
 A viewer always gets the newest state: what was too fast for him is skipped, so nothing queues up. Charts have no gaps
-from that, for a viewer gets all stretches that he has not had yet.
+from that, for a viewer gets all stretches that he has not had yet; and events as far as they are kept.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from kvstore.control.page import view
+from kvstore.control.page.happened import Happened
 from kvstore.control.page.history import ASKED, FIRST, MATCHED, STRETCH_MS, TOOK, History
 from kvstore.control.page.rates import Fresh, Rates
 from kvstore.control.page.source import Look
@@ -32,11 +33,18 @@ Event = tuple[str, str, str]
 
 
 class Feed:
-    """Belongs to the event loop. ask: looks at the cluster. interval_ms: pace while somebody watches; else a stretch of
-    the history. clock: milliseconds since 1970."""
+    """Belongs to the event loop. ask: looks at the cluster. watch: of Happened. interval_ms: pace while somebody
+    watches; else a stretch of the history. clock: milliseconds since 1970."""
 
-    def __init__(self, ask: Callable[[], Awaitable[Look]], interval_ms: int, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ask: Callable[[], Awaitable[Look]],
+        watch: Callable[[int], AsyncIterator[admin_pb2.WatchReply]],
+        interval_ms: int,
+        clock: Callable[[], int],
+    ) -> None:
         self._ask = ask
+        self._happened = Happened(watch)
         self._interval_s = interval_ms / 1000
         self._clock = clock
         self._rates = Rates()
@@ -57,7 +65,7 @@ class Feed:
         self._closed = True
         self._news.set()
         self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        await asyncio.gather(self._running, self._happened.close(), return_exceptions=True)
 
     async def state(self) -> str:
         """The newest state as JSON; waits for the first one."""
@@ -71,7 +79,7 @@ class Feed:
         last: the id of the last event of a stream that was lost; the charts go on from there.
         """
         with self._admitted():
-            told, version = self._told(last), 0
+            told, version, heard = self._told(last), 0, -1
             while not self._closed:
                 if version == self._version:
                     with suppress(TimeoutError):
@@ -86,6 +94,10 @@ class Feed:
                     told = number
                     yield "points", json.dumps(points), self._id(number)
                 yield "state", self._text, self._id(number)
+                if heard != self._happened.last:
+                    happened = {"reset": heard < 0, "events": self._happened.after(max(0, heard))}
+                    heard = self._happened.last
+                    yield "happened", json.dumps(happened), self._id(number)
 
     def _id(self, number: int) -> str:
         return f"{self._began_ms}.{number}"

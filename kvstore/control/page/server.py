@@ -42,7 +42,7 @@ class PageServer:
         Raises ConfigError for an address that cannot be bound, or that other hosts reach through an open door without
         `insecure`.
         """
-        feed = Feed(source.look, interval_ms, clock)
+        feed = Feed(source.look, source.watch, interval_ms, clock)
         viewers = Viewers(KnownTokens(door.tokens)) if door.tokens else None
         site = make_site(feed, source, _LOCAL_HOSTS if is_local(listen) else ("*",), viewers)
         try:

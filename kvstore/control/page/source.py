@@ -1,6 +1,6 @@
 """What the page asks `Admin`: as any operator's program would, over gRPC."""
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -54,6 +54,14 @@ class Source:
         nothing = types_pb2.Namespace()
         request = admin_pb2.ExplainPrefixRequest(caller=_CALLER, keys=_NO_KEY, namespace=nothing)
         return list((await self._answer(self._admin.Explain(request, timeout=DEADLINE_S))).near)
+
+    async def watch(self, past: int) -> AsyncIterator[admin_pb2.WatchReply]:
+        """Events as they happen, without end; past: so many of those that came before, too."""
+        try:
+            async for reply in self._admin.Watch(admin_pb2.WatchRequest(caller=_CALLER, past=past)):
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, ControlUnavailable, f"control plane {self._address}") from error
 
     async def close(self) -> None:
         await self._channel.close()

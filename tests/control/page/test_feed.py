@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from kvstore.control.page import feed as feed_module
+from kvstore.control.page import happened
 from kvstore.control.page.feed import VIEWERS_MAX, Event, Feed
 from kvstore.control.page.history import STRETCH_MS
 from kvstore.control.page.source import Look
 from kvstore.errors import ControlUnavailable, Refused
-from kvstore.pb import admin_pb2
+from kvstore.pb import admin_pb2, types_pb2
 from tests.control.page.looks import look, node_usage
 
 
@@ -26,6 +27,16 @@ class Cluster:
         self.looks = 0
         self.answer: Callable[[], Look] = look
 
+        self.news: asyncio.Queue[admin_pb2.WatchReply] = asyncio.Queue()
+        self.pasts: list[int] = []
+
+    async def watch(self, past: int) -> AsyncIterator[admin_pb2.WatchReply]:
+        """Until a message that tells of a loss."""
+        self.pasts.append(past)
+        while not (reply := await self.news.get()).lost:
+            yield reply
+        raise ControlUnavailable("gone")
+
     async def ask(self) -> Look:
         self.now_ms += self.step_ms
         self.looks += 1
@@ -34,7 +45,7 @@ class Cluster:
 
 @asynccontextmanager
 async def watching(cluster: Cluster, interval_ms: int = 1) -> AsyncIterator[Feed]:
-    feed = Feed(cluster.ask, interval_ms, lambda: cluster.now_ms)
+    feed = Feed(cluster.ask, cluster.watch, interval_ms, lambda: cluster.now_ms)
     try:
         yield feed
     finally:
@@ -126,6 +137,30 @@ async def test_charts_go_on_where_a_lost_stream_ended() -> None:
                 assert (await until(stream, "points"))["reset"]
 
 
+def news(*texts: str) -> admin_pb2.WatchReply:
+    return admin_pb2.WatchReply(events=[types_pb2.Event(at_ms=7, node_id="a", kind="node_lost", text=t) for t in texts])
+
+
+async def test_events_come_once_and_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A viewer who comes later gets what is kept, then what is new; the watch that was lost is taken up again, and asks
+    for the past only where it has had nothing."""
+    monkeypatch.setattr(happened, "_AGAIN_S", 0)
+    cluster = Cluster()
+    async with watching(cluster) as feed, aclosing(feed.events()) as stream:
+        cluster.news.put_nowait(news("one", "two"))
+        told = await until(stream, "happened", lambda told: told["events"])
+        assert told["events"][0] == {"number": 1, "at_ms": 7, "node": "a", "kind": "node_lost", "text": "one"}
+        cluster.news.put_nowait(admin_pb2.WatchReply(lost=1))
+        cluster.news.put_nowait(news(*map(str, range(happened.SHOWN_MAX))))
+        told = await until(stream, "happened")
+        assert (told["reset"], told["events"][0]["text"]) == (False, "0")
+        async with aclosing(feed.events()) as late:
+            told = await until(late, "happened")
+        assert told["reset"]
+        assert [event["number"] for event in told["events"]] == list(range(3, happened.SHOWN_MAX + 3))
+    assert cluster.pasts == [happened.SHOWN_MAX, 0]
+
+
 async def test_a_slow_viewer_gets_the_newest_and_delays_nobody() -> None:
     """What he did not take is skipped, not kept for him."""
     cluster = Cluster()
@@ -191,7 +226,7 @@ async def test_silence_has_beats(monkeypatch: pytest.MonkeyPatch) -> None:
         await never.wait()
         raise AssertionError
 
-    feed = Feed(ask, 1, lambda: 0)
+    feed = Feed(ask, Cluster().watch, 1, lambda: 0)
     async with aclosing(feed.events()) as stream:
         assert await anext(stream) == ("", "", "")
     await feed.close()

@@ -91,7 +91,7 @@ async def test_the_state_is_json(http: httpx2.AsyncClient, node: FakeNode) -> No
 
 
 async def test_events_flow(http: httpx2.AsyncClient) -> None:
-    """First the charts, then states; with ids, and a pause after which a browser comes again."""
+    """First the charts, then states and events; with ids, and a pause after which a browser comes again."""
     names = []
     async with http.stream("GET", "/api/events") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")

@@ -2,7 +2,7 @@
 
 const SILENT_MS = 12_000;
 
-export function follow(url, { onState, onPoints, onStanding }) {
+export function follow(url, { onState, onPoints, onHappened, onStanding }) {
   let source = null;
   let heardMs = Date.now();
 
@@ -15,6 +15,7 @@ export function follow(url, { onState, onPoints, onStanding }) {
       onState(JSON.parse(event.data));
     });
     source.addEventListener("points", (event) => onPoints(JSON.parse(event.data)));
+    source.addEventListener("happened", (event) => onHappened(JSON.parse(event.data)));
     source.addEventListener("error", () => {
       onStanding("lost");
       // A refusal closes the stream for good; a lost connection is taken up again by the browser.

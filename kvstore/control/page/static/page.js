@@ -3,6 +3,7 @@
 import { startCharts } from "./charts.js";
 import { startCluster } from "./cluster.js";
 import { put, say } from "./dom.js";
+import { startEvents } from "./events.js";
 import { startFind } from "./find.js";
 import { History } from "./history.js";
 import { follow } from "./live.js";
@@ -27,6 +28,8 @@ const showSpaces = startSpaces(part("spaces"), (id) => {
 const showCharts = startCharts(part("plots"), part("spans"));
 let lastMs = null;
 
+const showEvents = startEvents(part("events"));
+
 startTheme(part("theme"));
 startFind(part("search"), part("found"));
 
@@ -38,6 +41,7 @@ function notice(text) {
 
 follow("/api/events", {
   onPoints: (points) => history.take(points),
+  onHappened: (happened) => showEvents(happened),
   onState(state) {
     notice(state.error ?? "");
     if (!state.nodes) return;
