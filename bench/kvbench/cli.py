@@ -44,12 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Measures kvstore beside what the machine itself can do.",
         COMMANDS,
         argv,
-        add_shared=(lambda parser: None) if makes_page else _add_shared,
+        add_shared=_add_shared,
         finish=(lambda code, args: int(code)) if makes_page else _finish,
     )
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
+def _add_shared(name: str, parser: argparse.ArgumentParser) -> None:
+    if name in _MAKE_PAGES:
+        return
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object to a file as well")
 

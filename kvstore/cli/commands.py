@@ -17,6 +17,9 @@ from kvstore.errors import KVStoreError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+SHELLS = ("bash", "zsh")
+AddShared = Callable[[str, argparse.ArgumentParser], None]
+"""Adds arguments to the parser of the command of a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,17 @@ def run_program(
     commands: Mapping[str, Command],
     argv: Sequence[str],
     *,
-    add_shared: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    add_shared: AddShared = lambda name, parser: None,
     finish: Callable[[Any, argparse.Namespace], int] = lambda code, args: int(code),
 ) -> int:
     """Runs the subcommand that `argv` names and returns its exit code.
 
-    add_shared: adds arguments that all commands have. finish: takes what the command returned, and its arguments.
+    add_shared: adds arguments that most commands have, to the one of that name. finish: takes what the command
+    returned, and its arguments.
     A KVStoreError becomes one line on stderr and exit code 2. Raises SystemExit as argparse does (--help, bad usage).
     """
     if not argv or argv[0] not in commands:
-        _overview(program, description, commands).parse_args(argv)
+        _overview(program, description, commands, add_shared).parse_args(argv)
         raise AssertionError("the overview's parser knows no command, so it always exits")
     command = commands[argv[0]]
     module: Any = importlib.import_module(command.module)
@@ -48,7 +52,7 @@ def run_program(
         prog=f"{program} {argv[0]}", description=module.__doc__, allow_abbrev=False, formatter_class=_Formatter
     )
     module.add_arguments(parser)
-    add_shared(parser)
+    add_shared(argv[0], parser)
     args = parser.parse_args(argv[1:])
     try:
         return finish(module.run(args), args)
@@ -68,7 +72,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32)
 
 
-def _overview(program: str, description: str, commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+def _overview(
+    program: str, description: str, commands: Mapping[str, Command], add_shared: AddShared
+) -> argparse.ArgumentParser:
     width = max(len(name) for name in commands)
     lines = [f"  {name:{width}}  {command.help}" for name, command in commands.items()]
     text = "\n".join([description, "", "commands:", *lines, "", f"{program} COMMAND --help shows a command's options."])
@@ -77,5 +83,19 @@ def _overview(program: str, description: str, commands: Mapping[str, Command]) -
     )
     version = f"{program} {importlib.metadata.version('kvstore')}"
     parser.add_argument("--version", action="version", version=version)
+
+    class Completion(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+            from kvstore.cli.completion import completion  # it needs a package, and every command
+
+            print(completion(program, commands, values, add_shared))
+            parser.exit()
+
+    parser.add_argument(
+        "--completion",
+        action=Completion,
+        choices=SHELLS,
+        help="write the script for completion in a shell, and exit",
+    )
     parser.add_argument("command", metavar="COMMAND", choices=[*commands], help=argparse.SUPPRESS)
     return parser
