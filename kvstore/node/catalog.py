@@ -624,6 +624,12 @@ class Catalog:
         the slabs' openings; None behind the last one. The pin is the node's own, and ends by `unpin`."""
         return self._reading.visit(Tier.NVME, after, now_ns, bank)
 
+    def visit_block(self, namespace_id: bytes, shard: ShardId, key: bytes, tier: Tier, now_ns: int) -> Visit | None:
+        """Pins a block's copy in a tier, as `visit_nvme` does; None where it has none. Touches nothing. Raises
+        InvalidInput for a rank outside its count."""
+        check_shard(shard)
+        return self._reading.visit_block(self._stock.tree(namespace_id, shard), key, tier, now_ns)
+
     def usage_of_banks(self, tier: Tier) -> list[tuple[int, int]]:
         """(capacity, used) bytes of each device of a tier; used: by slabs."""
         return [(bank.capacity_bytes, bank.used_bytes) for bank in self._stock.spaces[tier].banks]

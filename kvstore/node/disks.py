@@ -11,6 +11,7 @@ from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.node.background import to_the_end
+from kvstore.node.catalog import ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.devices import adopt, adopt_serving, capacity_of, open_device
 from kvstore.node.fullscrub import FullScrub
@@ -139,6 +140,13 @@ class Disks:
         """Has all that is on one device, or on all of them (""), verified now. Raises InvalidInput for a path that no
         device of this node has, and InUse while another scrub is under way."""
         self.full_scrub.start(self._bank(path) if path else None)
+
+    async def verify(self, namespace_id: bytes, shard: ShardId, keys: Sequence[bytes]) -> None:
+        """Somebody found the bytes of these blocks damaged on a device: what is so is dropped."""
+        for key in keys:
+            visit = self._catalog.visit_block(namespace_id, shard, key, Tier.NVME, self._custody.clock())
+            if visit is not None:
+                await self.scrub.look(visit)
 
     async def adopt_directory(self, path: str, alive: Collection[str], *, release: bool) -> int:
         """Takes over the shared directory of a node that is gone, or gives it back; see `Takeover`. Answers how many

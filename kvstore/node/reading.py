@@ -72,12 +72,20 @@ class Reading:
         for slab_id, slab in slabs:
             for slot in slab.slots[after[1] + 1 if slab_id == after[0] else 0 :]:
                 if slot.state is SlotState.LIVE:
-                    block: Block = slot.owner
-                    pin_id = self._pins.add([(tier, slot)], _VISITOR, now_ns, now_ns)
-                    namespace = block.tree.namespace
-                    source = _pinned_block(tier, slot)
-                    return Visit(pin_id, namespace.namespace_id, block.tree.shard, block.key, namespace.layout, source)
+                    return self._visit(tier, slot, now_ns)
         return None
+
+    def visit_block(self, tree: Tree | None, key: bytes, tier: Tier, now_ns: int) -> Visit | None:
+        """See `Catalog.visit_block`."""
+        block = None if tree is None else tree.blocks.get(key)
+        slot = None if block is None else block.slot_in(tier)
+        return None if slot is None else self._visit(tier, slot, now_ns)
+
+    def _visit(self, tier: Tier, slot: Slot, now_ns: int) -> Visit:
+        block: Block = slot.owner
+        pin_id = self._pins.add([(tier, slot)], _VISITOR, now_ns, now_ns)
+        namespace, source = block.tree.namespace, _pinned_block(tier, slot)
+        return Visit(pin_id, namespace.namespace_id, block.tree.shard, block.key, namespace.layout, source)
 
     def match(self, trees: Sequence[Tree | None], keys: Sequence[bytes], now_ns: int) -> int:
         """How many leading keys are live in all trees."""

@@ -27,6 +27,7 @@ from kvstore.node.operating import Operating
 from kvstore.node.placement import Placement
 from kvstore.node.replicas import Replicas
 from kvstore.node.reporting import namespace_usages, tier_usage, ttl_histogram
+from kvstore.node.reserve import check_shard
 from kvstore.node.retention import Retention
 from kvstore.node.sessions import Session, Sessions
 from kvstore.node.transfers import Transfers
@@ -302,6 +303,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if not await self._holds.release(request.pin_id):
             self._custody.catalog.unpin(request.pin_id)
             self._custody.settle()
+        if request.HasField("suspects") and self._disks is not None:
+            suspects = request.suspects
+            shard, keys = ShardId(suspects.shard_rank, suspects.shard_count), keys_of(suspects.keys)
+            check_shard(shard)
+            self._transfers.counters["corrupt_reports"] += len(keys)
+            self._transfers.background.spawn(self._disks.verify(suspects.namespace_id, shard, keys))
         return node_pb2.UnpinReply()
 
     @streaming(node_pb2.TransferDown)

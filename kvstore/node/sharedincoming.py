@@ -9,6 +9,7 @@ its pieces come elsewhere, and nobody waits for the thread; only the memory that
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from kvstore.rpc.keys import keys_of
 from kvstore.rpc.status import from_rpc
 
 _UNPIN_S = 0.5
+log = logging.getLogger(__name__)
 
 
 class _Located(NamedTuple):
@@ -72,6 +74,8 @@ class SharedIncoming:
         self._located: dict[int, _Located] = {}
         self._checksums: list[bytes] = []
         self._index: dict[int, int] = {}
+        self._suspects = node_pb2.Suspects()
+        self._damaged: dict[bytes, None] = {}
         self.pinned = node_pb2.TransferPinned()
         self.tiers: list[Tier] = []
         self.moves = 0
@@ -82,6 +86,9 @@ class SharedIncoming:
         if self._devices.lane.hangs(self._limit_ns):
             raise NodeUnavailable("the shared directory moves nothing")
         self._index = {block: i for i, block in enumerate(blocks)}
+        self._suspects = node_pb2.Suspects(
+            namespace_id=opened.namespace_id, shard_rank=opened.shard_rank, shard_count=opened.shard_count
+        )
         request = node_pb2.LocateRequest(
             caller=self._caller,
             transfer_ticket=opened.transfer_ticket,
@@ -144,11 +151,18 @@ class SharedIncoming:
             except PeerLost:
                 raise
             except KVStoreError as error:
+                if isinstance(error, ChecksumMismatch):
+                    self._found_damaged(piece, error)
                 feed.refused(piece, _outcome_of(error))
             else:
                 self.moves += 1
                 self.lander.arrived(landed.place_id)
                 feed.arrived(Arrival(piece, *landed, self._checksums_of(piece)))
+
+    def _found_damaged(self, piece: Piece, error: ChecksumMismatch) -> None:
+        key = self._located[self._index[piece.block]].key
+        log.warning("block %s, read from a shared directory: %s", key.hex(), error)
+        self._damaged[key] = None
 
     async def _read(self, piece: Piece, landed: Landed) -> None:
         """Raises why the piece is not there; its place is given back then, once no thread writes to it any more."""
@@ -197,12 +211,15 @@ class SharedIncoming:
         return piece.checksums_of(self._checksums[self._index[piece.block]], self._layout)
 
     def report_corrupt(self, blocks: Sequence[int]) -> None:
-        """What was read here was right when it was read; the owner's scrubber looks at its own."""
+        """What was read here was right when it was read: the owner is told of what was not."""
 
     async def settle(self) -> None:
-        """Nothing is being read any more; the owner may have its slots back."""
+        """Nothing is being read any more; the owner may have its slots back, and looks at what was damaged."""
         if self._pin_id:
             request = node_pb2.UnpinRequest(caller=self._caller, pin_id=self._pin_id)
+            if self._damaged:
+                self._suspects.keys = b"".join(self._damaged)
+                request.suspects.CopyFrom(self._suspects)
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await self._stub.Unpin(request, timeout=_UNPIN_S)
 

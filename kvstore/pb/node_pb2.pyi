@@ -1003,21 +1003,55 @@ class UnpinRequest(google.protobuf.message.Message):
     CALLER_FIELD_NUMBER: builtins.int
     SESSION_ID_FIELD_NUMBER: builtins.int
     PIN_ID_FIELD_NUMBER: builtins.int
+    SUSPECTS_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     pin_id: builtins.bytes
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def suspects(self) -> Global___Suspects:
+        """of a pin by Locate; left out: none"""
+
     def __init__(
         self,
         *,
         caller: kvstore.pb.types_pb2.Caller | None = ...,
         session_id: builtins.bytes = ...,
         pin_id: builtins.bytes = ...,
+        suspects: Global___Suspects | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "pin_id", b"pin_id", "session_id", b"session_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "suspects", b"suspects"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "pin_id", b"pin_id", "session_id", b"session_id", "suspects", b"suspects"]) -> None: ...
 
 Global___UnpinRequest: typing_extensions.TypeAlias = UnpinRequest
+
+@typing.final
+class Suspects(google.protobuf.message.Message):
+    """Blocks of which a reader of a shared directory found the bytes damaged: the owner verifies them, and drops those that
+    are so.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    SHARD_RANK_FIELD_NUMBER: builtins.int
+    SHARD_COUNT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    shard_rank: builtins.int
+    shard_count: builtins.int
+    keys: builtins.bytes
+    def __init__(
+        self,
+        *,
+        namespace_id: builtins.bytes = ...,
+        shard_rank: builtins.int = ...,
+        shard_count: builtins.int = ...,
+        keys: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["keys", b"keys", "namespace_id", b"namespace_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank"]) -> None: ...
+
+Global___Suspects: typing_extensions.TypeAlias = Suspects
 
 @typing.final
 class UnpinReply(google.protobuf.message.Message):

@@ -22,6 +22,7 @@ from kvstore.config import MIB
 from kvstore.node.app import NodeServer
 from tests.cluster import random_blocks
 from tests.inprocess import LOOPBACK, Site, at_rest, fabric_of, held_by, site
+from tests.node.nvme_world import flip
 from tests.waiting import eventually
 
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
@@ -59,7 +60,8 @@ async def sharing(folder: Path, **options: Any) -> AsyncIterator[World]:
         control = await here.control(heartbeat_ms=20)
         common: dict[str, Any] = {"control": control.address, "piece_bytes": 256 * 1024, "tick_ms": 20}
         common |= {"shared_paths": (str(root),)} | options
-        device = {"nvme_paths": (str(root / "owner"),), "nvme_shared": True, "nvme_bytes": 10 * SLAB}
+        device: dict[str, Any] = {"nvme_paths": (str(root / "owner"),), "nvme_shared": True, "nvme_bytes": 10 * SLAB}
+        device |= {"nvme_scrub_bytes_per_s": 0}
         owner = await here.node(
             node_id="owner", control=control.address, nvme_slab_bytes=SLAB, nvme_free_bytes_min=0, **device
         )
@@ -144,6 +146,29 @@ async def test_a_damaged_slot_is_read_from_the_owner(tmp_path: Path) -> None:
         assert len(alone.missing) == 1
         fabric_of(world.owner).faults.stalled = False
         assert (await world.load()).blocks == BLOCKS
+
+
+async def test_a_damaged_slot_is_dropped_by_its_owner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It hears of it from the reader; what the reader could read stays. Both name the block."""
+    async with sharing(tmp_path, relay=False) as world:
+        disks = world.owner.disks
+        assert disks is not None
+        slot_bytes = 4096 + LAYOUT.block_bytes
+        flip(world.root / "owner", 4096 + 2 * slot_bytes + 4096 + 1000)
+        assert len((await world.load()).missing) == 1
+        await eventually(lambda: disks.counters["scrub_dropped"] == 1)
+        assert world.owner.transfers.counters["corrupt_reports"] == 1
+        assert world.owner.catalog.usage().counters["dropped_corrupt"] == 1
+        fabric_of(world.owner).faults.stalled = False
+
+        async def written_again() -> bool:
+            return disks.counters["durable_blocks"] == BLOCKS and (await world.load()).blocks == BLOCKS
+
+        await eventually(written_again)
+        key = world.chain.keys[2].hex()
+        said = [(record.name, record.levelname) for record in caplog.records if key in record.getMessage()]
+        assert ("kvstore.node.sharedincoming", "WARNING") in said
+        assert ("kvstore.node.scrub", "ERROR") in said
 
 
 async def test_an_owner_that_is_gone(tmp_path: Path) -> None:
