@@ -51,7 +51,7 @@ class AdoptedDevice:
 
         adopter: this node's name. alive: the names of nodes that are known to live. Deadlines are those of the last
         store, in the time of the owner's clock, which began as the wall clock and was never set back; so they are taken
-        for the wall clock's.
+        for the wall clock's, or for that of a later clock, by which no block was stored in the future.
 
         Raises ChecksumMismatch where there is no device, InvalidInput for one that nobody ever had as a shared one,
         InUse while its owner lives, DeviceFailed. Nothing is changed then.
@@ -64,7 +64,7 @@ class AdoptedDevice:
         try:
             claim = _fence(path, adopter, alive)
             clock = clock or StoreClock()
-            found = [slab for slab in reader.find(clock.now_ms()) if slab.entries]
+            found = [slab for slab in reader.find(clock) if slab.entries]
         except BaseException:
             os.close(lock)
             raise

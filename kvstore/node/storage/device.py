@@ -243,8 +243,7 @@ class Device:
                 log.error("%s: the index is damaged: %s", self.path, error)
                 self._index.begin_anew()
             else:
-                if loaded.anchor is not None:
-                    self.clock.resume(loaded.anchor)
+                self.clock.resume(loaded.anchor)
                 return loaded.slabs
         slabs = rebuild(self._files, labels)
         restored = Batch()

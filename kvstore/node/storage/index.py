@@ -50,10 +50,10 @@ class DamagedIndex(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """All of an index. anchor: the clock at its last commit; None where there was none."""
+    """All of an index. anchor: the clock at its last commit."""
 
     slabs: dict[int, IndexedSlab]
-    anchor: Anchor | None
+    anchor: Anchor
 
 
 class StorageIndex:
@@ -118,9 +118,11 @@ class StorageIndex:
             for file, slots, sealed in runs_of_files(txn.cursor(self._slots).iternext()):
                 if file in slabs:
                     slabs[file].add(file, slots, sealed)
-            loaded = Loaded(slabs, unpack_anchor(txn.get(_CLOCK_KEY, b"", db=self._meta)))
+            anchor = unpack_anchor(txn.get(_CLOCK_KEY, b"", db=self._meta))
+            if anchor is None:  # a deadline in no known time may be any
+                raise DamagedIndex("it does not say when it was written")
         self._mark_usable()
-        return loaded
+        return Loaded(slabs, anchor)
 
     def _read_slabs(self, txn: Any) -> Iterator[tuple[int, IndexedSlab]]:
         for key, raw in txn.cursor(self._slabs):

@@ -181,10 +181,14 @@ class SharedReader:
         """Any range of a slab, behind its header, unproved."""
         self._files.read(file, SLAB_HEADER_BYTES + offset, out)
 
-    def find(self, now_ms: int) -> list[RecoveredSlab]:
+    def find(self, clock: StoreClock) -> list[RecoveredSlab]:
         """The slabs with a right label, and the blocks in them whose headers are whole and that are not past their
-        deadline. Reads every header."""
+        deadline. Reads every header. It is at least so late, for the clock, as when the last of them was stored: by
+        a clock that is behind its owner's no block lives longer."""
         slabs = rebuild(self._files, labels_of(self._files, self._device_id))
+        stored_ms = [entry.deadline_ms - entry.ttl_ms for slab in slabs.values() for _, entry in slab.entries]
+        clock.advance(max(stored_ms, default=0))
+        now_ms = clock.now_ms()
         return [
             RecoveredSlab(
                 file,

@@ -12,6 +12,7 @@ import numpy as np
 from kvstore.blocks.layout import LayerGroup, Layout
 from kvstore.errors import DeviceFailed
 from kvstore.node.storage.aligned import Bytes, aligned_empty
+from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.device import DeviceLimits
 from kvstore.node.storage.entry import PLAIN, Entry
 from kvstore.node.storage.format import SLAB_HEADER_BYTES, header_bytes, pack_slot_header
@@ -46,9 +47,9 @@ def packed(number: int, codec: int) -> Packed:
     return pack(slot, LAYOUT, b"", codec)
 
 
-def open_owner(path: Path, owner: str = "owner", *, grace_ms: int = 0) -> SharedDevice:
+def open_owner(path: Path, owner: str = "owner", *, grace_ms: int = 0, clock: StoreClock | None = None) -> SharedDevice:
     limits = DeviceLimits(2 * (SLAB_HEADER_BYTES + SLAB_BYTES), SLAB_BYTES, 0)
-    return SharedDevice.open_shared(path, limits, owner, grace_ms=grace_ms)
+    return SharedDevice.open_shared(path, limits, owner, grace_ms=grace_ms, clock=clock)
 
 
 def open_slab(device: SharedDevice) -> int:

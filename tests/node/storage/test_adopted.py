@@ -14,15 +14,18 @@ from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFailed, InUse, I
 from kvstore.node.storage.adopted import AdoptedDevice
 from kvstore.node.storage.aligned import Bytes, aligned_empty
 from kvstore.node.storage.batch import Batch
+from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.entry import PLAIN, ZSTD, Entry
 from kvstore.node.storage.epoch import Claim, Standing, newest_claim, newest_epoch
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.verified import SlotReader, Stored
+from tests.node.storage.set_times import SetTimes
 from tests.node.storage.shared_owner import (
     LAYOUT,
     SLAB_BYTES,
     SLOT_BYTES,
+    TTL_MS,
     block,
     key,
     open_owner,
@@ -82,6 +85,22 @@ def test_what_is_adopted_is_read_and_never_written(path: Path) -> None:
             refused()
     adopted.close()
     assert files_of(path) == before
+
+
+def test_a_clock_behind_the_owners_lets_no_block_live_longer(tmp_path: Path) -> None:
+    """The owner's wall clock was a day ahead, and his own went on from there when it was set right: an hour is left of
+    the last block, less of the one before."""
+    times = SetTimes(wall=86_400_000)
+    with open_owner(tmp_path / "owner", clock=StoreClock(times)) as owner:
+        file = open_slab(owner)
+        put(owner, file, 0, 5)
+        times.boot += TTL_MS // 4
+        put(owner, file, 1, 7)
+    clock = StoreClock(SetTimes(wall=0))
+    adopted = AdoptedDevice.take(tmp_path / "owner", "heir", [], clock=clock)
+    left = {place: entry.deadline_ms - clock.now_ms() for place, entry in entries_of(adopted).items()}
+    assert left == {(file, 0): TTL_MS * 3 // 4, (file, 1): TTL_MS}
+    adopted.close()
 
 
 def test_an_owner_that_lives_is_not_adopted(path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.node.storage.small_device import (
     SLOT_BYTES,
     SLOTS,
     TENANT,
+    TTL_MS,
     block,
     entry,
     found,
@@ -290,6 +291,21 @@ def test_deadlines_go_by_the_stores_clock(tmp_path: Path) -> None:
     times.boot_id, times.wall = "d", times.wall + 600
     with open_device(tmp_path, clock=StoreClock(times)) as device:
         assert found(device) == {}
+
+
+def test_an_index_that_does_not_know_its_time_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record of the clocks is damaged: by the wall clock, set back by a day, a block would live a day longer."""
+    times = SetTimes()
+    with monkeypatch.context() as damage:
+        damage.setattr("kvstore.node.storage.index.pack_anchor", lambda anchor: b"torn")
+        device = open_device(tmp_path, clock=StoreClock(times))
+        file = open_slab(device)
+        store(device, file, 0, entry(1, deadline_ms=device.clock.now_ms() + TTL_MS))
+        device.close()
+    times.boot, times.boot_id, times.wall = 3, "b", times.wall - 86_400_000
+    with open_device(tmp_path, clock=StoreClock(times)) as device:
+        ((_, survivor),) = found(device).items()
+        assert survivor.deadline_ms - device.clock.now_ms() == TTL_MS
 
 
 @settings(max_examples=200, deadline=None)
