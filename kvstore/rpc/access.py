@@ -47,7 +47,7 @@ ACCESS: Mapping[str, frozenset[Right]] = {
     "Admin/PrefixBlocks": _READERS,
     "Admin/GetRules": _READERS,
     "Admin/Pins": _READERS,
-    "Admin/Watch": _READERS,
+    "Admin/Watch": _PAGE,
     "Admin/ListBlocks": _READERS,
     "Admin/Pin": _OPERATORS,
     "Admin/Unpin": _OPERATORS,

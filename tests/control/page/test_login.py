@@ -1,5 +1,6 @@
 """The page where tokens are asked: who logs in, or shows an admin's token, sees it, whatever certificate he has."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,10 @@ from kvstore.control.page import viewers
 from kvstore.control.page.login import COOKIE
 from kvstore.control.page.viewers import Viewers
 from kvstore.errors import Forbidden, Unauthenticated
+from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc import renewed
+from kvstore.rpc.certificates import Role
+from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.tokens import KnownTokens
 from tests.certs import Certs
 
@@ -127,6 +131,23 @@ async def test_a_revoked_token_ends_what_it_opened(served: ControlServer, certs:
             async for _ in lines:
                 pass
         assert (await client.get("/api/state")).status_code == 401
+
+
+async def test_events_come_through_the_guard(served: ControlServer, certs: Certs) -> None:
+    """The page watches as itself; what an operator does is told to who is logged in."""
+    async with (
+        browser(served, certs) as client,
+        open_channel(
+            served.address, door=certs.door("client"), serves=Role.CONTROL, token=certs.secret("olga")
+        ) as channel,
+    ):
+        request = admin_pb2.SetNodeLogLevelRequest(caller=caller("olga"), level="error", logger="kvstore")
+        await admin_pb2_grpc.AdminStub(channel).SetLogLevel(request, timeout=DEADLINE_S)
+        await log_in(client, certs.secret("anna"))
+        async with asyncio.timeout(DEADLINE_S), client.stream("GET", "/api/events") as stream:
+            async for line in stream.aiter_lines():
+                if "log_level_changed" in line:
+                    break
 
 
 async def test_a_form_of_any_length(served: ControlServer, certs: Certs) -> None:
