@@ -77,8 +77,7 @@ class Spill:
         self._remember_namespaces = remember_namespaces
         self._capacity_bytes = config.dram_bytes
         self._clean_part = config.nvme_clean_percent / 100
-        day_bytes = config.nvme_day_bytes_max * len(config.nvme_paths)
-        self._budget = ByteBudget(day_bytes, custody.clock())
+        self._budgets = [ByteBudget(config.nvme_day_bytes_max, custody.clock()) for _ in config.nvme_paths]
         self._worth: dict[bytes, Worth] = {}
         self._wake = asyncio.Event()
         self._last = _Turn()
@@ -209,7 +208,7 @@ class Spill:
         if not copy.alive:
             return None
         now_ns = self._custody.clock()
-        if not self._budget.allows(packed.slot_length, now_ns):
+        if not self._in_budget(packed.slot_length, now_ns):
             self.counters["spill_over_budget"] += 1
         else:
             try:
@@ -218,12 +217,19 @@ class Spill:
                 place = None
             self._custody.settle()
             if place is not None:
+                self._budgets[self._nvme.bank_of(place)].take(packed.slot_length)
                 return _Ready(copy, packed, place, self._nvme.entry(copy, packed), copy.block.deadline_ns)
             self.counters["spill_refused"] += 1
         self._catalog.excuse(copy)
         del left[copy]
         self._catalog.abandon_copy(copy)
         return None
+
+    def _in_budget(self, length: int, now_ns: int) -> bool:
+        """Whether any device may write so much. Asked before room is made: nothing is evicted for what is not written.
+        Devices take their turns, so those in service come to their ends together."""
+        own = zip(self._nvme.banks, self._budgets, strict=False)  # behind them are those that were adopted
+        return all(budget.allows(length, now_ns) for bank, budget in own if bank.in_service)
 
     async def _write(self, ready: Sequence[_Ready], left: dict[Copy, None], before: _Turn, mine: _Turn) -> None:
         """Each step in its turn: the disk writes while the batch before is synced and named."""

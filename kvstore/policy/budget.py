@@ -18,13 +18,14 @@ class ByteBudget:
         self._seen_ns = now_ns
 
     def allows(self, length: int, now_ns: int) -> bool:
-        """Takes `length` bytes if they are there. A piece larger than an hour's part goes when the bucket is full."""
+        """Whether `length` bytes may be taken now. A piece larger than an hour's part goes when the bucket is full."""
         if not self.bytes_per_day:
             return True
         full_bytes = self.bytes_per_day * _BURST_PART
         filled = self._room_bytes + (now_ns - self._seen_ns) * self.bytes_per_day / _DAY_NS
         self._room_bytes, self._seen_ns = min(filled, full_bytes), now_ns
-        if self._room_bytes < min(length, full_bytes):
-            return False
+        return self._room_bytes >= min(length, full_bytes)
+
+    def take(self, length: int) -> None:
+        """They are written; only what was allowed just now."""
         self._room_bytes -= length
-        return True

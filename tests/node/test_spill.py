@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from kvstore.blocks.state import Outcome, Tier
-from kvstore.errors import ChecksumMismatch
+from kvstore.errors import ChecksumMismatch, DeviceFailed
 from kvstore.node.spill import Spill
+from kvstore.policy.recent import HOUR_NS
 from kvstore.policy.rules import Compression
 from tests.node.nvme_world import LAYOUT, NAMESPACE, SHARD, SLAB_BYTES, blocks_of, flip, keys_of, nvme_world
 from tests.waiting import eventually
@@ -73,6 +74,41 @@ async def test_the_days_budget_bounds_what_is_written(tmp_path: Path) -> None:
         assert world.spill.counters["spill_over_budget"] == 4
         assert world.spill.counters["spilled_bytes"] <= hour_bytes
         assert world.catalog.owed_bytes == 0
+
+
+async def test_each_device_has_a_days_budget_of_its_own(tmp_path: Path) -> None:
+    """One that is left alone does not get what the others may."""
+    hour_bytes = 3 * LAYOUT.block_bytes
+    async with nvme_world(tmp_path, devices=2, nvme_day_bytes_max=24 * hour_bytes) as world:
+        world.nvme.banks[0].take_out(DeviceFailed("gone"))
+        world.catalog.lose_bank(NVME, 0, 1)
+        world.store(keys_of(8), blocks_of(8))
+        await world.spill.drain()
+        assert [bank.written_bytes <= hour_bytes for bank in world.nvme.banks] == [True, True]
+        assert world.spill.counters["spilled_blocks"] == 2
+        world.clock.now_ns += HOUR_NS
+        world.store(keys_of(8, 1), blocks_of(8, 1))
+        await world.spill.drain()
+        assert world.spill.counters["spilled_blocks"] == 4
+
+
+async def test_what_has_no_budget_takes_nobodys_room(tmp_path: Path) -> None:
+    """A full device keeps what it has, and what has no room there takes nothing of the budget."""
+    slots = SLAB_BYTES // (LAYOUT.block_bytes + 4096)
+    hour_bytes = (slots + 2) * (LAYOUT.block_bytes + 4096)
+    async with nvme_world(tmp_path, files=1, nvme_day_bytes_max=24 * hour_bytes) as world:
+        world.store(keys_of(slots), blocks_of(slots))
+        await world.spill.drain()
+        pins = world.pin(keys_of(slots), NVME)
+        world.store(keys_of(4, 1), blocks_of(4, 1))
+        await world.spill.drain()
+        assert world.spill.counters["spill_refused"] == 4
+        world.unpin(pins)
+        world.store(keys_of(4, 2), blocks_of(4, 2))
+        await world.spill.drain()
+        assert world.spill.counters["spill_over_budget"] == 2
+        assert world.catalog.live_slots(NVME) == slots
+        assert sum(NVME in world.tiers(key) for key in keys_of(slots)) == slots - 2
 
 
 async def test_a_device_that_is_full_gives_room_to_what_is_newer(tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ class NvmeTier(SlabFiles):
         slab = self._slabs[place.slab_id]
         return slab.bank.device.device_id, slab.file
 
+    def bank_of(self, place: Place) -> int:
+        """The number of the device that a slot is on."""
+        return self._slabs[place.slab_id].bank.number
+
     @property
     def lanes(self) -> list[DiskLane]:
         return [bank.lane for bank in self.banks]
