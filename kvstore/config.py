@@ -140,6 +140,11 @@ class DoorConfig:
     ca: str = option("", "PEM file of the certificates that vouch for others")
     tokens: str = option("", "file of the tokens that are good (kvstore tokens); empty: certificates alone decide")
     token_file: str = option("", "file of the token that this process shows as a client; empty: none")
+    connections_max: int = option(8192, "connections of each address; beyond it new ones are closed at once")
+    calls_max: int = option(1024, "calls at once of one tenant, or with one admin's token, at each server")
+    calls_per_s: int = option(
+        0, "calls per second of one tenant, or with one admin's token, at each server; 0: no bound"
+    )
 
     @property
     def shut(self) -> bool:

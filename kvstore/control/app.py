@@ -85,7 +85,7 @@ class ControlServer:
         directory = Directory(config.node_lost_ms, await index.nodes(), clock())
         metrics = Metrics("control", "", config.metrics_listen, insecure=config.insecure)
         inside = new_secret() if door.shut else ""
-        server = make_server([*metrics.interceptors, *guards(door, inside)])
+        server = make_server([*metrics.interceptors, *guards(door, inside)], door)
         membership, events = Membership(), Events(clock)
         control = ControlService(config, index, directory, membership, events, clock)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)

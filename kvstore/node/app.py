@@ -174,7 +174,7 @@ class NodeServer:
         _expect_unserved(socket_path)
         if self.disks is not None:
             await self.disks.adopt()
-        self._server = make_server([*self.metrics.interceptors, *guards(door)])
+        self._server = make_server([*self.metrics.interceptors, *guards(door)], door)
         self.address = bind(self._server, "node.listen", config.listen, insecure=config.insecure, door=door)
         self.socket = bind(self._server, "node.socket", f"unix:{socket_path}", insecure=False)
         slab_path = Path(f"{socket_path}.slabs")

@@ -128,6 +128,13 @@ class Shown:
         return frozenset({Right.READ, Right.OPERATE} if self.token.admin == "operate" else {Right.READ})
 
     @property
+    def counted_as(self) -> str:
+        """Whose bounds the call counts against; "" for nobody's."""
+        if not self.asked or isinstance(self.token, str):
+            return ""
+        return f"tenant {self.token.tenant!r}" if self.token.tenant else f"the token {self.token.name}"
+
+    @property
     def tenant(self) -> str:
         """The one tenant that the caller may be; "" for any."""
         return self.token.tenant if self.asked and isinstance(self.token, Token) else ""

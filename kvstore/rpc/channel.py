@@ -17,6 +17,8 @@ from kvstore.rpc.tracing import traced
 OPEN_DOOR = DoorConfig()
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+STREAMS_PER_CONNECTION_MAX = 4096
+"""Calls at once over one connection; the caller's side keeps further ones back until there is room."""
 KEYS_PER_MESSAGE_MAX = 16_384
 """Bound of a batch; the client splits what is larger."""
 
@@ -66,9 +68,17 @@ def open_channel(
     return traced(bearing(channel, show) if show() else channel)
 
 
-def make_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
-    """A server that refuses to share its port."""
-    options = [*_OPTIONS, *_WATCHABLE, ("grpc.so_reuseport", 0)]
+def make_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (), door: DoorConfig = OPEN_DOOR
+) -> grpc.aio.Server:
+    """A server that refuses to share its port. door: bounds its connections, also where it is open."""
+    options = [
+        *_OPTIONS,
+        *_WATCHABLE,
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+        ("grpc.max_allowed_incoming_connections", door.connections_max),
+    ]
     return grpc.aio.server(interceptors=[*tracing.interceptors(), *interceptors], options=options)
 
 

@@ -16,6 +16,7 @@ from kvstore.config import DoorConfig
 from kvstore.errors import ConfigError, Forbidden
 from kvstore.rpc.access import Shown, expect_allowed
 from kvstore.rpc.around import Around
+from kvstore.rpc.limits import Limits
 from kvstore.rpc.tokens import KnownTokens, Token, borne, digest_of
 
 _NAMES = "x509_subject_alternative_name"
@@ -31,6 +32,7 @@ class Guard(Around):
     def __init__(self, door: DoorConfig, inside: str = "") -> None:
         super().__init__()
         self._inside = inside
+        self._limits = Limits(door)
         self._tokens = KnownTokens(door.tokens) if door.tokens else None
 
     @contextmanager
@@ -38,7 +40,8 @@ class Guard(Around):
         shown = self._look(context)
         expect_allowed(rpc, shown)
         _shown.set(shown)  # of this call alone: each one is a task of its own
-        yield
+        with self._limits.within(shown.counted_as, rpc):
+            yield
 
     def still(self, rpc: str, context: Any) -> None:
         expect_allowed(rpc, self._look(context))

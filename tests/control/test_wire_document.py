@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.blocks.digest import empty_digests, pack_digests, record_hash, record_hashes, toggle
+from kvstore.config import DoorConfig
 from kvstore.control.directory import HELPERS_MAX, NODES_MAX
 from kvstore.control.events import WATCHERS_MAX
 from kvstore.control.prefix import LOCATIONS_MAX
@@ -14,7 +15,7 @@ from kvstore.control.wire import LANES_MAX, SHARD_COUNT_MAX
 from kvstore.node.listing import BLOCKS_MAX
 from kvstore.node.outgoing import CREDITS_MAX
 from kvstore.observe.events import REPORTED_MAX
-from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, STREAMS_PER_CONNECTION_MAX
 from kvstore.rpc.status import STATUS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
@@ -61,6 +62,9 @@ def test_the_table_of_errors() -> None:
     [
         ("keys of one message", KEYS_PER_MESSAGE_MAX),
         ("blocks of one `ListBlocks`", BLOCKS_MAX),
+        ("calls at once over one connection", STREAMS_PER_CONNECTION_MAX),
+        ("connections of one address", DoorConfig().connections_max),
+        ("calls at once of one tenant", DoorConfig().calls_max),
         ("shard count", SHARD_COUNT_MAX),
         ("locations of one `MatchReply`", LOCATIONS_MAX),
         ("registered nodes", NODES_MAX),
@@ -73,4 +77,4 @@ def test_the_table_of_errors() -> None:
 )
 def test_the_limits(what: str, bound: int) -> None:
     """The document's figures are those of the code."""
-    assert re.search(rf"^\| {re.escape(what)}.* \| {bound:,} ", DOCUMENT, re.MULTILINE)
+    assert re.search(rf"^\| {re.escape(what)}.* (?:\||`door\.\w+`,) {bound:,} ", DOCUMENT, re.MULTILINE)

@@ -39,15 +39,16 @@ PEERS = calls("Node", "Pin Unpin Locate Transfer Replicate Shed")
 ENGINES = calls("Control", "Match") | calls(
     "Node", "Attach OpenNamespace LocalMatch Reserve MarkLayers Commit Abort Hold Offer Load Unpin Declined"
 )
-READS = calls("Admin", "Stats Nodes PrefixBlocks Explain GetRules Pins Watch") | calls(
-    "Node", "Usage GetRules Explain OperatorPins"
+READS = calls("Admin", "Stats Nodes PrefixBlocks Explain GetRules Pins Watch ListBlocks") | calls(
+    "Node", "Usage GetRules Explain ListBlocks OperatorPins"
 )
 CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Pin Unpin") | calls(
     "Node", "SetDevice Adopt Scrub SetLogLevel"
 )
 ASKED_BY_CONTROL = calls(
     "Node",
-    "Usage GetRules Explain OperatorPins SetRules SetDevice Adopt Scrub SetLogLevel PinForOperator UnpinForOperator",
+    "Usage GetRules Explain ListBlocks OperatorPins SetRules SetDevice Adopt Scrub SetLogLevel"
+    " PinForOperator UnpinForOperator",
 )
 MAY: dict[str, set[str]] = {
     "nobody": set(),

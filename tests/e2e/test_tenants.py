@@ -12,9 +12,9 @@ import pytest
 
 from kvstore.blocks.namespace import Namespace
 from kvstore.cli.tokens import add_token, revoke_token
-from kvstore.client import AsyncClient, buffers
+from kvstore.client import AsyncClient, Match, buffers
 from kvstore.config import DoorConfig
-from kvstore.errors import Forbidden, KVStoreError, Unauthenticated, UnknownNamespace
+from kvstore.errors import Forbidden, KVStoreError, Refused, Unauthenticated, UnknownNamespace
 from kvstore.node.app import NodeServer
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.rpc import renewed
@@ -64,6 +64,56 @@ async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         control = await here.control(certs.server("control"))
         node = await here.node(door=certs.server("node"), control=control.address, publish_ms=1)
         yield Town(here, certs, node, control.address)
+
+
+async def test_a_tenant_takes_nothing_from_others(tmp_path: Path) -> None:
+    """Beyond his rate he is refused, and told when to come again; the others are served meanwhile."""
+    certs = Certs(tmp_path / "certs")
+    door = replace(certs.server("node"), calls_per_s=20)
+    for tenant in ("acme", "bolt"):
+        certs.holder(f"of-{tenant}", tenant=tenant)
+    async with site(tmp_path) as here:
+        town = Town(here, certs, await here.node(door=door), "")
+        acme, bolt = await town.client("acme"), await town.client("bolt")
+        with pytest.raises(Refused, match="more than 20 calls per second") as refused:
+            await many_matches(acme)
+        assert 0 < refused.value.retry_after_s <= 0.05
+        await bolt.match(PROMPT)
+
+
+async def test_loads_at_once_are_bounded(tmp_path: Path) -> None:
+    """Those beyond it are refused as they begin; one that ends makes room."""
+    certs = Certs(tmp_path / "certs")
+    door = replace(certs.server("node"), calls_max=1)
+    certs.holder("of-acme", tenant="acme")
+    async with site(tmp_path) as here:
+        town = Town(here, certs, await here.node(door=door), "")
+        acme = await town.client("acme")
+        await acme.store(PROMPT, buffers.contiguous(random_blocks(LAYOUT, BLOCKS), LAYOUT))
+        async with open_channel(town.node.socket, door=town.door("acme")) as channel:
+            loading = node_pb2_grpc.NodeStub(channel).Load(timeout=10)
+            start = node_pb2.LoadStart(
+                **acme._link.about(b"".join(acme.chain(PROMPT).keys)), deadline_ms=10_000, location_block=b""
+            )
+            await loading.write(node_pb2.LoadUp(start=start))
+            assert (await loading.read()).WhichOneof("message") == "plan"
+            with pytest.raises(Refused, match="has 1 calls under way"):
+                await acme.match(PROMPT)
+            loading.cancel()
+        assert (await eventually(lambda: matched(acme))).blocks == BLOCKS
+
+
+async def many_matches(client: AsyncClient) -> None:
+    for _ in range(1000):
+        await client.match(PROMPT)
+
+
+async def matched(client: AsyncClient) -> Match | None:
+    """None while it is refused."""
+    try:
+        return await client.match(PROMPT)
+    except Refused:
+        return None
 
 
 async def test_a_tenant_stores_and_loads(town: Town) -> None:

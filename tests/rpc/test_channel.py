@@ -1,15 +1,17 @@
 """Channels and servers: lazy, soon back after a loss, with room for large messages, and never two on one port."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
 
+from kvstore.config import DoorConfig
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc import PROTOCOL_VERSION
-from kvstore.rpc.channel import caller, make_server, open_channel
+from kvstore.rpc.channel import OPEN_DOOR, caller, make_server, open_channel
 from kvstore.rpc.status import unary
 from tests.waiting import eventually
 
@@ -20,8 +22,8 @@ class Service(node_pb2_grpc.NodeServicer):
         return node_pb2.LocalMatchReply(blocks=len(request.keys))
 
 
-async def serving(address: str) -> grpc.aio.Server:
-    server = make_server()
+async def serving(address: str, door: DoorConfig = OPEN_DOOR) -> grpc.aio.Server:
+    server = make_server(door=door)
     node_pb2_grpc.add_NodeServicer_to_server(Service(), server)
     server.add_insecure_port(address)
     await server.start()
@@ -61,6 +63,19 @@ async def test_a_channel_is_lazy_and_comes_back(tmp_path: Path, watched: bool) -
             server = await serving(address)
             await eventually(lambda: answers(stub, timeout=0.5), deadline_s=3)
             await server.stop(None)
+
+
+async def test_connections_are_bounded(tmp_path: Path) -> None:
+    """One more than there may be is closed, and let in once another has gone."""
+    address = f"unix:{tmp_path}/s"
+    server = await serving(address, DoorConfig(connections_max=2))
+    async with contextlib.AsyncExitStack() as stack:
+        first, second, third = [await stack.enter_async_context(open_channel(address)) for _ in range(3)]
+        assert [await answers(node_pb2_grpc.NodeStub(channel)) for channel in (first, second)] == [True, True]
+        assert not await answers(node_pb2_grpc.NodeStub(third))
+        await first.close()
+        await eventually(lambda: answers(node_pb2_grpc.NodeStub(third), timeout=0.5), deadline_s=5)
+    await server.stop(None)
 
 
 async def test_two_servers_never_share_a_port() -> None:

@@ -128,8 +128,9 @@ async def test_a_revoked_token_ends_what_it_opened(served: ControlServer, certs:
             lines = stream.aiter_lines()
             assert await anext(lines) == "retry: 1000"
             revoke_token(certs.tokens, "anna")
-            async for _ in lines:
-                pass
+            async with asyncio.timeout(DEADLINE_S):
+                async for _ in lines:
+                    pass
         assert (await client.get("/api/state")).status_code == 401
 
 
