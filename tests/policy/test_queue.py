@@ -77,14 +77,32 @@ def test_items_that_left_do_not_pile_up() -> None:
     assert drained(queue) == items
 
 
+def test_no_operation_looks_through_all_that_left() -> None:
+    """Half of many items leave: what is left moves to a new heap a few at a time, and none is lost on the way."""
+    queue, items = queue_of(*range(4000))
+    moved = 0
+    for item in items[:2500]:
+        before = len(queue._heap) + len(queue._former)
+        queue.discard(item)
+        assert before - len(queue._heap) - len(queue._former) <= 8
+        moved += bool(queue._former)
+        assert item not in queue
+    assert moved > 100
+    assert len(queue._former) + len(queue._heap) < 4000
+    assert drained(queue) == items[2500:]
+
+
 def test_agrees_with_sorting() -> None:
-    """Random additions, removals and rises, against a list that is sorted anew each time."""
+    """Random additions, removals, rises and falls, against a list that is sorted anew each time."""
     seed = random.Random(7)
-    queue, items = queue_of(*range(50))
+    queue, items = queue_of(*range(300))
     inside = set(items)
-    for _ in range(2000):
+    for _ in range(6000):
         item = seed.choice(items)
-        if item in inside and seed.random() < 0.3:
+        if item in inside and seed.random() < 0.1:
+            item.key -= seed.randrange(50)
+            queue.lower(item)
+        elif item in inside and seed.random() < 0.6:
             queue.discard(item)
             inside.discard(item)
         elif item not in inside:
