@@ -14,6 +14,7 @@ from kvstore.cli import (
     admin_log,
     admin_pins,
     admin_prefix,
+    admin_purge,
     admin_rules,
     admin_scrub,
     admin_tables,
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_import.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)
     admin_pins.add_commands(commands, shared)
+    admin_purge.add_commands(commands, shared)
 
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")
     admin_prefix.add_arguments(blocks)

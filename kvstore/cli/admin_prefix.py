@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,16 +63,21 @@ def add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def what(args: argparse.Namespace) -> Prefix:
-    """A prompt or keys, as the command line names them; no namespace where only keys are named. Raises InvalidInput."""
-    if args.namespace_json:
-        if len(args.what) > 1:
+    """A prompt or keys, as the command line names them. Raises InvalidInput."""
+    return named(args.what, args.namespace_id, args.namespace_json)
+
+
+def named(words: Sequence[str], namespace_id: bytes | None, namespace_json: Path | None) -> Prefix:
+    """A prompt in its namespace, or keys; no namespace where only keys are named. Raises InvalidInput."""
+    if namespace_json:
+        if len(words) > 1:
             raise InvalidInput("one file of tokens is needed beside --namespace-json")
-        return prompt(args.namespace_json, Path(args.what[0]))
+        return prompt(namespace_json, Path(words[0]))
     try:
-        keys = tuple(hex_key(word) for word in args.what)
+        keys = tuple(hex_key(word) for word in words)
     except argparse.ArgumentTypeError as error:
         raise InvalidInput(f"{error}; a file of tokens needs --namespace-json") from error
-    return Prefix(args.namespace_id or b"", keys)
+    return Prefix(namespace_id or b"", keys)
 
 
 def prompt(namespace_json: Path, tokens_file: Path) -> Prefix:

@@ -15,6 +15,7 @@ from kvstore.control.explaining import Explaining
 from kvstore.control.index.base import Index
 from kvstore.control.matches import MatchCounters
 from kvstore.control.pinning import Pinning
+from kvstore.control.purging import Purging
 from kvstore.control.rules import SetRules
 from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.observe.events import Kind
@@ -57,6 +58,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._asking = Asking(directory, door)
         self._explaining = Explaining(index, directory, self._asking)
         self._pinning = Pinning(self._asking)
+        self._purging = Purging(self._asking)
 
     @unary
     async def Stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsReply:
@@ -176,6 +178,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     @unary
     async def Pins(self, request: admin_pb2.PinsRequest, context: Any) -> admin_pb2.PinsReply:
         return await self._pinning.pins()
+
+    @unary
+    async def Purge(self, request: admin_pb2.PurgeStoredRequest, context: Any) -> admin_pb2.PurgeStoredReply:
+        reply = await self._purging.purge(request)
+        if not request.dry_run:
+            log.info("purge by an operator: %d blocks", sum(node.purged.blocks for node in reply.nodes))
+        return reply
 
     @unary
     async def ListBlocks(self, request: admin_pb2.ListNodeBlocksRequest, context: Any) -> node_pb2.ListBlocksReply:

@@ -16,7 +16,7 @@ DEPARTURES = {
     "evicted_pressure": ("evicted", "evicted, its room was needed"),
     "dropped_corrupt": ("corrupt", "dropped, its bytes were not those that were stored"),
     "dropped_unreadable": ("corrupt", "dropped, its device could not read it"),
-    "dropped_purge": ("purged", "purged by an operator"),
+    "purged": ("purged", "purged by an operator"),
     "lost_with_device": ("device_lost", "gone with its device"),
     "shed_blocks": ("shed", "given up as a copy too many"),
     "refused": ("lease_refused", "its store got no lease, there was no room"),

@@ -59,7 +59,7 @@ class Pinning:
                 admin_pb2.NodePins(
                     node_id=node_id, error=why(answer), pins=None if isinstance(answer, KVStoreError) else answer
                 )
-                for node_id, answer in answers.items()
+                for node_id, answer in sorted(answers.items())
             ]
         )
 
@@ -79,6 +79,6 @@ def _nodes(answers: dict[str, node_pb2.PinForOperatorReply | KVStoreError]) -> l
         admin_pb2.NodePin(
             node_id=node_id, error=why(answer), pin=None if isinstance(answer, KVStoreError) else answer.pin
         )
-        for node_id, answer in answers.items()
+        for node_id, answer in sorted(answers.items())
         if isinstance(answer, KVStoreError) or answer.HasField("pin")
     ]

@@ -54,6 +54,7 @@ from kvstore.node.journal import Journal
 from kvstore.node.leases import LeaseTable
 from kvstore.node.operatorpins import OperatorPin, OperatorPins, chain_of
 from kvstore.node.pins import PinTable
+from kvstore.node.purge import Purge, of_namespaces, of_prefix
 from kvstore.node.reading import Reading
 from kvstore.node.reserve import Reserving, check_shard
 from kvstore.node.room import Room
@@ -470,7 +471,7 @@ class Catalog:
     # ---- blocks ------------------------------------------------------------------------------------------------------
 
     def drop(self, namespace_id: bytes, shard: ShardId, key: bytes, reason: str) -> bool:
-        """Removes a block at once, in all tiers ("corrupt", "purge"); counted as dropped_<reason>. False: not here."""
+        """Removes a block at once, in all tiers ("corrupt"); counted as dropped_<reason>. False: not here."""
         tree = self._stock.tree(namespace_id, shard)
         block = None if tree is None else tree.blocks.get(key)
         if block is None or not block.slots:
@@ -500,6 +501,17 @@ class Catalog:
         tree = self._stock.tree(namespace_id, shard)
         known = [] if tree is None else [block for key in keys if (block := tree.blocks.get(key)) and block.slots]
         return self._stock.shed(known, "shed_blocks")
+
+    def purge_namespaces(self, namespaces: Collection[OpenNamespace], *, dry: bool) -> Purge:
+        """Begins to drop all that is stored in some namespaces, or only to count it (dry); see `kvstore.node.purge`."""
+        seeds = of_namespaces(self._stock, self._leases, namespaces)
+        return Purge(self._stock, self._operator_pins, seeds, dry=dry, whole=True)
+
+    def purge_prefix(self, namespace_id: bytes, keys: Collection[bytes], *, dry: bool) -> Purge:
+        """The same for the blocks of some keys and all that descend from them, in all shards. namespace_id: b"":
+        whichever namespace has them."""
+        seeds = of_prefix(list(self._stock.trees()), namespace_id, keys)
+        return Purge(self._stock, self._operator_pins, seeds, dry=dry, whole=False)
 
     def limit_bank(self, tier: Tier, bank: int, *, limited: bool) -> None:
         """A device has no room for more slabs than it has; or the limit is lifted."""

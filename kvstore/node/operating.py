@@ -1,24 +1,36 @@
 """What operators do to what is stored here."""
 
+import asyncio
+import logging
+import time
+
 from kvstore.errors import InvalidInput
 from kvstore.node.answers import PinnedByOperator
 from kvstore.node.custody import Custody
+from kvstore.node.purge import Purge, Purged
 from kvstore.node.retention import Retention
+from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.pb import node_pb2
 from kvstore.policy.rules import TTL_MS_MAX
+from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.keys import keys_of
 
 PIN_ID_BYTES = 8
+_PURGED_AT_ONCE = 8
+_STEP_S = 0.001
+_HASHED_AT_ONCE = 1024
 _NS_PER_MS = 1_000_000
+log = logging.getLogger(__name__)
 
 
 class Operating:
-    """Belongs to the event loop."""
+    """Belongs to the event loop. nvme: where the node has that tier."""
 
-    def __init__(self, custody: Custody, retention: Retention) -> None:
+    def __init__(self, custody: Custody, retention: Retention, nvme: NvmeTier | None) -> None:
         self._custody = custody
         self._catalog = custody.catalog
         self._retention = retention
+        self._nvme = nvme
 
     def pin(self, request: node_pb2.PinForOperatorRequest) -> node_pb2.PinForOperatorReply:
         """Raises InvalidInput, TooLarge, Refused; nothing is pinned then."""
@@ -46,6 +58,42 @@ class Operating:
             pins=map(self._message, pins), pinned_bytes=used_bytes, pinned_bytes_max=bytes_max
         )
 
+    async def purge(self, request: node_pb2.PurgeRequest) -> node_pb2.PurgeReply:
+        """In steps, between which others have their turn. What is dropped is dropped in the devices' indexes too when
+        this returns; it may be cancelled at any time, and begun again. Raises InvalidInput."""
+        # What a device had is found by its bucket, once it is in there.
+        while self._catalog.hash_records(_HASHED_AT_ONCE):  # noqa: ASYNC110 - it is work, not waiting
+            await asyncio.sleep(0)
+        purge = self._begun(request)
+        while self._purge_for(purge, _STEP_S):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        if purge.purged.blocks and not request.dry_run:
+            log.info("purged %d blocks", purge.purged.blocks)
+            if self._nvme is not None:
+                await self._nvme.flush()
+        return _purged_message(purge.purged)
+
+    def _purge_for(self, purge: Purge, step_s: float) -> bool:
+        """One step. True when there are more."""
+        until = time.perf_counter() + step_s
+        while (more := purge.step(_PURGED_AT_ONCE)) and time.perf_counter() < until:
+            pass
+        self._custody.settle()
+        return more
+
+    def _begun(self, request: node_pb2.PurgeRequest) -> Purge:
+        keys = keys_of(request.keys)
+        if bool(request.tenant) + bool(request.namespace_id or keys) != 1:
+            raise InvalidInput("purge: a namespace, a tenant or keys are needed, and one of them alone")
+        if keys:
+            return self._catalog.purge_prefix(request.namespace_id, keys, dry=request.dry_run)
+        chosen = [
+            each
+            for each in self._catalog.namespaces()
+            if each.namespace_id == request.namespace_id or (request.tenant and each.tenant == request.tenant)
+        ]
+        return self._catalog.purge_namespaces(chosen, dry=request.dry_run)
+
     def _reply(self, pin: PinnedByOperator | None) -> node_pb2.PinForOperatorReply:
         return node_pb2.PinForOperatorReply(pin=None if pin is None else self._message(pin))
 
@@ -61,3 +109,18 @@ class Operating:
             bytes=pin.slot_bytes,
             remaining_ms=-(-pin.remaining_ns // _NS_PER_MS),
         )
+
+
+def _purged_message(purged: Purged) -> node_pb2.PurgeReply:
+    return node_pb2.PurgeReply(
+        blocks=purged.blocks,
+        tiers=[
+            node_pb2.PurgedTier(tier=pb_tier(tier), copies=copies, bytes=purged.slot_bytes[tier])
+            for tier, copies in sorted(purged.copies.items())
+        ],
+        read_blocks=purged.read_blocks,
+        read_bytes=purged.read_bytes,
+        pinned_blocks=purged.pinned_blocks,
+        pinned_bytes=purged.pinned_bytes,
+        writing_blocks=purged.writing_blocks,
+    )

@@ -69,7 +69,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._custody = custody
         self._sessions = sessions
         self._retention = retention
-        self._operating = Operating(custody, retention)
+        self._operating = Operating(custody, retention, None if disks is None else disks.nvme)
         self._handoffs = handoffs
         self._holds = holds
         self._loads = loads
@@ -367,6 +367,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
     @unary
     async def OperatorPins(self, request: node_pb2.OperatorPinsRequest, context: Context) -> node_pb2.OperatorPinsReply:
         return self._operating.pins()
+
+    @unary
+    async def Purge(self, request: node_pb2.PurgeRequest, context: Context) -> node_pb2.PurgeReply:
+        return await self._operating.purge(request)
 
     @unary
     async def Replicate(self, request: node_pb2.ReplicateRequest, context: Context) -> node_pb2.ReplicateReply:

@@ -923,3 +923,80 @@ class WatchReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["events", b"events", "lost", b"lost"]) -> None: ...
 
 Global___WatchReply: typing_extensions.TypeAlias = WatchReply
+
+@typing.final
+class PurgeStoredRequest(google.protobuf.message.Message):
+    """Drops blocks on all nodes and from all tiers: of a namespace, of a tenant, or of keys with all that descends from
+    them. Nodes are asked again until none has any of it left, for they copy from each other meanwhile.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    """beside keys: theirs; empty there: whichever has them"""
+    tenant: builtins.str
+    keys: builtins.bytes
+    dry_run: builtins.bool
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+        tenant: builtins.str = ...,
+        keys: builtins.bytes = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "dry_run", b"dry_run", "keys", b"keys", "namespace_id", b"namespace_id", "tenant", b"tenant"]) -> None: ...
+
+Global___PurgeStoredRequest: typing_extensions.TypeAlias = PurgeStoredRequest
+
+@typing.final
+class PurgeStoredReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    dry_run: builtins.bool
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodePurged]: ...
+    def __init__(
+        self,
+        *,
+        dry_run: builtins.bool = ...,
+        nodes: collections.abc.Iterable[Global___NodePurged] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "nodes", b"nodes"]) -> None: ...
+
+Global___PurgeStoredReply: typing_extensions.TypeAlias = PurgeStoredReply
+
+@typing.final
+class NodePurged(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    PURGED_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    error: builtins.str
+    """empty: it answered"""
+    @property
+    def purged(self) -> kvstore.pb.node_pb2.PurgeReply: ...
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        error: builtins.str = ...,
+        purged: kvstore.pb.node_pb2.PurgeReply | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["purged", b"purged"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "purged", b"purged"]) -> None: ...
+
+Global___NodePurged: typing_extensions.TypeAlias = NodePurged

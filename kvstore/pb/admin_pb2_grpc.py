@@ -111,6 +111,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.ListNodeBlocksRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.ListBlocksReply.FromString,
                 _registered_method=True)
+        self.Purge = channel.unary_unary(
+                '/kvstore.v1.Admin/Purge',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -212,6 +217,12 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Purge(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -289,6 +300,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListBlocks,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.ListNodeBlocksRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.ListBlocksReply.SerializeToString,
+            ),
+            'Purge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Purge,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -697,6 +713,33 @@ class Admin(object):
             '/kvstore.v1.Admin/ListBlocks',
             kvstore_dot_pb_dot_admin__pb2.ListNodeBlocksRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.ListBlocksReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Purge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Purge',
+            kvstore_dot_pb_dot_admin__pb2.PurgeStoredRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.PurgeStoredReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -266,7 +266,23 @@ _AdminListBlocksType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType]):
+_AdminPurgeType = typing_extensions.TypeVar(
+    '_AdminPurgeType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PurgeStoredRequest,
+        kvstore.pb.admin_pb2.PurgeStoredReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PurgeStoredRequest,
+        kvstore.pb.admin_pb2.PurgeStoredReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PurgeStoredRequest,
+        kvstore.pb.admin_pb2.PurgeStoredReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType, _AdminPurgeType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -330,6 +346,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.ListNodeBlocksRequest,
             kvstore.pb.node_pb2.ListBlocksReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.PurgeStoredRequest,
+            kvstore.pb.admin_pb2.PurgeStoredReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -395,6 +415,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.ListNodeBlocksRequest,
             kvstore.pb.node_pb2.ListBlocksReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.PurgeStoredRequest,
+            kvstore.pb.admin_pb2.PurgeStoredReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -431,6 +455,8 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
 
     ListBlocks: _AdminListBlocksType
     """passed on to the node"""
+
+    Purge: _AdminPurgeType
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -492,6 +518,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.ListNodeBlocksRequest,
         kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.PurgeStoredRequest,
+        kvstore.pb.admin_pb2.PurgeStoredReply,
     ],
 ]
 
@@ -607,5 +637,12 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.ListBlocksReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ListBlocksReply]]:
         """passed on to the node"""
+
+    @abc.abstractmethod
+    def Purge(
+        self,
+        request: kvstore.pb.admin_pb2.PurgeStoredRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.PurgeStoredReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.PurgeStoredReply]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

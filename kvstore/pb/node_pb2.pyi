@@ -2836,3 +2836,97 @@ class OperatorPin(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "bytes", b"bytes", "last_key", b"last_key", "model", b"model", "namespace_id", b"namespace_id", "pin_id", b"pin_id", "remaining_ms", b"remaining_ms", "tenant", b"tenant"]) -> None: ...
 
 Global___OperatorPin: typing_extensions.TypeAlias = OperatorPin
+
+@typing.final
+class PurgeRequest(google.protobuf.message.Message):
+    """For operators: drops blocks from all tiers, or counts what would be dropped. Of the first three one is named: a
+    namespace, a tenant, or keys, with all that descends from them (docs/admin.md).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    """beside keys: theirs; empty there: whichever has them"""
+    tenant: builtins.str
+    keys: builtins.bytes
+    dry_run: builtins.bool
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+        tenant: builtins.str = ...,
+        keys: builtins.bytes = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "dry_run", b"dry_run", "keys", b"keys", "namespace_id", b"namespace_id", "tenant", b"tenant"]) -> None: ...
+
+Global___PurgeRequest: typing_extensions.TypeAlias = PurgeRequest
+
+@typing.final
+class PurgeReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: builtins.int
+    TIERS_FIELD_NUMBER: builtins.int
+    READ_BLOCKS_FIELD_NUMBER: builtins.int
+    READ_BYTES_FIELD_NUMBER: builtins.int
+    PINNED_BLOCKS_FIELD_NUMBER: builtins.int
+    PINNED_BYTES_FIELD_NUMBER: builtins.int
+    WRITING_BLOCKS_FIELD_NUMBER: builtins.int
+    blocks: builtins.int
+    """once per shard"""
+    read_blocks: builtins.int
+    """of them: readers hold copies, and their room comes when they end"""
+    read_bytes: builtins.int
+    pinned_blocks: builtins.int
+    """kept: an operator pinned them"""
+    pinned_bytes: builtins.int
+    writing_blocks: builtins.int
+    """kept: they are being written"""
+    @property
+    def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PurgedTier]: ...
+    def __init__(
+        self,
+        *,
+        blocks: builtins.int = ...,
+        tiers: collections.abc.Iterable[Global___PurgedTier] | None = ...,
+        read_blocks: builtins.int = ...,
+        read_bytes: builtins.int = ...,
+        pinned_blocks: builtins.int = ...,
+        pinned_bytes: builtins.int = ...,
+        writing_blocks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "pinned_blocks", b"pinned_blocks", "pinned_bytes", b"pinned_bytes", "read_blocks", b"read_blocks", "read_bytes", b"read_bytes", "tiers", b"tiers", "writing_blocks", b"writing_blocks"]) -> None: ...
+
+Global___PurgeReply: typing_extensions.TypeAlias = PurgeReply
+
+@typing.final
+class PurgedTier(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: builtins.int
+    COPIES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    tier: kvstore.pb.types_pb2.Tier.ValueType
+    copies: builtins.int
+    bytes: builtins.int
+    """of slots"""
+    def __init__(
+        self,
+        *,
+        tier: kvstore.pb.types_pb2.Tier.ValueType = ...,
+        copies: builtins.int = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "copies", b"copies", "tier", b"tier"]) -> None: ...
+
+Global___PurgedTier: typing_extensions.TypeAlias = PurgedTier

@@ -180,6 +180,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsReply.FromString,
                 _registered_method=True)
+        self.Purge = channel.unary_unary(
+                '/kvstore.v1.Node/Purge',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.PurgeRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.PurgeReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer(object):
@@ -360,6 +365,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Purge(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -507,6 +518,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.OperatorPins,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.OperatorPinsReply.SerializeToString,
+            ),
+            'Purge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Purge,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.PurgeRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.PurgeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1293,6 +1309,33 @@ class Node(object):
             '/kvstore.v1.Node/OperatorPins',
             kvstore_dot_pb_dot_node__pb2.OperatorPinsRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.OperatorPinsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Purge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Purge',
+            kvstore_dot_pb_dot_node__pb2.PurgeRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.PurgeReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -489,7 +489,23 @@ _NodeOperatorPinsType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType, _NodeListBlocksType, _NodePinForOperatorType, _NodeUnpinForOperatorType, _NodeOperatorPinsType]):
+_NodePurgeType = typing_extensions.TypeVar(
+    '_NodePurgeType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PurgeRequest,
+        kvstore.pb.node_pb2.PurgeReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PurgeRequest,
+        kvstore.pb.node_pb2.PurgeReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PurgeRequest,
+        kvstore.pb.node_pb2.PurgeReply,
+    ],
+)
+
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType, _NodeListBlocksType, _NodePinForOperatorType, _NodeUnpinForOperatorType, _NodeOperatorPinsType, _NodePurgeType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -609,6 +625,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.OperatorPinsRequest,
             kvstore.pb.node_pb2.OperatorPinsReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.PurgeRequest,
+            kvstore.pb.node_pb2.PurgeReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -730,6 +750,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.OperatorPinsRequest,
             kvstore.pb.node_pb2.OperatorPinsReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.PurgeRequest,
+            kvstore.pb.node_pb2.PurgeReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Attach: _NodeAttachType
@@ -789,6 +813,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     UnpinForOperator: _NodeUnpinForOperatorType
 
     OperatorPins: _NodeOperatorPinsType
+
+    Purge: _NodePurgeType
 
 NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -906,6 +932,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.OperatorPinsRequest,
         kvstore.pb.node_pb2.OperatorPinsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.PurgeRequest,
+        kvstore.pb.node_pb2.PurgeReply,
     ],
 ]
 
@@ -1114,5 +1144,12 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.OperatorPinsRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.OperatorPinsReply, collections.abc.Awaitable[kvstore.pb.node_pb2.OperatorPinsReply]]: ...
+
+    @abc.abstractmethod
+    def Purge(
+        self,
+        request: kvstore.pb.node_pb2.PurgeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.PurgeReply, collections.abc.Awaitable[kvstore.pb.node_pb2.PurgeReply]]: ...
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

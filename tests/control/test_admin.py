@@ -146,3 +146,40 @@ async def test_how_evenly_storage_nics_carry(
             await FakeNode(control, node_id=f"n{number}", grpc=address).register()
         stats = await admin.Stats(admin_pb2.StatsRequest(caller=CALLER), timeout=DEADLINE_S)
     assert (stats.storage_nics, stats.storage_nic_max_to_avg) == (nics, max_to_avg)
+
+
+class Refilled(node_pb2_grpc.NodeServicer):
+    """A node that gets blocks again while it is purged, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.asked = 0
+
+    async def Purge(self, request: node_pb2.PurgeRequest, context: Any) -> node_pb2.PurgeReply:
+        self.asked += 1
+        left = self.asked <= self.times or request.dry_run
+        tiers = [node_pb2.PurgedTier(tier=types_pb2.TIER_DRAM, copies=2, bytes=10)] if left else []
+        return node_pb2.PurgeReply(blocks=2 * left, tiers=tiers, pinned_blocks=5)
+
+
+@pytest.mark.parametrize(("times", "dry_run", "asked"), [(0, False, 1), (2, False, 3), (99, False, 4), (9, True, 1)])
+async def test_nodes_are_asked_until_nothing_is_left(
+    control: control_pb2_grpc.ControlStub,
+    admin: admin_pb2_grpc.AdminStub,
+    tmp_path: Path,
+    times: int,
+    dry_run: bool,
+    asked: int,
+) -> None:
+    """What went is added up, what stays is counted once; never for ever, and once where it is only counted."""
+    server, node = make_server(), Refilled(times)
+    node_pb2_grpc.add_NodeServicer_to_server(node, server)
+    server.add_insecure_port(f"unix:{tmp_path}/refilled.sock")
+    await server.start()
+    await FakeNode(control, node_id="near", grpc=f"unix:{tmp_path}/refilled.sock").register()
+    request = admin_pb2.PurgeStoredRequest(caller=CALLER, tenant="a", dry_run=dry_run)
+    (purged,) = (await admin.Purge(request, timeout=DEADLINE_S)).nodes
+    await server.stop(None)
+    went = 1 if dry_run else min(times, asked)
+    assert (node.asked, purged.purged.blocks, purged.purged.pinned_blocks) == (asked, 2 * went, 5)
+    assert [(each.copies, each.bytes) for each in purged.purged.tiers] == [(2 * went, 10 * went)] * (went > 0)

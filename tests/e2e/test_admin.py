@@ -76,3 +76,29 @@ async def test_what_is_pinned(operator: Operator) -> None:
     assert not (await operator.json("pins"))["nodes"][0]["pins"]["pins"]
     for words in (["unpin", ids[0]], ["pin", "00" * 16, "--for", "2h"], ["pin", last, "--for", "0s"]):
         await operator.run(*words, code=2)
+
+
+async def test_what_is_purged(operator: Operator) -> None:
+    """purge: counted first, then gone from the node, tier by tier; by prefix, namespace and tenant."""
+    keys = [
+        base64.b64decode(block["key"]).hex() for block in (await operator.json("explain", *operator.prompt()))["blocks"]
+    ]
+    counted = await operator.json("purge", "--prefix", *operator.prompt(), "--skip-blocks", "1")
+    first, second = counted["nodes"]
+    assert (counted["dry_run"], first["purged"]["blocks"], second["purged"]["blocks"]) == (True, str(BLOCKS - 1), "0")
+    assert "would be dropped" in await operator.run("purge", "--prefix", keys[-1])
+    assert "here" in await operator.run("explain", *keys)
+    assert "1 blocks were dropped" in await operator.run("purge", "--prefix", keys[-1], "--yes")
+    explained = await operator.json("explain", *keys)
+    assert [block["verdict"] for block in explained["blocks"]] == ["here"] * (BLOCKS - 1) + ["purged"]
+
+    namespace_id = operator.writer.namespace.id.hex()
+    (left,) = (await operator.json("purge", "--namespace", namespace_id, "--yes"))["nodes"][0]["purged"]["tiers"]
+    assert (left["tier"], left["copies"]) == ("TIER_DRAM", str(BLOCKS - 1))
+    await operator.fill()
+    assert f"{BLOCKS} blocks were dropped" in await operator.run("purge", "--tenant", "default", "--yes")
+    stats = await operator.json("stats")
+    assert stats["nodes"][0]["usage"]["tiers"][0]["gone"] == {"purged": str(2 * BLOCKS)}
+    assert "purged" in await operator.run("stats")
+    for words in (["--tenant", "default", "--skip-blocks", "1"], ["--prefix", operator.prompt()[0]]):
+        await operator.run("purge", *words, code=2)
