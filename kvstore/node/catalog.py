@@ -513,9 +513,9 @@ class Catalog:
         seeds = of_prefix(list(self._stock.trees()), namespace_id, keys)
         return Purge(self._stock, self._operator_pins, seeds, dry=dry, whole=False)
 
-    def limit_bank(self, tier: Tier, bank: int, *, limited: bool) -> None:
-        """A device has no room for more slabs than it has; or the limit is lifted."""
-        self._stock.spaces[tier].banks[bank].limit(limited)
+    def resize_bank(self, tier: Tier, bank: int, capacity_bytes: int) -> None:
+        """A device has room for so many bytes now; for what its slabs take in any case."""
+        self._stock.spaces[tier].banks[bank].resize(capacity_bytes)
 
     def clear_bank(self, tier: Tier, bank: int) -> None:
         """Gives back the slabs of a device that was lost, as far as nobody holds a slot of them."""

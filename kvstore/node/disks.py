@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvstore.blocks.state import Tier
 from kvstore.config import NodeConfig
-from kvstore.errors import InvalidInput, KVStoreError
+from kvstore.errors import DeviceFailed, InvalidInput, KVStoreError
 from kvstore.node.background import to_the_end
 from kvstore.node.catalog import ShardId
 from kvstore.node.custody import Custody
@@ -20,6 +20,7 @@ from kvstore.node.recall import Recalls
 from kvstore.node.retention import Retention
 from kvstore.node.scrub import Scrub
 from kvstore.node.spill import Spill
+from kvstore.node.storage.device import Device
 from kvstore.node.takeover import Takeover
 from kvstore.node.tiers.bank import Bank
 from kvstore.node.tiers.nvme import NvmeTier
@@ -27,7 +28,7 @@ from kvstore.pb import node_pb2
 from kvstore.policy.recent import HOUR_NS
 
 _FLUSH_S = 1.0
-_LIMIT_LIFTED_S = 60.0
+_ROOM_LOOKED_FOR_S = 60.0
 _DRAIN_S = 3.0
 _WITHDRAWN_AT_ONCE = 1024
 log = logging.getLogger(__name__)
@@ -46,7 +47,6 @@ class Disks:
         self._retention = retention
         self._loops: list[asyncio.Task[None]] = []
         self._namespaces_seen = (0, 0)
-        self._limited: set[int] = set()
         self._switching = asyncio.Lock()
         self._withdrawing: set[asyncio.Task[None]] = set()
         self.on_adopted: Callable[[], None] = lambda: None
@@ -71,7 +71,7 @@ class Disks:
         self._custody.on_settled = self.spill.owed
         self._loops = [
             asyncio.create_task(loop)
-            for loop in (self.spill.run(), self._flush(), self._lift_limits(), self.scrub.run())
+            for loop in (self.spill.run(), self._flush(), self._look_for_room(), self.scrub.run())
         ]
 
     def remember_namespaces(self) -> None:
@@ -194,16 +194,27 @@ class Disks:
         """Room comes from what the device has, until the file system is asked again."""
         for slab_id in slab_ids:
             self._catalog.refuse_slab(Tier.NVME, slab_id)
-        self._catalog.limit_bank(Tier.NVME, bank, limited=True)
-        self._limited.add(bank)
+        self._catalog.resize_bank(Tier.NVME, bank, 0)
         self._custody.settle()
 
-    async def _lift_limits(self) -> None:
+    async def _look_for_room(self) -> None:
+        """Others fill the file systems, and leave them: a device grows and stops growing with what they leave it."""
         while True:
-            await asyncio.sleep(_LIMIT_LIFTED_S)
-            for bank in self._limited:
-                self._catalog.limit_bank(Tier.NVME, bank, limited=False)
-            self._limited.clear()
+            await asyncio.sleep(_ROOM_LOOKED_FOR_S)
+            for bank in self.nvme.banks:
+                try:
+                    await self._fit(bank)
+                except DeviceFailed as error:
+                    log.warning("%s: %s", bank.path, error)
+
+    async def _fit(self, bank: Bank) -> None:
+        device = bank.device if bank.in_service else None
+        if not isinstance(device, Device):  # out of service, or another node's
+            return
+        files = await to_the_end(asyncio.to_thread(device.look_for_room))
+        if bank.in_service and bank.device is device:
+            device.allow(files)
+            self._catalog.resize_bank(Tier.NVME, bank.number, capacity_of(device))
 
     async def _flush(self) -> None:
         """Deadlines and what was dropped reach the indexes without a spill, too."""

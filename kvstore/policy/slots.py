@@ -124,7 +124,6 @@ class SlotSpace:
         self.read_only = read_only
         self.used_bytes = 0
         self.in_service = True
-        self._whole_bytes = capacity_bytes
         self._on_open: Callable[[Slab], None] = lambda slab: None
         self._on_close: Callable[[Slab], None] = lambda slab: None
         self.file_overhead_bytes = file_overhead_bytes
@@ -151,9 +150,9 @@ class SlotSpace:
         """Bytes given to no slab."""
         return self.capacity_bytes - self.used_bytes
 
-    def limit(self, limited: bool) -> None:
-        """Takes no room beyond what is used now, until the limit is lifted."""
-        self.capacity_bytes = self.used_bytes if limited else self._whole_bytes
+    def resize(self, capacity_bytes: int) -> None:
+        """Takes up to so many bytes from now on; what is used already stays."""
+        self.capacity_bytes = max(capacity_bytes, self.used_bytes)
 
     def close_empty(self) -> None:
         """Gives back all slabs that are empty."""
@@ -163,7 +162,7 @@ class SlotSpace:
     def reopen(self, capacity_bytes: int) -> None:
         """It is in service again, with no slabs, and takes up to so many bytes."""
         assert not self._slabs, "its slabs are closed first"
-        self.capacity_bytes = self._whole_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes
         self.in_service = True
 
     def watch(self, on_open: Callable[[Slab], None], on_close: Callable[[Slab], None]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -296,14 +296,44 @@ async def test_a_full_file_system_is_no_failure(tmp_path: Path, monkeypatch: pyt
         assert np.array_equal(await world.read(keys_of(4, 5)[3]), blocks_of(4, 5)[3])
         assert tier.usage()[0].capacity_bytes == tier.usage()[0].slab_bytes
         monkeypatch.undo()
-        monkeypatch.setattr(disks_module, "_LIMIT_LIFTED_S", 0.0)
-        lifting = asyncio.create_task(tier._lift_limits())
-        await eventually(lambda: not tier._limited)
-        lifting.cancel()
+        await looked_for_room(tier, monkeypatch, lambda: tier.usage()[0].capacity_bytes > tier.usage()[0].slab_bytes)
         for seed in range(6, 9):
             world.store(keys_of(4, seed), blocks_of(4, seed))
             await settled(tier)
         assert len(list((tmp_path / "device0").glob("*.slab"))) > 1
+
+
+async def looked_for_room(tier: Disks, monkeypatch: pytest.MonkeyPatch, found: Callable[[], bool]) -> None:
+    """Has the file systems looked at until something is so."""
+    monkeypatch.setattr(disks_module, "_ROOM_LOOKED_FOR_S", 0.0)
+    looking = asyncio.create_task(tier._look_for_room())
+    await eventually(found)
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_a_file_system_that_was_full_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device grows once there is room, stops when others have taken it, and never has less than it uses."""
+    free_bytes = [0]
+    monkeypatch.setattr(FaultDisk, "free_bytes", lambda self, path: free_bytes[0])
+    file_bytes = SLAB_HEADER_BYTES + SLAB_BYTES
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        assert tier.usage()[0].capacity_bytes == 0
+        world.store(keys_of(4), blocks_of(4))
+        await settled(tier)
+        assert tier.counters["durable_blocks"] == 0
+        free_bytes[0] = 2 * file_bytes
+        await looked_for_room(tier, monkeypatch, lambda: tier.usage()[0].capacity_bytes == 2 * file_bytes)
+        for seed in range(1, 4):
+            world.store(keys_of(4, seed), blocks_of(4, seed))
+            await settled(tier)
+        assert len(list((tmp_path / "device0").glob("*.slab"))) == 2
+        free_bytes[0] = 0
+        used_bytes = tier.usage()[0].slab_bytes
+        await tier._fit(tier.nvme.banks[0])
+        assert world.devices[0].files_max == 2
+        assert tier.usage()[0].capacity_bytes == used_bytes == 2 * file_bytes
+        assert np.array_equal(await world.read(keys_of(4, 3)[3]), blocks_of(4, 3)[3])
 
 
 async def test_a_device_that_is_disabled_comes_back_with_its_blocks(tmp_path: Path) -> None:

@@ -139,6 +139,19 @@ def test_use_in_between_begins_the_wait_anew() -> None:
     assert said == ["open 1: 4"]
 
 
+def test_what_is_used_stays_when_there_is_less_room() -> None:
+    """Nothing more is opened then; with more room it is."""
+    space, said = space_of(16, 16)
+    space.take(SMALL, 1)
+    used_bytes = space.used_bytes
+    space.resize(0)
+    assert space.capacity_bytes == used_bytes
+    assert len(space.take(SMALL, 100)) == 3
+    space.resize(2 * used_bytes)
+    assert len(space.take(SMALL, 1)) == 1
+    assert said == ["open 1: 4", "open 2: 4"]
+
+
 def test_no_room_changes_nothing() -> None:
     """A class that finds no room takes no slab from anybody."""
     space, said = space_of(16, 8)

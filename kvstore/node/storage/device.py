@@ -64,7 +64,7 @@ class DeviceLimits:
 class Device:
     """An open device; `open` makes one.
 
-    files_max: how many slab files it may have, less than the limits say where the file system has no room for them.
+    files_max: how many slab files it may have, less than the limits say while the file system has no room for them.
     direct: whether transfers go past the page cache."""
 
     read_only = False
@@ -148,6 +148,10 @@ class Device:
     def give_file(self, file: int) -> None:
         self._used.remove(file)
 
+    def allow(self, files: int) -> None:
+        """It may have so many files from now on, and never fewer than it uses."""
+        self.files_max = max(files, len(self._used))
+
     # ---- bytes; offsets are within the slab, behind its header -------------------------------------------------------
 
     def write(self, file: int, offset: int, parts: Sequence[Any]) -> None:
@@ -196,6 +200,11 @@ class Device:
         if batch:
             self._index.apply(batch, self.clock.anchor(), sync=sync)
 
+    def look_for_room(self) -> int:
+        """How many slab files there is room for now, those that it has included. Raises DeviceFailed."""
+        free_bytes = max(0, self._files.free_bytes() - self._limits.free_bytes_min)
+        return min(self._limits.files_max, len(self._files) + free_bytes // self._limits.file_bytes)
+
     def _check_room(self, new_files: int) -> None:
         room_bytes = self._files.free_bytes() - self._limits.free_bytes_min if new_files else 0
         if new_files * self._limits.file_bytes > room_bytes:
@@ -229,8 +238,7 @@ class Device:
             closed.close_slab(file)
         # Also when nothing is closed: time that has passed is noted, lest a wall clock set back takes it away again.
         self._index.apply(closed, self.clock.anchor(), sync=True)
-        free_bytes = max(0, self._files.free_bytes() - self._limits.free_bytes_min)
-        self.files_max = min(self._limits.files_max, len(self._files) + free_bytes // self._limits.file_bytes)
+        self.allow(self.look_for_room())
         if self.files_max < self._limits.files_max:
             log.warning("%s: room for %d of %d slab files", self.path, self.files_max, self._limits.files_max)
 
