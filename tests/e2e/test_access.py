@@ -42,13 +42,13 @@ ENGINES = calls("Control", "Match") | calls(
 READS = calls("Admin", "Stats Nodes PrefixBlocks Explain GetRules Pins Watch ListBlocks") | calls(
     "Node", "Usage GetRules Explain ListBlocks OperatorPins"
 )
-CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Pin Unpin") | calls(
+CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Pin Unpin Purge") | calls(
     "Node", "SetDevice Adopt Scrub SetLogLevel"
 )
 ASKED_BY_CONTROL = calls(
     "Node",
     "Usage GetRules Explain ListBlocks OperatorPins SetRules SetDevice Adopt Scrub SetLogLevel"
-    " PinForOperator UnpinForOperator",
+    " PinForOperator UnpinForOperator Purge",
 )
 MAY: dict[str, set[str]] = {
     "nobody": set(),
