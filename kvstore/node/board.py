@@ -14,7 +14,7 @@ paths can bring comes first, so that nobody is left with work that only he could
 """
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,14 +31,15 @@ _TAKERS_MAX = 2
 
 @dataclass(slots=True)
 class _Pace:
-    """How a path has done. piece_ns: between its arrivals while it was busy; 0: none yet."""
+    """How a path has done. byte_ns: what a byte took, from arrival to arrival while it was busy; 0: none has come. By
+    the byte, for pieces are of unequal length."""
 
-    piece_ns: float = 0.0
+    byte_ns: float = 0.0
     last_ns: int = 0
 
-    def note(self, began_ns: int, now_ns: int) -> None:
-        took_ns = now_ns - max(began_ns, self.last_ns)
-        self.piece_ns = took_ns if self.piece_ns == 0 else self.piece_ns + _PACE_WEIGHT * (took_ns - self.piece_ns)
+    def note(self, began_ns: int, now_ns: int, length: int) -> None:
+        took_ns = (now_ns - max(began_ns, self.last_ns)) / length
+        self.byte_ns = took_ns if self.byte_ns == 0 else self.byte_ns + _PACE_WEIGHT * (took_ns - self.byte_ns)
         self.last_ns = now_ns
 
 
@@ -62,8 +63,10 @@ class Board:
         self._of_block: dict[int, list[_Work]] = defaultdict(list)
         self._waiting: dict[Paths, list[tuple[tuple[int, int], _Work]]] = defaultdict(list)
         self._taken: dict[int, dict[_Work, None]] = defaultdict(dict)  # by path, the longest first
+        self._taken_bytes: Counter[int] = Counter()
         self._paces: dict[int, _Pace] = defaultdict(_Pace)
         self._open = 0
+        self._open_bytes = 0
         self.waiting_bytes = 0
         for group, pieces in enumerate(groups):
             for piece in pieces:
@@ -99,7 +102,16 @@ class Board:
         self._work[piece.block, piece.first_layer] = work
         self._of_block[piece.block].append(work)
         self._wait(work)
+        self._reopen(work)
+
+    def _reopen(self, work: _Work) -> None:
         self._open += 1
+        self._open_bytes += work.piece.length
+
+    def _close(self, work: _Work) -> None:
+        """It is here, or never comes."""
+        self._open -= 1
+        self._open_bytes -= work.piece.length
 
     @property
     def finished(self) -> bool:
@@ -126,45 +138,47 @@ class Board:
             return None
         work.takers[path] = now_ns
         self._taken[path][work] = None
+        self._taken_bytes[path] += work.piece.length
         return work.piece
 
     def next_late_ns(self, path: int) -> int | None:
         """When a path that found nothing should look again, since another's piece is late then; None: never by time."""
-        due = [since_ns + self._patience_ns(other, _LATE_FACTOR) for other, since_ns, _ in self._others(path)]
+        due = [since_ns + self._patience_ns(other, work, _LATE_FACTOR) for other, since_ns, work in self._others(path)]
         return min(due, default=None)
 
     def _next_waiting(self, path: int) -> tuple[Paths, _Work] | None:
         found: tuple[tuple[int, int, int], Paths, _Work] | None = None
         for paths, heap in self._waiting.items():
-            if path in paths and heap and not self._leaves(path, paths):
+            if path in paths and heap and not self._leaves(path, paths, heap[0][1]):
                 (group, serial), work = heap[0]
                 rank = (group, len(paths), serial)
                 if found is None or rank < found[0]:
                     found = rank, paths, work
         return None if found is None else (found[1], found[2])
 
-    def _leaves(self, path: int, paths: Paths) -> bool:
+    def _leaves(self, path: int, paths: Paths, work: _Work) -> bool:
         """Whether a path leaves a piece to others: by its pace all would be over before it had brought one more, and
         somebody else would have it sooner."""
-        own_ns = self._one_more_ns(path)
-        if own_ns == 0 or all(self._one_more_ns(other) >= own_ns for other in paths):
+        own_ns = self._one_more_ns(path, work)
+        if own_ns == 0 or all(self._one_more_ns(other, work) >= own_ns for other in paths):
             return False
-        per_ns = sum(1 / pace.piece_ns for pace in self._paces.values() if pace.piece_ns)
-        return own_ns > self._open / per_ns + _MARGIN_NS
+        per_ns = sum(1 / pace.byte_ns for pace in self._paces.values() if pace.byte_ns)
+        return own_ns > self._open_bytes / per_ns + _MARGIN_NS
 
-    def _one_more_ns(self, path: int) -> float:
-        """How long a path would take for what it has and one piece more; 0: not known."""
-        return self._paces[path].piece_ns * (len(self._taken[path]) + 1)
+    def _one_more_ns(self, path: int, work: _Work) -> float:
+        """How long a path would take for what it has and this piece; 0: not known."""
+        return self._paces[path].byte_ns * (self._taken_bytes[path] + work.piece.length)
 
     def _late(self, path: int, now_ns: int, waiting_group: int | None) -> _Work | None:
         """A piece that another has, and that this path should bring as well."""
         for other, since_ns, work in self._others(path):
             waited_ns = now_ns - since_ns
             if waiting_group is None:
-                sooner = 0 < self._one_more_ns(path) + _MARGIN_NS < self._paces[other].piece_ns - waited_ns
-                if sooner or waited_ns >= self._patience_ns(other, _LATE_FACTOR):
+                expected_ns = self._paces[other].byte_ns * work.piece.length
+                sooner = 0 < self._one_more_ns(path, work) + _MARGIN_NS < expected_ns - waited_ns
+                if sooner or waited_ns >= self._patience_ns(other, work, _LATE_FACTOR):
                     return work
-            elif work.order[0] < waiting_group and waited_ns >= self._patience_ns(other, _URGENT_FACTOR):
+            elif work.order[0] < waiting_group and waited_ns >= self._patience_ns(other, work, _URGENT_FACTOR):
                 return work
         return None
 
@@ -173,12 +187,13 @@ class Board:
         the time since when it should be on its way."""
         oldest = []
         for other, taken in self._taken.items():
-            for ahead, work in enumerate(taken if other != path else ()):
+            ahead_bytes, pace = 0, self._paces[other]
+            for work in taken if other != path else ():
                 if self._may_join(path, work):
-                    pace = self._paces[other]
-                    since_ns = max(work.takers[other], pace.last_ns) + int(ahead * pace.piece_ns)
+                    since_ns = max(work.takers[other], pace.last_ns) + int(ahead_bytes * pace.byte_ns)
                     oldest.append((since_ns, work.order, other, work))
                     break
+                ahead_bytes += work.piece.length
         oldest.sort(key=lambda entry: entry[:2])
         return [(other, since_ns, work) for since_ns, _, other, work in oldest]
 
@@ -187,13 +202,13 @@ class Board:
         able = path in self._paths[work.piece.block] and path not in work.takers
         return able and not work.here and len(work.takers) < _TAKERS_MAX
 
-    def _patience_ns(self, other: int, factor: int) -> int:
+    def _patience_ns(self, other: int, work: _Work, factor: int) -> int:
         """How long a path may have a piece before it is late. Slow as ever is not late; of one that has brought nothing
         yet others know only how they are themselves."""
-        piece_ns = self._paces[other].piece_ns
-        if piece_ns == 0:
-            piece_ns = max((pace.piece_ns for pace in self._paces.values()), default=0.0) or _UNKNOWN_NS
-        return _MARGIN_NS + int(factor * piece_ns)
+        byte_ns = self._paces[other].byte_ns
+        if byte_ns == 0:
+            byte_ns = max((pace.byte_ns for pace in self._paces.values()), default=0.0)
+        return _MARGIN_NS + int(factor * (byte_ns * work.piece.length or _UNKNOWN_NS))
 
     # ---- what became of it -------------------------------------------------------------------------------------------
 
@@ -204,12 +219,12 @@ class Board:
         began_ns = work.takers.pop(path, None)
         if began_ns is None:
             return False
-        del self._taken[path][work]
-        self._paces[path].note(began_ns, now_ns)
+        self._untake(path, work)
+        self._paces[path].note(began_ns, now_ns, piece.length)
         if work.here or not self._can_come(piece.block):
             return False
         work.here = True
-        self._open -= 1
+        self._close(work)
         return True
 
     def returned(self, path: int, piece: Piece) -> bool:
@@ -232,7 +247,7 @@ class Board:
             return False
         if work.here:
             work.here = False
-            self._open += 1
+            self._reopen(work)
             if not work.takers:
                 self._wait(work)
         return self._without(path, [piece.block]) == []
@@ -240,9 +255,13 @@ class Board:
     def _give_up(self, path: int, work: _Work) -> None:
         if work.takers.pop(path, None) is None:
             return
-        del self._taken[path][work]
+        self._untake(path, work)
         if not work.here and not work.takers and self._can_come(work.piece.block):
             self._wait(work)
+
+    def _untake(self, path: int, work: _Work) -> None:
+        del self._taken[path][work]
+        self._taken_bytes[path] -= work.piece.length
 
     def _wait(self, work: _Work) -> None:
         heapq.heappush(self._waiting[self._paths[work.piece.block]], (work.order, work))
@@ -268,7 +287,8 @@ class Board:
         lost = []
         for block in gone:
             missing = [work for work in self._of_block[block] if not work.here]
-            self._open -= len(missing)
+            for work in missing:
+                self._close(work)
             if missing:
                 lost.append(block)
         return lost

@@ -1,11 +1,13 @@
 """Pieces: how a load is cut. Pure.
 
-A piece is one block × a range of layers, whole granules, at most about `piece_bytes`. Pieces go layer group first, so
-that the first layers of all blocks arrive before the last layers of any.
+A piece is one block × a range of layers, whole granules, at most about `piece_bytes`; those of a group are as even as
+granules allow. Pieces go layer group first, so that the first layers of all blocks arrive before the last layers of
+any.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
 
@@ -29,11 +31,16 @@ class Piece:
 
 def layer_ranges(layout: Layout, groups: Sequence[tuple[int, int]], piece_bytes: int) -> list[list[tuple[int, int]]]:
     """For each layer group, the (first layer, layer count) ranges of its pieces."""
-    step = max(1, piece_bytes // layout.granule_bytes) * layout.granule_layers
-    return [
-        [(layer, min(step, first + count - layer)) for layer in range(first, first + count, step)]
-        for first, count in groups
-    ]
+    most = max(1, piece_bytes // layout.granule_bytes)
+    return [_even(first, count, layout.granule_layers, most) for first, count in groups]
+
+
+def _even(first: int, count: int, granule_layers: int, most: int) -> list[tuple[int, int]]:
+    """Pieces of nearly the same length, at most `most` granules each: a short remainder costs as much as a piece."""
+    granules = -(-count // granule_layers)
+    pieces = -(-granules // most)
+    borders = [first + min(count, number * granules // pieces * granule_layers) for number in range(pieces + 1)]
+    return [(begin, end - begin) for begin, end in pairwise(borders)]
 
 
 def cut(

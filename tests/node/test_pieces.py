@@ -1,5 +1,7 @@
 """Pieces: whatever the layout, a load is cut into exactly its bytes, in the order in which they are wanted."""
 
+import math
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,3 +53,15 @@ def test_pieces_are_whole_granules_within_their_bound(layout: Layout, group_laye
         assert end % layout.granule_layers == 0 or end == layout.layers
         assert any(first <= piece.first_layer and end <= first + count for first, count in groups)
         assert piece.length <= max(piece_bytes, layout.granule_bytes)
+
+
+@settings(deadline=None)
+@given(LAYOUTS, st.integers(0, 45), st.integers(1, 8 * 2**20))
+def test_pieces_of_a_group_are_even_and_few(layout: Layout, group_layers: int, piece_bytes: int) -> None:
+    """They differ by one granule at most, and there are no more than that length makes necessary."""
+    groups = layer_groups(layout, group_layers)
+    most = max(1, piece_bytes // layout.granule_bytes)
+    for (_, count), pieces in zip(groups, cut(layout, groups, [0], piece_bytes), strict=True):
+        granules = [-(-piece.layers // layout.granule_layers) for piece in pieces]
+        assert max(granules) - min(granules) <= 1
+        assert len(pieces) == math.ceil(math.ceil(count / layout.granule_layers) / most)
