@@ -14,6 +14,7 @@ from kvstore.control.directory import Directory
 from kvstore.control.events import Events
 from kvstore.control.index.base import Index
 from kvstore.control.index.lmdb import LmdbIndex
+from kvstore.control.keyring import KeyRing
 from kvstore.control.metrics import show
 from kvstore.control.page.server import PageServer
 from kvstore.control.page.source import Source
@@ -87,7 +88,7 @@ class ControlServer:
         inside = new_secret() if door.shut else ""
         server = make_server([*metrics.interceptors, *guards(door, inside)], door)
         membership, events = Membership(), Events(clock)
-        control = ControlService(config, index, directory, membership, events, clock)
+        control = ControlService(config, index, directory, membership, events, clock, KeyRing() if door.shut else None)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
         admin_pb2_grpc.add_AdminServicer_to_server(
             AdminService(index, directory, control.counters, events, clock, door), server

@@ -11,6 +11,7 @@ from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.events import Events
 from kvstore.control.index.base import Index
+from kvstore.control.keyring import KeyRing
 from kvstore.control.matches import MatchCounters
 from kvstore.control.prefix import answer
 from kvstore.control.repair import Membership, holders_of, holders_reply
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class ControlService(control_pb2_grpc.ControlServicer):
-    """Serves one index and one directory. `clock` gives milliseconds since 1970."""
+    """Serves one index and one directory. `clock` gives milliseconds since 1970. keys: of tickets for transfers, where
+    the door is shut."""
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         membership: Membership,
         events: Events,
         clock: Callable[[], int],
+        keys: KeyRing | None = None,
     ) -> None:
         self._config = config
         self._index = index
@@ -41,6 +44,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._membership = membership
         self._events = events
         self._clock = clock
+        self._keys = keys
         self._rules = SetRules(index, clock)
         self.counters = MatchCounters()
 
@@ -61,6 +65,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             heartbeat_ms=self._config.heartbeat_ms,
             sequence=record.sequence,
             rules=await self._rules.book(),
+            transfer_keys=None if self._keys is None else self._keys.told_to(address),
         )
 
     @unary
@@ -75,6 +80,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         book = await self._rules.book()
         if known and book.version != request.rules_version:
             reply.rules.CopyFrom(book)
+        if state is not None and self._keys is not None and self._keys.newest != request.transfer_key:
+            reply.transfer_keys.CopyFrom(self._keys.told_to(state.address))
         return reply
 
     @unary

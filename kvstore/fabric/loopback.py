@@ -14,6 +14,7 @@ from kvstore.fabric.base import Buffer
 from kvstore.fabric.faults import FaultSwitches
 from kvstore.fabric.liveness import Liveness, settle
 from kvstore.fabric.memory import host_view, on_device
+from kvstore.fabric.tags import Tags
 
 _MAGIC = b"kvloop"
 _ADDRESS_BYTES = len(_MAGIC) + 16
@@ -110,7 +111,7 @@ class LoopbackFabric:
 
     def __init__(self) -> None:
         self._address = _MAGIC + secrets.token_bytes(16)
-        self._next_tag = secrets.randbits(31) << 32
+        self._tags = Tags()
         self._peers: dict[bytes, LoopbackPeer] = {}
         self._expected: dict[int, _Operation] = {}
         self._unexpected: dict[int, tuple[_Operation, bool]] = {}
@@ -131,8 +132,7 @@ class LoopbackFabric:
         return "loopback"
 
     def next_tag(self) -> int:
-        self._next_tag += 1
-        return self._next_tag
+        return self._tags.next()
 
     def connect(self, address: bytes) -> LoopbackPeer:
         if self._closed:

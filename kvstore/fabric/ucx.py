@@ -14,7 +14,6 @@ thread, so it runs in a thread of its own. (`UCXEndpoint.close` does not end req
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from kvstore.fabric import ucp
 from kvstore.fabric.base import Buffer
 from kvstore.fabric.liveness import Liveness, settle
 from kvstore.fabric.memory import host_view, on_device
+from kvstore.fabric.tags import Tags
 from kvstore.fabric.ticker import Progress, Ticker
 from kvstore.fabric.ucx_address import sealed, unsealed
 from kvstore.fabric.ucx_context import library, make_context, usable_transports
@@ -190,7 +190,7 @@ class UcxFabric:
         self._worker = api.UCXWorker(self._context, enable_delayed_submission=True, enable_python_future=False)
         self._worker.init_blocking_progress_mode()
         self._address = sealed(self._worker.address.tobytes())
-        self._next_tag = secrets.randbits(31) << 32
+        self._tags = Tags()
         self._peers: dict[bytes, UcxPeer] = {}
         self._unsettled: set[UcxPeer] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -213,8 +213,7 @@ class UcxFabric:
         return "+".join(sorted(used or usable_transports(self._context)))
 
     def next_tag(self) -> int:
-        self._next_tag += 1
-        return self._next_tag
+        return self._tags.next()
 
     def connect(self, address: bytes) -> UcxPeer:
         if self._closing is not None:

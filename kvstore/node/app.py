@@ -68,6 +68,7 @@ from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import OPEN_DOOR, make_server
 from kvstore.rpc.guard import guards
 from kvstore.rpc.host import host_identity
+from kvstore.rpc.transfer_tickets import KnownKeys
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_S = 0.5
@@ -128,7 +129,8 @@ class NodeServer:
         self.incarnation = secrets.randbits(63)
         self.metrics = Metrics("node", self.node_id, config.metrics_listen, insecure=config.insecure)
         self.background = Background()
-        self.neighbours = Neighbours(door)
+        self.keys = KnownKeys()
+        self.neighbours = Neighbours(door, self.keys)
         self.events = Outbox()
 
         rules = NamespaceRules.of_node(config)
@@ -174,7 +176,7 @@ class NodeServer:
         _expect_unserved(socket_path)
         if self.disks is not None:
             await self.disks.adopt()
-        self._server = make_server([*self.metrics.interceptors, *guards(door)], door)
+        self._server = make_server([*self.metrics.interceptors, *guards(door, keys=self.keys)], door)
         self.address = bind(self._server, "node.listen", config.listen, insecure=config.insecure, door=door)
         self.socket = bind(self._server, "node.socket", f"unix:{socket_path}", insecure=False)
         slab_path = Path(f"{socket_path}.slabs")
@@ -189,7 +191,15 @@ class NodeServer:
         )
         if config.control:
             self._publisher = Publisher(
-                config, address, self.catalog, self.retention, self.custody.clock, self._lane_loads, self.events, door
+                config,
+                address,
+                self.catalog,
+                self.retention,
+                self.custody.clock,
+                self._lane_loads,
+                self.events,
+                door,
+                self.keys,
             )
             holders = self._publisher.holders
             self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, holders)

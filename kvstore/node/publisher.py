@@ -27,6 +27,7 @@ from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, OPEN_DOOR, caller, open_channel
 from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.status import from_rpc
+from kvstore.rpc.transfer_tickets import KnownKeys
 
 _PENDING_MAX = 200_000
 _AT_ONCE = 8
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Keeps the control plane's picture of this node true, and the node at the rules that it tells."""
+    """Keeps the control plane's picture of this node true, and the node at the rules and keys that it tells."""
 
     def __init__(
         self,
@@ -49,8 +50,10 @@ class Publisher:
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
         events: Outbox,
         door: DoorConfig = OPEN_DOOR,
+        keys: KnownKeys | None = None,
     ) -> None:
         self._door = door
+        self._keys = KnownKeys() if keys is None else keys
         self._config = config
         self._address = address
         self._catalog = catalog
@@ -153,6 +156,7 @@ class Publisher:
         )
         self._heartbeat_s = reply.heartbeat_ms / 1000
         self._retention.heard(reply.rules)
+        self._keys.heard(reply.transfer_keys)
         self._sequence = max(self._sequence, reply.sequence)
         await self._reconcile()
         self._registered = True
@@ -243,6 +247,7 @@ class Publisher:
                 self._events.heard(heartbeat.events)
                 if reply.HasField("rules"):
                     self._retention.heard(reply.rules)
+                self._keys.heard(reply.transfer_keys)
 
     def _heartbeat(self) -> control_pb2.HeartbeatRequest:
         now_ns = self._clock()
@@ -252,6 +257,7 @@ class Publisher:
             node_id=self._address.node_id,
             incarnation=self._address.incarnation,
             rules_version=self._retention.version,
+            transfer_key=self._keys.newest,
             events=self._events.report(now_ns),
             lanes=self._lane_loads(),
             tiers=[

@@ -157,7 +157,6 @@ class Relayed:
         peer = await networks.connections.to_reader(fabric, opened.fabric_address, opened.connection)
         asked = node_pb2.TransferOpen(
             caller=caller(f"node {self._resources.address.node_id}"),
-            transfer_ticket=opened.transfer_ticket,
             reader_node_id=self._resources.address.node_id,
             namespace_id=opened.namespace_id,
             shard_rank=opened.shard_rank,

@@ -91,7 +91,6 @@ class SharedIncoming:
         )
         request = node_pb2.LocateRequest(
             caller=self._caller,
-            transfer_ticket=opened.transfer_ticket,
             namespace_id=opened.namespace_id,
             shard_rank=opened.shard_rank,
             shard_count=opened.shard_count,

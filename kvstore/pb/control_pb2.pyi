@@ -76,6 +76,7 @@ class RegisterReply(google.protobuf.message.Message):
     HEARTBEAT_MS_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
     RULES_FIELD_NUMBER: builtins.int
+    TRANSFER_KEYS_FIELD_NUMBER: builtins.int
     node_ref: builtins.int
     """short name of (node, incarnation) in locations"""
     heartbeat_ms: builtins.int
@@ -83,6 +84,10 @@ class RegisterReply(google.protobuf.message.Message):
     """last update applied from this incarnation; 0 when none"""
     @property
     def rules(self) -> kvstore.pb.types_pb2.RuleBook: ...
+    @property
+    def transfer_keys(self) -> Global___TransferKeys:
+        """behind a shut door"""
+
     def __init__(
         self,
         *,
@@ -90,11 +95,42 @@ class RegisterReply(google.protobuf.message.Message):
         heartbeat_ms: builtins.int = ...,
         sequence: builtins.int = ...,
         rules: kvstore.pb.types_pb2.RuleBook | None = ...,
+        transfer_keys: Global___TransferKeys | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["heartbeat_ms", b"heartbeat_ms", "node_ref", b"node_ref", "rules", b"rules", "sequence", b"sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["rules", b"rules", "transfer_keys", b"transfer_keys"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["heartbeat_ms", b"heartbeat_ms", "node_ref", b"node_ref", "rules", b"rules", "sequence", b"sequence", "transfer_keys", b"transfer_keys"]) -> None: ...
 
 Global___RegisterReply: typing_extensions.TypeAlias = RegisterReply
+
+@typing.final
+class TransferKeys(google.protobuf.message.Message):
+    """By which nodes know each other's tickets (docs/wire.md, "Tickets for transfers")."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: builtins.int
+    SECRETS_FIELD_NUMBER: builtins.int
+    TICKET_FIELD_NUMBER: builtins.int
+    ticket: builtins.bytes
+    """the node's own, under the newest"""
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """the newest first"""
+
+    @property
+    def secrets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """one per id"""
+
+    def __init__(
+        self,
+        *,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        secrets: collections.abc.Iterable[builtins.bytes] | None = ...,
+        ticket: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ids", b"ids", "secrets", b"secrets", "ticket", b"ticket"]) -> None: ...
+
+Global___TransferKeys: typing_extensions.TypeAlias = TransferKeys
 
 @typing.final
 class TierUse(google.protobuf.message.Message):
@@ -134,10 +170,13 @@ class HeartbeatRequest(google.protobuf.message.Message):
     TIERS_FIELD_NUMBER: builtins.int
     RULES_VERSION_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
+    TRANSFER_KEY_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
     rules_version: builtins.int
     """of the rules that the node follows"""
+    transfer_key: builtins.int
+    """id of the newest that the node knows"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
@@ -158,9 +197,10 @@ class HeartbeatRequest(google.protobuf.message.Message):
         tiers: collections.abc.Iterable[Global___TierUse] | None = ...,
         rules_version: builtins.int = ...,
         events: Global___EventReport | None = ...,
+        transfer_key: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller", "events", b"events"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "events", b"events", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "rules_version", b"rules_version", "tiers", b"tiers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "events", b"events", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "rules_version", b"rules_version", "tiers", b"tiers", "transfer_key", b"transfer_key"]) -> None: ...
 
 Global___HeartbeatRequest: typing_extensions.TypeAlias = HeartbeatRequest
 
@@ -205,6 +245,7 @@ class HeartbeatReply(google.protobuf.message.Message):
     KNOWN_FIELD_NUMBER: builtins.int
     RULES_FIELD_NUMBER: builtins.int
     CHANGES_FIELD_NUMBER: builtins.int
+    TRANSFER_KEYS_FIELD_NUMBER: builtins.int
     known: builtins.bool
     """false: register again (the control plane lost or expired this node)"""
     changes: builtins.int
@@ -213,15 +254,20 @@ class HeartbeatReply(google.protobuf.message.Message):
     def rules(self) -> kvstore.pb.types_pb2.RuleBook:
         """only when its version is not the node's"""
 
+    @property
+    def transfer_keys(self) -> Global___TransferKeys:
+        """behind a shut door, only when the newest is not the node's"""
+
     def __init__(
         self,
         *,
         known: builtins.bool = ...,
         rules: kvstore.pb.types_pb2.RuleBook | None = ...,
         changes: builtins.int = ...,
+        transfer_keys: Global___TransferKeys | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["changes", b"changes", "known", b"known", "rules", b"rules"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["rules", b"rules", "transfer_keys", b"transfer_keys"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "known", b"known", "rules", b"rules", "transfer_keys", b"transfer_keys"]) -> None: ...
 
 Global___HeartbeatReply: typing_extensions.TypeAlias = HeartbeatReply
 

@@ -1072,15 +1072,12 @@ class LocateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CALLER_FIELD_NUMBER: builtins.int
-    TRANSFER_TICKET_FIELD_NUMBER: builtins.int
     NAMESPACE_ID_FIELD_NUMBER: builtins.int
     SHARD_RANK_FIELD_NUMBER: builtins.int
     SHARD_COUNT_FIELD_NUMBER: builtins.int
     KEYS_FIELD_NUMBER: builtins.int
     WANTED_FIELD_NUMBER: builtins.int
     HOLD_MS_FIELD_NUMBER: builtins.int
-    transfer_ticket: builtins.bytes
-    """signed by the control plane once security is on"""
     namespace_id: builtins.bytes
     shard_rank: builtins.int
     shard_count: builtins.int
@@ -1095,7 +1092,6 @@ class LocateRequest(google.protobuf.message.Message):
         self,
         *,
         caller: kvstore.pb.types_pb2.Caller | None = ...,
-        transfer_ticket: builtins.bytes = ...,
         namespace_id: builtins.bytes = ...,
         shard_rank: builtins.int = ...,
         shard_count: builtins.int = ...,
@@ -1104,7 +1100,7 @@ class LocateRequest(google.protobuf.message.Message):
         hold_ms: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "hold_ms", b"hold_ms", "keys", b"keys", "namespace_id", b"namespace_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "hold_ms", b"hold_ms", "keys", b"keys", "namespace_id", b"namespace_id", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "wanted", b"wanted"]) -> None: ...
 
 Global___LocateRequest: typing_extensions.TypeAlias = LocateRequest
 
@@ -1199,7 +1195,6 @@ class TransferOpen(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CALLER_FIELD_NUMBER: builtins.int
-    TRANSFER_TICKET_FIELD_NUMBER: builtins.int
     READER_NODE_ID_FIELD_NUMBER: builtins.int
     FABRIC_ADDRESS_FIELD_NUMBER: builtins.int
     NAMESPACE_ID_FIELD_NUMBER: builtins.int
@@ -1216,8 +1211,6 @@ class TransferOpen(google.protobuf.message.Message):
     KEEP_FIELD_NUMBER: builtins.int
     SHARED_LAYOUT_FIELD_NUMBER: builtins.int
     BACKGROUND_FIELD_NUMBER: builtins.int
-    transfer_ticket: builtins.bytes
-    """signed by the control plane once security is on"""
     reader_node_id: builtins.str
     fabric_address: builtins.bytes
     namespace_id: builtins.bytes
@@ -1252,7 +1245,6 @@ class TransferOpen(google.protobuf.message.Message):
         self,
         *,
         caller: kvstore.pb.types_pb2.Caller | None = ...,
-        transfer_ticket: builtins.bytes = ...,
         reader_node_id: builtins.str = ...,
         fabric_address: builtins.bytes = ...,
         namespace_id: builtins.bytes = ...,
@@ -1271,7 +1263,7 @@ class TransferOpen(google.protobuf.message.Message):
         background: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller", "relay_from", b"relay_from", "shared_layout", b"shared_layout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["background", b"background", "caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keep", b"keep", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "shared_layout", b"shared_layout", "tail", b"tail", "ticket", b"ticket", "transfer_ticket", b"transfer_ticket", "wanted", b"wanted"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["background", b"background", "caller", b"caller", "connection", b"connection", "deadline_ms", b"deadline_ms", "fabric_address", b"fabric_address", "keep", b"keep", "keys", b"keys", "namespace_id", b"namespace_id", "network", b"network", "reader_node_id", b"reader_node_id", "relay_from", b"relay_from", "shard_count", b"shard_count", "shard_rank", b"shard_rank", "shared_layout", b"shared_layout", "tail", b"tail", "ticket", b"ticket", "wanted", b"wanted"]) -> None: ...
 
 Global___TransferOpen: typing_extensions.TypeAlias = TransferOpen
 

@@ -16,6 +16,7 @@ class Right(Enum):
     """What a caller has shown; the value says how it is shown."""
 
     NODE = "a node's certificate"
+    PEER = "a node's certificate with a ticket for transfers"
     CONTROL = "the control plane's certificate"
     HOST = "a unix socket of the same host"
     TENANT = "a tenant's token"
@@ -31,7 +32,7 @@ _READERS = frozenset({Right.READ})
 _PAGE = _READERS | {Right.INSIDE}
 _OPERATORS = frozenset({Right.OPERATE})
 _CONTROL = frozenset({Right.CONTROL})
-_PEERS = frozenset({Right.NODE})
+_PEERS = frozenset({Right.PEER})
 _ANYBODY = frozenset({Right.ANY})
 
 ACCESS: Mapping[str, frozenset[Right]] = {
@@ -100,7 +101,8 @@ class Shown:
     """What a caller has shown.
 
     local: it came over a unix socket. roles: of its certificate. token: one that holds, or why what it brought does
-    not; "" for none. asked: whether clients need tokens here. inside: it is of the server's own process.
+    not; "" for none. asked: whether clients need tokens here. inside: it is of the server's own process. ticket:
+    it is one for transfers that holds.
     """
 
     local: bool
@@ -108,6 +110,7 @@ class Shown:
     token: Token | str
     asked: bool
     inside: bool = False
+    ticket: bool = False
 
     @property
     def rights(self) -> frozenset[Right]:
@@ -116,6 +119,7 @@ class Shown:
         rights |= {Right.HOST} if self.local else set()
         rights |= {Right.INSIDE} if self.inside else set()
         rights |= {right for right, role in _ROLES.items() if role in self.roles}
+        rights |= {Right.PEER} if Role.NODE in self.roles and self.ticket else set()
         if self.local or Role.CLIENT in self.roles:
             rights |= self._of_client()
         return frozenset(rights)
@@ -156,6 +160,11 @@ def expect_allowed(rpc: str, shown: Shown) -> None:
         raise Unauthenticated(
             f"{rpc} needs {needed}, and {why}: make one with `kvstore tokens add`, and show it with --token-file,"
             " KVSTORE_TOKEN, or door.token_file"
+        )
+    if Right.PEER in wanted and Role.NODE in shown.roles:
+        raise Unauthenticated(
+            f"{rpc} needs {needed}, and the call shows no ticket that holds: a node has one from the control plane"
+            " once it is registered, and others believe it once they are"
         )
     raise Forbidden(f"{rpc} needs {needed}; the caller has shown {_said(shown)}")
 

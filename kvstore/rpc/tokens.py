@@ -24,6 +24,7 @@ import grpc.aio
 
 from kvstore.config import DoorConfig, read_tables
 from kvstore.errors import ConfigError
+from kvstore.rpc.metadata import adding
 from kvstore.rpc.renewed import Renewed
 
 ADMIN = ("read", "operate")
@@ -130,22 +131,7 @@ def expect_secret(text: str, where: str) -> str:
 
 def bearing(channel: grpc.aio.Channel, token: Callable[[], str]) -> grpc.aio.Channel:
     """The channel, whose calls show a token from now on, each the one that holds then."""
-    for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
-        setattr(channel, kind, _calls_bearing(getattr(channel, kind), token))
-    return channel
-
-
-def _calls_bearing(make: Callable[..., Any], token: Callable[[], str]) -> Callable[..., Any]:
-    def made(*args: Any, **kwargs: Any) -> Callable[..., Any]:
-        call = make(*args, **kwargs)
-
-        def begun(*call_args: Any, metadata: Any = None, **call_kwargs: Any) -> Any:
-            shown = (METADATA_KEY, _SCHEME + token())
-            return call(*call_args, metadata=(*(metadata or ()), shown), **call_kwargs)
-
-        return begun
-
-    return made
+    return adding(channel, lambda: [(METADATA_KEY, _SCHEME + token())])
 
 
 def borne(metadata: Any) -> str:

@@ -1,6 +1,6 @@
 """Every call of every service, by everybody: exactly those pass who are meant to. Real servers, real certificates."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +12,18 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from kvstore.cli.tokens import revoke_token
 from kvstore.config import DoorConfig
-from kvstore.pb import admin_pb2, control_pb2, node_pb2
+from kvstore.control.keyring import KeyRing
+from kvstore.pb import admin_pb2, control_pb2, node_pb2, types_pb2
 from kvstore.rpc.access import ACCESS
 from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import OPEN_DOOR, open_channel
+from kvstore.rpc.metadata import adding
+from kvstore.rpc.transfer_tickets import METADATA_KEY
 from tests.certs import Certs
 from tests.inprocess import site
 
 DEADLINE_S = 5.0
+KEYS = KeyRing().told_to(types_pb2.NodeAddress(node_id="other", incarnation=1))
 SERVICES = {
     service.name: service
     for file in (control_pb2, admin_pb2, node_pb2, health_pb2, reflection_pb2)
@@ -53,7 +57,8 @@ ASKED_BY_CONTROL = calls(
 MAY: dict[str, set[str]] = {
     "nobody": set(),
     "stranger": set(),
-    "node": EVERYBODY | NODES | PEERS,
+    "node": EVERYBODY | NODES,
+    "registered node": EVERYBODY | NODES | PEERS,
     "control": EVERYBODY | ASKED_BY_CONTROL,
     "no token": EVERYBODY,
     "revoked token": EVERYBODY,
@@ -82,6 +87,7 @@ def shown(certs: Certs) -> dict[str, DoorConfig]:
         "nobody": OPEN_DOOR,
         "stranger": certs.stranger("client"),
         "node": certs.door("node"),
+        "registered node": certs.door("node"),
         "control": certs.door("control"),
         "no token": certs.door("client"),
         "revoked token": certs.holder("revoked", admin="operate"),
@@ -103,6 +109,7 @@ async def served(certs: Certs, shown: dict[str, DoorConfig], tmp_path: Path) -> 
             door, listen=f"unix:{tmp_path}/control.sock", index_path=str(tmp_path / "index-of-host")
         )
         node = await here.node(door=certs.server("node"))
+        node.keys.heard(KEYS)
         yield {"control": [far.address, near.address], "node": [node.address, node.socket]}
 
 
@@ -130,10 +137,13 @@ async def passes(channel: grpc.aio.Channel, method: MethodDescriptor) -> bool:
     return True
 
 
-async def passed(served: dict[str, list[str]], door: DoorConfig, way: int) -> set[str]:
+async def passed(
+    served: dict[str, list[str]], door: DoorConfig, way: int, metadata: Sequence[tuple[str, str | bytes]] = ()
+) -> set[str]:
     found = set()
     for process, services in SERVED.items():
         async with open_channel(served[process][way], door=door, serves=Role(f"{process}.kvstore")) as channel:
+            adding(channel, lambda: metadata)
             for service in services:
                 for method in SERVICES[service].methods:
                     if await passes(channel, method):
@@ -144,7 +154,8 @@ async def passed(served: dict[str, list[str]], door: DoorConfig, way: int) -> se
 @pytest.mark.parametrize("who", MAY)
 async def test_over_the_network(served: dict[str, list[str]], shown: dict[str, DoorConfig], who: str) -> None:
     """Without a certificate of the cluster nothing is answered; with one, what role and token are for."""
-    assert await passed(served, shown[who], 0) == MAY[who]
+    ticket = [(METADATA_KEY, KEYS.ticket)] if who == "registered node" else []
+    assert await passed(served, shown[who], 0, ticket) == MAY[who]
 
 
 @pytest.mark.parametrize("who", ON_THE_HOST)
@@ -157,7 +168,7 @@ async def test_over_a_unix_socket(served: dict[str, list[str]], shown: dict[str,
     ("role", "may"),
     [
         ("client", EVERYBODY | ENGINES | READS | CHANGES),
-        ("node", EVERYBODY | NODES | PEERS),
+        ("node", EVERYBODY | NODES),
         ("control", EVERYBODY | ASKED_BY_CONTROL),
     ],
 )

@@ -1,6 +1,7 @@
 """Who may call what: the decision, and the table that the documentation shows of it."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_who_may_not_is_told_what_he_has_shown() -> None:
     """And what it takes."""
     with pytest.raises(Forbidden, match=r"needs an operator's token; .*of client\.kvstore, and the token anna of an a"):
         expect_allowed("Admin/SetRules", remote(Role.CLIENT, token=READER))
-    with pytest.raises(Forbidden, match=r"needs a node's certificate; the caller has shown .* of client\.kvstore$"):
+    with pytest.raises(Forbidden, match=r"needs a node's certificate .*; the caller has shown .* of client\.kvstore$"):
         expect_allowed("Node/Pin", remote(Role.CLIENT))
 
 
@@ -48,6 +49,15 @@ def test_a_token_is_worth_nothing_beside_another_role() -> None:
     """A node that shows an admin's token stays a node."""
     with pytest.raises(Forbidden):
         expect_allowed("Admin/Stats", remote(Role.NODE, token=READER))
+
+
+def test_a_node_without_a_ticket_is_told_what_it_lacks() -> None:
+    """It is registered, or will be, and comes again."""
+    with pytest.raises(Unauthenticated, match="the call shows no ticket that holds"):
+        expect_allowed("Node/Pin", remote(Role.NODE))
+    expect_allowed("Node/Pin", replace(remote(Role.NODE), ticket=True))
+    with pytest.raises(Forbidden):
+        expect_allowed("Node/Pin", replace(remote(Role.CONTROL), ticket=True))
 
 
 def test_a_process_that_is_several_things_may_do_what_each_may() -> None:
