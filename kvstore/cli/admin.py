@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 
 from kvstore.cli import (
     admin_adopt,
+    admin_drain,
     admin_explain,
     admin_export,
     admin_import,
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_log.add_commands(commands, shared)
     admin_watch.add_commands(commands, shared)
     admin_top.add_commands(commands, shared)
+    admin_drain.add_commands(commands, shared)
     admin_export.add_commands(commands, shared)
     admin_import.add_commands(commands, shared)
     admin_rules.add_commands(commands, shared)

@@ -152,7 +152,7 @@ def show_nodes(reply: admin_pb2.NodesReply) -> None:
             node.address.grpc,
             node.address.host,
             ",".join(node.roles),
-            "yes" if node.alive else "no",
+            ("yes" if node.alive else "no") + ", draining" * node.draining,
             f"{node.silent_ms / 1000:.1f} s",
             f"{node.locations:,}",
         )

@@ -87,6 +87,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                     alive=self._directory.alive(state, now_ms),
                     silent_ms=max(0, now_ms - state.heard_ms),
                     locations=locations.get(state.ref, 0),
+                    draining=state.draining,
                 )
                 for state in self._directory.nodes()
             ]
@@ -185,6 +186,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if not request.dry_run:
             log.info("purge by an operator: %d blocks", sum(node.purged.blocks for node in reply.nodes))
         return reply
+
+    @unary
+    async def Drain(self, request: admin_pb2.DrainNodeRequest, context: Any) -> node_pb2.DrainReply:
+        asked = node_pb2.DrainRequest(caller=NODE_CALLER, action=request.action)
+        return await self._asking.one(request.node_id, lambda stub: stub.Drain(asked, timeout=NODE_DEADLINE_S))
 
     @unary
     async def ListBlocks(self, request: admin_pb2.ListNodeBlocksRequest, context: Any) -> node_pb2.ListBlocksReply:

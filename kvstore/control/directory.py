@@ -34,6 +34,7 @@ class NodeState:
     tiers: tuple[control_pb2.TierUse, ...] = ()
     events_heard: int = 0
     events_lost: int = 0
+    draining: bool = False
 
 
 class Directory:
@@ -67,6 +68,7 @@ class Directory:
         state = NodeState(ref, address, tuple(roles), now_ms)
         if known is not None:
             state.events_heard, state.events_lost = known.events_heard, known.events_lost
+            state.draining = known.draining
         self._by_id[node_id] = self._by_ref[ref] = state
 
     def heartbeat(
@@ -76,6 +78,8 @@ class Directory:
         load: types_pb2.NodeLoad,
         tiers: Sequence[control_pb2.TierUse],
         now_ms: int,
+        *,
+        draining: bool = False,
     ) -> bool:
         """Notes a sign of life. False: this incarnation is not registered."""
         state = self.registered(node_id, incarnation)
@@ -84,6 +88,7 @@ class Directory:
         state.heard_ms = now_ms
         state.load = load
         state.tiers = tuple(tiers)
+        state.draining = draining
         return True
 
     def registered(self, node_id: str, incarnation: int) -> NodeState | None:
@@ -106,8 +111,16 @@ class Directory:
         return now_ms - state.heard_ms < self._node_lost_ms
 
     def able(self, now_ms: int) -> list[NodeState]:
-        """Nodes that are alive and have said what their tiers hold."""
-        return [state for state in self._by_id.values() if state.tiers and self.alive(state, now_ms)]
+        """Nodes that are alive, have said what their tiers hold, and are to keep it."""
+        return [state for state in self._by_id.values() if self._able(state, now_ms)]
+
+    def keeping(self, ref: int, now_ms: int) -> bool:
+        """Whether this node counts as a holder for those who keep copies: not one that is being drained."""
+        state = self._by_ref.get(ref)
+        return state is not None and not state.draining and self.alive(state, now_ms)
+
+    def _able(self, state: NodeState, now_ms: int) -> bool:
+        return bool(state.tiers) and not state.draining and self.alive(state, now_ms)
 
     def helpers(self, now_ms: int) -> list[NodeState]:
         """Nodes that could relay from storage, the least busy storage NICs first; at most HELPERS_MAX."""

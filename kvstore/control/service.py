@@ -72,7 +72,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Heartbeat(self, request: control_pb2.HeartbeatRequest, context: Any) -> control_pb2.HeartbeatReply:
         wire.check_heartbeat(request)
         load = types_pb2.NodeLoad(lanes=request.lanes)
-        known = self._directory.heartbeat(request.node_id, request.incarnation, load, request.tiers, self._clock())
+        known = self._directory.heartbeat(
+            request.node_id, request.incarnation, load, request.tiers, self._clock(), draining=request.draining
+        )
         state = self._directory.registered(request.node_id, request.incarnation)
         if state is not None and request.HasField("events"):
             self._events.heard(state, request.events)
@@ -129,9 +131,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         count = wire.check_shard_count(request.shard_count)
         found = await self._index.lookup(request.keys, prefix=False)
         now_ms = self._clock()
-        holders = holders_of(
-            found, request.shard_rank, count, lambda ref: self._directory.answerable(ref, now_ms), now_ms
-        )
+        holders = holders_of(found, request.shard_rank, count, lambda ref: self._directory.keeping(ref, now_ms), now_ms)
         return holders_reply(holders, self._directory.able(now_ms))
 
     def _state(self, ref: int) -> NodeState:

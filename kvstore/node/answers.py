@@ -36,10 +36,13 @@ class Lifetime(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A live block: where it hangs in its chain, and how long it lives."""
+    """A live block: where it hangs in its chain, and how long it lives. pinned: somebody holds it. hits: touches since
+    it came."""
 
     above: Above
     lifetime: Lifetime
+    pinned: bool
+    hits: int
 
 
 class Listed(NamedTuple):

@@ -26,10 +26,12 @@ from kvstore.node import metrics
 from kvstore.node.background import Background
 from kvstore.node.catalog import Catalog, Record
 from kvstore.node.census import Census
+from kvstore.node.copyrequests import CopyRequests
 from kvstore.node.custody import Custody
 from kvstore.node.devices import close_devices, open_devices, space_of
 from kvstore.node.disklane import DiskLane, disk_load
 from kvstore.node.disks import Disks
+from kvstore.node.drain import Drain
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
 from kvstore.node.intake import Intake
@@ -56,7 +58,7 @@ from kvstore.node.tiers.hbm import HbmMemory
 from kvstore.node.tiers.nvme import NvmeTier
 from kvstore.node.transfers import Transfers
 from kvstore.observe.endpoint import Metrics
-from kvstore.observe.events import Outbox
+from kvstore.observe.events import Kind, Outbox, make_event
 from kvstore.observe.families import Families
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.policy.policies import eviction_of_tiers
@@ -123,6 +125,7 @@ class NodeServer:
         self._publisher: Publisher | None = None
         self.replicas: Replicas | None = None
         self.census: Census | None = None
+        self.drain: Drain | None = None
         self.address = ""
         self.socket = ""
         self.node_id = config.node_id or f"{socket.gethostname()}-{os.getpid()}"
@@ -205,6 +208,8 @@ class NodeServer:
             self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, holders)
             shedding = Shedding(self.custody, self.neighbours, address)
             self.census = Census(self.custody, self.retention, self.node_id, holders, self.replicas.owing, shedding)
+            requests = CopyRequests(self.custody, self.retention, self.neighbours, address)
+            self.drain = Drain(self.custody, requests, address, holders, self._drain_switched, self._note)
         self._add_services(address, str(slab_path))
         notice(self.events, self.custody, self.loads, self.disks)
         self.sessions.listen(slab_path)
@@ -244,7 +249,7 @@ class NodeServer:
         )
         self.transfers = transfers = Transfers(resources, self.handoffs, self.background)
         self.loads = loads = Loads(resources, self.background)
-        self.intake = Intake(resources, self.retention)
+        self.intake = Intake(resources, self.retention, lambda: self.drain is not None and self.drain.on)
         self.service = service = NodeService(
             self._config,
             self.custody,
@@ -259,6 +264,7 @@ class NodeServer:
             self.intake,
             self.replicas,
             self.census,
+            self.drain,
             self._lane_loads,
             self._lanes_moved,
             address,
@@ -279,6 +285,8 @@ class NodeServer:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        if self.drain is not None:
+            await self.drain.close()
         if self._publisher is not None:
             await self._publisher.stop()
         await self.metrics.stop()
@@ -328,6 +336,13 @@ class NodeServer:
         self._publisher.add(records)
         if not self.intake.settling:
             self.replicas.saw(records)
+
+    def _drain_switched(self, on: bool) -> None:
+        assert self._publisher is not None
+        self._publisher.draining = on
+
+    def _note(self, kind: Kind, text: str) -> None:
+        self.events.add(make_event(kind, text), self.custody.clock())
 
     def _session_ended(self, session: Session) -> None:
         self.catalog.release_holder(session.holder, self.custody.clock())

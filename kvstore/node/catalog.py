@@ -220,6 +220,7 @@ class Catalog:
         lease_id: bytes = b"",
         above: Above = ROOT,
         lifetimes: Mapping[bytes, Lifetime] | None = None,
+        grant: bool = True,
     ) -> Reservation:
         """Slots for the blocks of keys[first:]; keys[:first] are their ancestors. Touches the whole chain.
 
@@ -231,7 +232,7 @@ class Catalog:
         ttl_ns: how long the blocks and at least their ancestors live, within the bounds; 0: the namespace's.
         lease_id: drawn by the writer; b"": by the node. above: of a chain that is stored in parts.
         lifetimes: of every key, when the blocks are copies of another node's: nothing is touched then, and they live as
-        long as those.
+        long as those. grant: else nothing is given, whatever room there is.
 
         Raises UnknownNamespace; InvalidInput for keys that are not 16 bytes or come twice, `first` beyond the keys, a
         rank outside its count, a tier that is not here, a lease's id that is not new; TooLarge when one slot can never
@@ -250,6 +251,7 @@ class Catalog:
             lease_id,
             above,
             lifetimes,
+            grant,
         )
 
     def renew(self, lease_id: bytes, holder: str, now_ns: int) -> None:
@@ -665,4 +667,5 @@ def above_of(block: Block) -> Above:
 def _standing(block: Block | None, now_ns: int) -> Standing | None:
     if block is None or not block.slots or block.deadline_ns <= now_ns:
         return None
-    return Standing(above_of(block), Lifetime(block.asked_ns, block.deadline_ns))
+    pinned = any(slot.pins for _, slot in block.slots)
+    return Standing(above_of(block), Lifetime(block.asked_ns, block.deadline_ns), pinned, block.hits)

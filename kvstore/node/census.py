@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from kvstore.errors import KVStoreError
+from kvstore.node.copyrequests import Shard
 from kvstore.node.custody import Custody
-from kvstore.node.replicas import HoldersOf, Shard
+from kvstore.node.replicas import HoldersOf
 from kvstore.node.retention import Retention
 from kvstore.node.shedding import Shedding
 from kvstore.pb import control_pb2, node_pb2

@@ -6,7 +6,7 @@ traffic. What has come whole, and has the checksums that were committed, becomes
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xxhash
@@ -37,14 +37,16 @@ _FETCH_MS = 20_000
 
 class Intake:
     """Belongs to the event loop. At most AT_ONCE_MAX requests are served at once, the others wait for their turn.
+    draining: whether the node gives no room to copies any more.
 
     settling: true while what this side has decided is being told, so that it is not taken for news of this node's own.
     """
 
-    def __init__(self, resources: Resources, retention: Retention) -> None:
+    def __init__(self, resources: Resources, retention: Retention, draining: Callable[[], bool]) -> None:
         self._resources = resources
         self._custody = resources.custody
         self._retention = retention
+        self._draining = draining
         self._turn = asyncio.Semaphore(AT_ONCE_MAX)
         self.settling = False
         self.counters = {"copies_taken": 0, "copied_bytes": 0, "copies_prolonged": 0, "copies_not_taken": 0}
@@ -61,7 +63,15 @@ class Intake:
             now_ns = self._custody.clock()
             holder = f"node:copies:{secrets.token_hex(4)}"
             reservation = self._custody.catalog.reserve(
-                namespace.id, shard, keys, 0, holder, now_ns, above=above, lifetimes=lifetimes
+                namespace.id,
+                shard,
+                keys,
+                0,
+                holder,
+                now_ns,
+                above=above,
+                lifetimes=lifetimes,
+                grant=not self._draining(),
             )
             self._settle()
             outcomes = list(reservation.outcomes)

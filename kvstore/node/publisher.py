@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Keeps the control plane's picture of this node true, and the node at the rules and keys that it tells."""
+    """Keeps the control plane's picture of this node true, and the node at the rules and keys that it tells. draining:
+    said with each heartbeat."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Publisher:
         self._up = True
         self._changes = 0
         self.on_nodes_changed: Callable[[], object] = lambda: None
+        self.draining = False
 
     @property
     def registered(self) -> bool:
@@ -259,6 +261,7 @@ class Publisher:
             rules_version=self._retention.version,
             transfer_key=self._keys.newest,
             events=self._events.report(now_ns),
+            draining=self.draining,
             lanes=self._lane_loads(),
             tiers=[
                 control_pb2.TierUse(

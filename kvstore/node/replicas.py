@@ -8,12 +8,10 @@ of such namespaces are due; then one of each block's holders asks, the others le
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
-import grpc.aio
 import numpy as np
 
 from kvstore.blocks.digest import BUCKETS
@@ -21,19 +19,13 @@ from kvstore.blocks.state import Outcome
 from kvstore.errors import KVStoreError
 from kvstore.node.answers import Standing
 from kvstore.node.catalog import Record, ShardId
+from kvstore.node.copyrequests import CopyRequests, Due, Shard, runs_of
 from kvstore.node.custody import Custody
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.retention import Retention
-from kvstore.pb import control_pb2, node_pb2, types_pb2
+from kvstore.pb import control_pb2, types_pb2
 from kvstore.policy.replicas import Copyholder, Peer, choose, leads
-from kvstore.rpc.channel import caller
-from kvstore.rpc.layouts import layout_message
-from kvstore.rpc.namespaces import namespace_message
-from kvstore.rpc.rules import rules_message
 
-BATCH_BLOCKS = 256
-BATCH_BYTES_MAX = 64 * 1024 * 1024
-_ASK_S = 30.0
 _RETRY_S = 1.0
 _LOOK_S = 5.0
 _HASHED_AT_ONCE = 4096
@@ -41,23 +33,11 @@ _AVOID_NS = 3_000_000_000
 _RECENT_NS = 10_000_000_000
 log = logging.getLogger(__name__)
 
-Shard = tuple[bytes, ShardId]
-"""Namespace and shard."""
-
 
 class HoldersOf(Protocol):
     """Asks the control plane. Raises KVStoreError."""
 
     async def __call__(self, shard: ShardId, keys: bytes) -> control_pb2.HoldersReply: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Due:
-    """A block, and whom to ask."""
-
-    key: bytes
-    standing: Standing
-    whom: tuple[str, ...]
 
 
 class Replicas:
@@ -73,10 +53,9 @@ class Replicas:
     ) -> None:
         self._custody = custody
         self._retention = retention
-        self._neighbours = neighbours
+        self._requests = CopyRequests(custody, retention, neighbours, address)
         self._address = address
         self._holders = holders
-        self._caller = caller(f"node {address.node_id}")
         self._due: dict[Shard, dict[bytes, bool]] = {}  # True: this node's own news, so it is this node that asks
         self._again: dict[Shard, dict[bytes, bool]] = {}
         self._short: set[bytes] = set()
@@ -169,8 +148,7 @@ class Replicas:
     def _take(self) -> tuple[Shard, dict[bytes, bool]]:
         """The next batch: consecutive news of one shard."""
         shard, due = next(iter(self._due.items()))
-        blocks = max(1, min(BATCH_BLOCKS, BATCH_BYTES_MAX // self._custody.catalog.layout(shard[0]).block_bytes))
-        batch = dict(islice(due.items(), blocks))
+        batch = dict(islice(due.items(), self._requests.blocks_max(shard[0])))
         for key in batch:
             del due[key]
         if not due:
@@ -190,8 +168,8 @@ class Replicas:
         now_ns = self._custody.clock()
         if now_ns >= self._recent_until_ns:
             self._recent, self._recent_until_ns = {}, now_ns + _RECENT_NS
-        if self._retention.asked(namespace_id) is None:
-            return  # from a disk that does not say what it was opened as; looked at again when a client has opened it
+        if not self._requests.possible(namespace_id):
+            return  # looked at again when a client has opened it
         reply = await self._holders(shard_id, b"".join(keys))
         standings = self._custody.catalog.standings(namespace_id, shard_id, keys, now_ns)
         nodes = {node.node_id: node for node in reply.nodes}
@@ -202,11 +180,11 @@ class Replicas:
             if standing is None:
                 continue
             holders = self._with_recent(key, known, nodes)
-            due.append(_Due(key, standing, self._whom(key, standing, holders, peers, copies, news=batch[key])))
+            due.append(Due(key, standing, self._whom(key, standing, holders, peers, copies, news=batch[key])))
             if key in self._short and self._avoided:
                 self._again.setdefault(shard, {})[key] = batch[key]  # who failed is asked once more
         await asyncio.gather(
-            *(self._ask(nodes[node_id], shard, run, batch) for run in _runs(due) for node_id in run[0].whom)
+            *(self._ask(nodes[node_id], shard, run, batch) for run in runs_of(due) for node_id in run[0].whom)
         )
 
     def _with_recent(
@@ -227,7 +205,7 @@ class Replicas:
         *,
         news: bool,
     ) -> tuple[str, ...]:
-        own = Copyholder(self._address.node_id, self._address.host, self._remaining_ms(standing))
+        own = Copyholder(self._address.node_id, self._address.host, self._requests.remaining_ms(standing))
         if not news and not leads(own.node_id, others):
             return ()
         choice = choose(own, others, peers, copies)
@@ -246,39 +224,12 @@ class Replicas:
             if node.node_id != self._address.node_id and node.node_id not in self._avoided
         ]
 
-    def _remaining_ms(self, standing: Standing) -> int:
-        return min((standing.lifetime.deadline_ns - self._custody.clock()) // 1_000_000, 2**32 - 1)
-
     async def _ask(
-        self, node: types_pb2.NodeAddress, shard: Shard, run: Sequence[_Due], batch: dict[bytes, bool]
+        self, node: types_pb2.NodeAddress, shard: Shard, run: Sequence[Due], batch: dict[bytes, bool]
     ) -> None:
         """Has a node fetch copies of consecutive blocks; what it does not take is due again."""
-        namespace_id, shard_id = shard
-        opened = self._retention.asked(namespace_id)
-        assert opened is not None
-        namespace, asked = opened
-        above = run[0].standing.above
-        request = node_pb2.ReplicateRequest(
-            caller=self._caller,
-            owner=self._address,
-            namespace=namespace_message(namespace),
-            layout=layout_message(self._custody.catalog.layout(namespace_id)),
-            rules=rules_message(asked),
-            shard_rank=shard_id.rank,
-            shard_count=shard_id.count,
-            depth=above.depth,
-            parent=above.parent,
-            keys=b"".join(due.key for due in run),
-            remaining_ms=np.array([max(0, self._remaining_ms(due.standing)) for due in run], "<u4").tobytes(),
-            asked_ms=np.array([-(-due.standing.lifetime.asked_ns // 1_000_000) for due in run], "<u8").tobytes(),
-        )
         self._made["copies_asked"] += len(run)
-        try:
-            reply = await self._neighbours.stub(node.grpc).Replicate(request, timeout=_ASK_S)
-            outcomes = [Outcome(outcome) for outcome in reply.outcomes]
-        except grpc.RpcError as error:
-            log.info("copies to %s: %s", node.node_id, error.details() if hasattr(error, "details") else error)
-            outcomes = [Outcome.NODE_LOST] * len(run)
+        outcomes = await self._requests.ask(node, shard, run)
         self._made["copies_made"] += outcomes.count(Outcome.STORED)
         for due, outcome in zip(run, outcomes, strict=True):
             if outcome in (Outcome.STORED, Outcome.PRESENT):
@@ -304,16 +255,3 @@ def others_of(reply: control_pb2.HoldersReply, blocks: int, own: str) -> list[li
         if address.node_id != own:
             others[block].append(Copyholder(address.node_id, address.host, remaining_ms))
     return others
-
-
-def _runs(due: Sequence[_Due]) -> Iterator[list[_Due]]:
-    """Those that somebody is asked for, in runs: each block hangs on the one before, and the same nodes are asked."""
-    run: list[_Due] = []
-    for block in due:
-        if run and (block.whom != run[0].whom or block.standing.above.parent != run[-1].key):
-            yield run
-            run = []
-        if block.whom:
-            run.append(block)
-    if run:
-        yield run

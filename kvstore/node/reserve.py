@@ -50,6 +50,7 @@ class Reserving:
         lease_id: bytes,
         above: Above,
         lifetimes: Mapping[bytes, Lifetime] | None,
+        grant: bool,
     ) -> Reservation:
         """See `Catalog.reserve`."""
         check_shard(shard)
@@ -67,13 +68,13 @@ class Reserving:
 
         lease = self._leases.new(holder, namespace.tree(shard), tier, keys, ttl_ns, now_ns, lease_id)
         lease.lifetimes = lifetimes
-        self._fill(lease, first, above, private_slots, size_class, now_ns)
+        self._fill(lease, first, above, private_slots, size_class if grant else None, now_ns)
         places = [place_of(tier, slot) for slot in lease.slots]
         retry_ns = self._retry_ns(now_ns) if Outcome.REFUSED in lease.outcomes else 0
         return Reservation(lease.id, list(lease.outcomes), places, retry_ns)
 
     def _fill(
-        self, lease: Lease, first: int, above: Above, private_slots: int, size_class: SizeClass, now_ns: int
+        self, lease: Lease, first: int, above: Above, private_slots: int, size_class: SizeClass | None, now_ns: int
     ) -> None:
         if lease.lifetimes is None:
             self._stock.touch(lease.tree, lease.keys, now_ns, lease.asked_ttl_ns)
@@ -82,7 +83,8 @@ class Reserving:
         lease.outcomes = [self._look(lease, key, now_ns) for key in lease.keys[first:]]
         lease.outcomes += [Outcome.GRANTED] * private_slots
         lease.blocks = [*self._enter(lease, first, above), *[None] * private_slots]
-        lease.slots = self._room.take(lease.tier, size_class, len(lease.blocks), now_ns)
+        if size_class is not None:
+            lease.slots = self._room.take(lease.tier, size_class, len(lease.blocks), now_ns)
         self._refuse(lease, len(lease.slots))
 
     def _look(self, lease: Lease, key: bytes, now_ns: int) -> Outcome:

@@ -16,6 +16,7 @@ from kvstore.node.catalog import Place, ShardId
 from kvstore.node.census import Census
 from kvstore.node.custody import Custody
 from kvstore.node.disks import Disks
+from kvstore.node.drain import Drain
 from kvstore.node.explaining import explain
 from kvstore.node.handoff import Handoffs
 from kvstore.node.holds import Holds
@@ -60,6 +61,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         intake: Intake,
         replicas: Replicas | None,
         census: Census | None,
+        drain: Drain | None,
         lane_loads: Callable[[], Sequence[types_pb2.LaneLoad]],
         lanes_moved: Callable[[], Sequence[node_pb2.LaneMoved]],
         address: types_pb2.NodeAddress,
@@ -79,6 +81,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._intake = intake
         self._replicas = replicas
         self._census = census
+        self._drain = drain
         self._lane_loads = lane_loads
         self._lanes_moved = lanes_moved
         self._address = address
@@ -160,6 +163,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             ttl_ns=request.ttl_ms * 1_000_000,
             lease_id=request.lease_id,
             above=Above(request.parent, request.depth),
+            grant=self._drain is None or not self._drain.on,
         )
         self._custody.settle()
         self._watch(reservation.lease_id, request, keys)
@@ -392,6 +396,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
     @unary
     async def Explain(self, request: node_pb2.ExplainRequest, context: Context) -> node_pb2.ExplainReply:
         return explain(self._custody, self._retention, request)
+
+    @unary
+    async def Drain(self, request: node_pb2.DrainRequest, context: Context) -> node_pb2.DrainReply:
+        if self._drain is None:
+            raise InvalidInput("this node has no control plane: it knows no other nodes")
+        self._drain.act(request.action)
+        return self._drain.usage()
 
     @unary
     async def ListBlocks(self, request: node_pb2.ListBlocksRequest, context: Context) -> node_pb2.ListBlocksReply:

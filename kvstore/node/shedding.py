@@ -11,9 +11,10 @@ from itertools import groupby
 
 import grpc.aio
 
+from kvstore.node.copyrequests import Shard
 from kvstore.node.custody import Custody
 from kvstore.node.neighbours import Neighbours
-from kvstore.node.replicas import Shard, others_of
+from kvstore.node.replicas import others_of
 from kvstore.pb import control_pb2, node_pb2, types_pb2
 from kvstore.policy.replicas import Copyholder, surplus
 from kvstore.rpc.channel import caller

@@ -202,9 +202,11 @@ class NodeState(google.protobuf.message.Message):
     ALIVE_FIELD_NUMBER: builtins.int
     SILENT_MS_FIELD_NUMBER: builtins.int
     LOCATIONS_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
     alive: builtins.bool
     silent_ms: builtins.int
     locations: builtins.int
+    draining: builtins.bool
     @property
     def address(self) -> kvstore.pb.types_pb2.NodeAddress: ...
     @property
@@ -217,9 +219,10 @@ class NodeState(google.protobuf.message.Message):
         alive: builtins.bool = ...,
         silent_ms: builtins.int = ...,
         locations: builtins.int = ...,
+        draining: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["address", b"address"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "alive", b"alive", "locations", b"locations", "roles", b"roles", "silent_ms", b"silent_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "alive", b"alive", "draining", b"draining", "locations", b"locations", "roles", b"roles", "silent_ms", b"silent_ms"]) -> None: ...
 
 Global___NodeState: typing_extensions.TypeAlias = NodeState
 
@@ -843,6 +846,29 @@ class NodePins(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "pins", b"pins"]) -> None: ...
 
 Global___NodePins: typing_extensions.TypeAlias = NodePins
+
+@typing.final
+class DrainNodeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ACTION_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    action: kvstore.pb.node_pb2.DrainAction.ValueType
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        node_id: builtins.str = ...,
+        action: kvstore.pb.node_pb2.DrainAction.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "caller", b"caller", "node_id", b"node_id"]) -> None: ...
+
+Global___DrainNodeRequest: typing_extensions.TypeAlias = DrainNodeRequest
 
 @typing.final
 class ListNodeBlocksRequest(google.protobuf.message.Message):

@@ -116,6 +116,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/kvstore.v1.Admin/Drain',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.DrainReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -223,6 +228,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """passed on to the node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -305,6 +317,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Purge,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_admin__pb2.PurgeStoredReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.DrainNodeRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.DrainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -740,6 +757,33 @@ class Admin(object):
             '/kvstore.v1.Admin/Purge',
             kvstore_dot_pb_dot_admin__pb2.PurgeStoredRequest.SerializeToString,
             kvstore_dot_pb_dot_admin__pb2.PurgeStoredReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/Drain',
+            kvstore_dot_pb_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.DrainReply.FromString,
             options,
             channel_credentials,
             insecure,

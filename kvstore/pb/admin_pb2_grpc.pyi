@@ -282,7 +282,23 @@ _AdminPurgeType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType, _AdminPurgeType]):
+_AdminDrainType = typing_extensions.TypeVar(
+    '_AdminDrainType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.DrainNodeRequest,
+        kvstore.pb.node_pb2.DrainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.DrainNodeRequest,
+        kvstore.pb.node_pb2.DrainReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.DrainNodeRequest,
+        kvstore.pb.node_pb2.DrainReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType, _AdminPurgeType, _AdminDrainType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -350,6 +366,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.PurgeStoredRequest,
             kvstore.pb.admin_pb2.PurgeStoredReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.DrainNodeRequest,
+            kvstore.pb.node_pb2.DrainReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -419,6 +439,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.PurgeStoredRequest,
             kvstore.pb.admin_pb2.PurgeStoredReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.DrainNodeRequest,
+            kvstore.pb.node_pb2.DrainReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -457,6 +481,9 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
     """passed on to the node"""
 
     Purge: _AdminPurgeType
+
+    Drain: _AdminDrainType
+    """passed on to the node"""
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -522,6 +549,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.PurgeStoredRequest,
         kvstore.pb.admin_pb2.PurgeStoredReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.DrainNodeRequest,
+        kvstore.pb.node_pb2.DrainReply,
     ],
 ]
 
@@ -644,5 +675,13 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.PurgeStoredRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.admin_pb2.PurgeStoredReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.PurgeStoredReply]]: ...
+
+    @abc.abstractmethod
+    def Drain(
+        self,
+        request: kvstore.pb.admin_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.DrainReply, collections.abc.Awaitable[kvstore.pb.node_pb2.DrainReply]]:
+        """passed on to the node"""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

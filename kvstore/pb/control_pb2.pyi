@@ -171,12 +171,15 @@ class HeartbeatRequest(google.protobuf.message.Message):
     RULES_VERSION_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
     TRANSFER_KEY_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     incarnation: builtins.int
     rules_version: builtins.int
     """of the rules that the node follows"""
     transfer_key: builtins.int
     """id of the newest that the node knows"""
+    draining: builtins.bool
+    """its blocks are on their way to others: it is no holder for those who keep copies"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
@@ -198,9 +201,10 @@ class HeartbeatRequest(google.protobuf.message.Message):
         rules_version: builtins.int = ...,
         events: Global___EventReport | None = ...,
         transfer_key: builtins.int = ...,
+        draining: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["caller", b"caller", "events", b"events"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "events", b"events", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "rules_version", b"rules_version", "tiers", b"tiers", "transfer_key", b"transfer_key"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "draining", b"draining", "events", b"events", "incarnation", b"incarnation", "lanes", b"lanes", "node_id", b"node_id", "rules_version", b"rules_version", "tiers", b"tiers", "transfer_key", b"transfer_key"]) -> None: ...
 
 Global___HeartbeatRequest: typing_extensions.TypeAlias = HeartbeatRequest
 

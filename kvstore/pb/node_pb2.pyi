@@ -82,6 +82,31 @@ OUTCOME_LEASE_LOST: Outcome.ValueType  # 12
 OUTCOME_CANCELLED: Outcome.ValueType  # 13
 Global___Outcome: typing_extensions.TypeAlias = Outcome
 
+class _DrainAction:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DrainActionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DrainAction.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DRAIN_ACTION_UNSPECIFIED: _DrainAction.ValueType  # 0
+    """only asks"""
+    DRAIN_ACTION_LOOK: _DrainAction.ValueType  # 1
+    """looks what there would be to move, and moves nothing"""
+    DRAIN_ACTION_BEGIN: _DrainAction.ValueType  # 2
+    DRAIN_ACTION_END: _DrainAction.ValueType  # 3
+    """in service again; what was moved stays where it is too"""
+
+class DrainAction(_DrainAction, metaclass=_DrainActionEnumTypeWrapper): ...
+
+DRAIN_ACTION_UNSPECIFIED: DrainAction.ValueType  # 0
+"""only asks"""
+DRAIN_ACTION_LOOK: DrainAction.ValueType  # 1
+"""looks what there would be to move, and moves nothing"""
+DRAIN_ACTION_BEGIN: DrainAction.ValueType  # 2
+DRAIN_ACTION_END: DrainAction.ValueType  # 3
+"""in service again; what was moved stays where it is too"""
+Global___DrainAction: typing_extensions.TypeAlias = DrainAction
+
 @typing.final
 class AttachRequest(google.protobuf.message.Message):
     """---- same host -------------------------------------------------------------------------------------------------
@@ -2518,6 +2543,97 @@ class DeclinedReply(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___DeclinedReply: typing_extensions.TypeAlias = DeclinedReply
+
+@typing.final
+class DrainRequest(google.protobuf.message.Message):
+    """For operators: the node takes no more puts and copies, and has other nodes fetch what they do not have."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    ACTION_FIELD_NUMBER: builtins.int
+    action: Global___DrainAction.ValueType
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        action: Global___DrainAction.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "caller", b"caller"]) -> None: ...
+
+Global___DrainRequest: typing_extensions.TypeAlias = DrainRequest
+
+@typing.final
+class DrainReply(google.protobuf.message.Message):
+    """Counts of blocks and shards, by the look that is under way, or the last one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAINING_FIELD_NUMBER: builtins.int
+    LOOKING_FIELD_NUMBER: builtins.int
+    LOOKS_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    LOOKED_AT_FIELD_NUMBER: builtins.int
+    ELSEWHERE_FIELD_NUMBER: builtins.int
+    LEFT_FIELD_NUMBER: builtins.int
+    LEFT_BYTES_FIELD_NUMBER: builtins.int
+    PINNED_LEFT_FIELD_NUMBER: builtins.int
+    HOT_LEFT_FIELD_NUMBER: builtins.int
+    MOVED_BLOCKS_FIELD_NUMBER: builtins.int
+    MOVED_BYTES_FIELD_NUMBER: builtins.int
+    BEGAN_MS_AGO_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    draining: builtins.bool
+    looking: builtins.bool
+    """a look is under way"""
+    looks: builtins.int
+    """that came to their end since it began"""
+    done: builtins.bool
+    """the last one found everything elsewhere: the node may be stopped"""
+    blocks: builtins.int
+    """that there are"""
+    looked_at: builtins.int
+    elsewhere: builtins.int
+    """of these, on as many other nodes as their namespace wants"""
+    left: builtins.int
+    """of these, not yet"""
+    left_bytes: builtins.int
+    pinned_left: builtins.int
+    """of those left"""
+    hot_left: builtins.int
+    """of those left: used since they were stored"""
+    moved_blocks: builtins.int
+    """since it began"""
+    moved_bytes: builtins.int
+    began_ms_ago: builtins.int
+    why: builtins.str
+    """what hinders it, last; empty: nothing"""
+    def __init__(
+        self,
+        *,
+        draining: builtins.bool = ...,
+        looking: builtins.bool = ...,
+        looks: builtins.int = ...,
+        done: builtins.bool = ...,
+        blocks: builtins.int = ...,
+        looked_at: builtins.int = ...,
+        elsewhere: builtins.int = ...,
+        left: builtins.int = ...,
+        left_bytes: builtins.int = ...,
+        pinned_left: builtins.int = ...,
+        hot_left: builtins.int = ...,
+        moved_blocks: builtins.int = ...,
+        moved_bytes: builtins.int = ...,
+        began_ms_ago: builtins.int = ...,
+        why: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["began_ms_ago", b"began_ms_ago", "blocks", b"blocks", "done", b"done", "draining", b"draining", "elsewhere", b"elsewhere", "hot_left", b"hot_left", "left", b"left", "left_bytes", b"left_bytes", "looked_at", b"looked_at", "looking", b"looking", "looks", b"looks", "moved_blocks", b"moved_blocks", "moved_bytes", b"moved_bytes", "pinned_left", b"pinned_left", "why", b"why"]) -> None: ...
+
+Global___DrainReply: typing_extensions.TypeAlias = DrainReply
 
 @typing.final
 class ListBlocksRequest(google.protobuf.message.Message):

@@ -165,6 +165,11 @@ class NodeStub(object):
                 request_serializer=kvstore_dot_pb_dot_node__pb2.ListBlocksRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.ListBlocksReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/kvstore.v1.Node/Drain',
+                request_serializer=kvstore_dot_pb_dot_node__pb2.DrainRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_node__pb2.DrainReply.FromString,
+                _registered_method=True)
         self.PinForOperator = channel.unary_unary(
                 '/kvstore.v1.Node/PinForOperator',
                 request_serializer=kvstore_dot_pb_dot_node__pb2.PinForOperatorRequest.SerializeToString,
@@ -347,6 +352,12 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PinForOperator(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -503,6 +514,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.ListBlocks,
                     request_deserializer=kvstore_dot_pb_dot_node__pb2.ListBlocksRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.ListBlocksReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=kvstore_dot_pb_dot_node__pb2.DrainRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_node__pb2.DrainReply.SerializeToString,
             ),
             'PinForOperator': grpc.unary_unary_rpc_method_handler(
                     servicer.PinForOperator,
@@ -1228,6 +1244,33 @@ class Node(object):
             '/kvstore.v1.Node/ListBlocks',
             kvstore_dot_pb_dot_node__pb2.ListBlocksRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.ListBlocksReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Node/Drain',
+            kvstore_dot_pb_dot_node__pb2.DrainRequest.SerializeToString,
+            kvstore_dot_pb_dot_node__pb2.DrainReply.FromString,
             options,
             channel_credentials,
             insecure,

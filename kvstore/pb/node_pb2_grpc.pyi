@@ -441,6 +441,22 @@ _NodeListBlocksType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeDrainType = typing_extensions.TypeVar(
+    '_NodeDrainType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DrainRequest,
+        kvstore.pb.node_pb2.DrainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DrainRequest,
+        kvstore.pb.node_pb2.DrainReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DrainRequest,
+        kvstore.pb.node_pb2.DrainReply,
+    ],
+)
+
 _NodePinForOperatorType = typing_extensions.TypeVar(
     '_NodePinForOperatorType',
     grpc.UnaryUnaryMultiCallable[
@@ -505,7 +521,7 @@ _NodePurgeType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType, _NodeListBlocksType, _NodePinForOperatorType, _NodeUnpinForOperatorType, _NodeOperatorPinsType, _NodePurgeType]):
+class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLocalMatchType, _NodeReserveType, _NodeMarkLayersType, _NodeCommitType, _NodeAbortType, _NodeHoldType, _NodeOfferType, _NodeLoadType, _NodePinType, _NodeUnpinType, _NodeLocateType, _NodeTransferType, _NodeReplicateType, _NodeShedType, _NodeUsageType, _NodeSetDeviceType, _NodeAdoptType, _NodeScrubType, _NodeSetRulesType, _NodeGetRulesType, _NodeExplainType, _NodeSetLogLevelType, _NodeDeclinedType, _NodeListBlocksType, _NodeDrainType, _NodePinForOperatorType, _NodeUnpinForOperatorType, _NodeOperatorPinsType, _NodePurgeType]):
     """A node owns slots and moves bytes. Clients on the same host call the first part; other nodes call Pin, Unpin, Transfer."""
 
     @typing.overload
@@ -613,6 +629,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.ListBlocksRequest,
             kvstore.pb.node_pb2.ListBlocksReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.DrainRequest,
+            kvstore.pb.node_pb2.DrainReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.PinForOperatorRequest,
@@ -739,6 +759,10 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
             kvstore.pb.node_pb2.ListBlocksReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.node_pb2.DrainRequest,
+            kvstore.pb.node_pb2.DrainReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.node_pb2.PinForOperatorRequest,
             kvstore.pb.node_pb2.PinForOperatorReply,
         ],
@@ -807,6 +831,8 @@ class NodeStub(typing.Generic[_NodeAttachType, _NodeOpenNamespaceType, _NodeLoca
     Declined: _NodeDeclinedType
 
     ListBlocks: _NodeListBlocksType
+
+    Drain: _NodeDrainType
 
     PinForOperator: _NodePinForOperatorType
 
@@ -920,6 +946,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.ListBlocksRequest,
         kvstore.pb.node_pb2.ListBlocksReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.node_pb2.DrainRequest,
+        kvstore.pb.node_pb2.DrainReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.node_pb2.PinForOperatorRequest,
@@ -1123,6 +1153,13 @@ class NodeServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.node_pb2.ListBlocksRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.ListBlocksReply, collections.abc.Awaitable[kvstore.pb.node_pb2.ListBlocksReply]]: ...
+
+    @abc.abstractmethod
+    def Drain(
+        self,
+        request: kvstore.pb.node_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.node_pb2.DrainReply, collections.abc.Awaitable[kvstore.pb.node_pb2.DrainReply]]: ...
 
     @abc.abstractmethod
     def PinForOperator(

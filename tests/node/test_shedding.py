@@ -161,7 +161,7 @@ async def test_a_node_that_does_not_answer_keeps_what_it_has(here: Site, monkeyp
     real = nodes[0].neighbours.stub
     monkeypatch.setattr(nodes[0].neighbours, "stub", lambda address: Deaf())
     assert nodes[0].replicas is not None
-    monkeypatch.setattr(nodes[0].replicas, "_neighbours", _Stub(real))
+    monkeypatch.setattr(nodes[0].replicas._requests, "_neighbours", _Stub(real))
     await silent(nodes[0], nodes[1:])
     await eventually(lambda: len(asked) > 2)
     assert copies(nodes, client) == [BLOCKS] * 3
