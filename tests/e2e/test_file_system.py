@@ -108,7 +108,7 @@ class World:
         async def clean() -> bool:
             return await self.counter("owed_bytes") == 0
 
-        await eventually(clean, 20)
+        await eventually(clean, 60)
 
     async def in_service(self) -> bool:
         (device,) = (await self.here.usage(self.node)).devices
