@@ -83,6 +83,26 @@ async def test_loads_go_before_the_background(lane: DiskLane, gate: Gate) -> Non
     await eventually(lambda: gate.begun[4:] == ["spill2"])
 
 
+async def test_the_background_has_one_piece_beside_loads(gate: Gate) -> None:
+    """Also where threads are free: the next load finds one, and waits for no more than a piece. Without loads all are
+    the background's."""
+    lane = DiskLane("test", 4)
+    load = lane.submit(MIB, gate.work("load"))
+    spills = [lane.submit(MIB, gate.work(f"spill{number}"), background=True) for number in range(5)]
+    await eventually(lambda: sorted(gate.begun) == ["load", "spill0"])
+    later = lane.submit(MIB, gate.work("later"))
+    await eventually(lambda: sorted(gate.begun) == ["later", "load", "spill0"])
+    gate.open("spill0")
+    await spills[0]
+    await eventually(lambda: sorted(gate.begun)[3:] == ["spill1"])
+    gate.open("load", "later")
+    await asyncio.gather(load, later)
+    await eventually(lambda: sorted(gate.begun)[3:] == ["spill1", "spill2", "spill3", "spill4"])
+    gate.open_all()
+    await asyncio.gather(*spills)
+    await lane.close()
+
+
 async def test_the_background_is_not_starved(gate: Gate) -> None:
     """With loads always waiting it gets the part that it is due."""
     lane = DiskLane("test", 1)

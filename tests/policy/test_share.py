@@ -60,7 +60,7 @@ def test_who_has_nothing_to_do_earns_nothing() -> None:
 def test_the_part_rises_with_what_is_owed() -> None:
     """From a tenth to nine tenths once the dirty part is as large as it may be, and no further."""
     parts = [background_part(owed, 1000, 0.25) for owed in (0, 200, 500, 750, 1000)]
-    assert parts[0] == BACKGROUND_PART_MIN
+    assert parts[0] == BACKGROUND_PART_MIN == 0.1
     assert parts == sorted(parts)
     assert parts[3] == parts[4] == pytest.approx(0.9)
     assert background_part(5, 100, 1.0) == pytest.approx(0.9)
