@@ -242,4 +242,5 @@ class Disks:
             with contextlib.suppress(TimeoutError, KVStoreError):
                 async with asyncio.timeout(_DRAIN_S):
                     await self.spill.drain()
+        await self.spill.close()
         await self.nvme.close()

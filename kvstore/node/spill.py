@@ -4,14 +4,18 @@ In batches, in the order in which blocks were stored, so that a chain on disk ha
 verified, packed, written, synced, and only then named by the index; what the index names is durable, and told to the
 control plane as a copy in the NVMe tier. Batches overlap: one is packed while the one before it is written, and that
 while the one before it is synced and named.
+
+Packing has threads of its own: compression takes long, and nothing else of the node's work waits behind it.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kvstore.config import MIB, NodeConfig
@@ -33,6 +37,7 @@ from kvstore.policy.slots import slot_bytes
 _BATCH_BLOCKS_MAX = 64
 _BATCH_BYTES_MAX = 64 * MIB
 _BATCHES_AT_ONCE = 3
+_THREADS_MAX = 8
 _RETRY_S = 0.1
 _CODECS = {Compression.OFF: PLAIN, Compression.ZSTD: ZSTD, Compression.SHUFFLE: ZSTD_SHUFFLED}
 log = logging.getLogger(__name__)
@@ -64,7 +69,7 @@ class _Turn:
 
 
 class Spill:
-    """Belongs to the event loop.
+    """Belongs to the event loop. `close` always, last.
 
     remember_namespaces: has the devices know what namespaces there are; called before their blocks are written."""
 
@@ -79,6 +84,7 @@ class Spill:
         self._clean_part = config.nvme_clean_percent / 100
         self._budgets = [ByteBudget(config.nvme_day_bytes_max, custody.clock()) for _ in config.nvme_paths]
         self._worth: dict[bytes, Worth] = {}
+        self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS_MAX), "pack")
         self._wake = asyncio.Event()
         self._last = _Turn()
         self._last.end()
@@ -133,6 +139,10 @@ class Spill:
         while await self.spill_batch():
             pass
 
+    async def close(self) -> None:
+        """Nothing is packed any more."""
+        await asyncio.to_thread(self._threads.shutdown)
+
     async def spill_batch(self) -> int:
         """Copies one batch; answers how many of its blocks are done with: on NVMe, or excused."""
         if not self._nvme.in_service:
@@ -176,7 +186,8 @@ class Spill:
         source, codec = copy.source, self._codec(copy)
         slot = self._custody.view(source.place, 0, source.place.slot_bytes)
         try:
-            packed, cpu_ns = await to_the_end(asyncio.to_thread(_timed_pack, slot, copy, codec))
+            packing = asyncio.get_running_loop().run_in_executor(self._threads, _timed_pack, slot, copy, codec)
+            packed, cpu_ns = await to_the_end(packing)
         except ChecksumMismatch as error:
             self.counters["corrupt_in_memory"] += 1
             log.error("block %s at %s: %s", copy.key.hex(), source.place, error)

@@ -146,6 +146,7 @@ class NvmeWorld:
 
     async def close(self) -> None:
         assert self.catalog.violations() == []
+        await self.spill.close()
         await self.nvme.close()
         self.custody.close()
 

@@ -56,6 +56,7 @@ async def disks_on(folder: Path, *disks: FaultDisk, files: int = 4) -> AsyncIter
     )
     retention = Retention(world.catalog, RuleBook(DEFAULT_RULES, {}))
     tier = Disks(world.config, world.custody, retention, world.nvme, world.landing)
+    await world.spill.close()
     world.spill = tier.spill
     yield world, tier
     assert world.catalog.violations() == []

@@ -1,14 +1,18 @@
 """Spill: what is owed to NVMe gets there whole, in order, within its budget, or is let off."""
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kvstore.blocks.state import Outcome, Tier
+from kvstore.config import MIB
 from kvstore.errors import ChecksumMismatch, DeviceFailed
 from kvstore.node.spill import Spill
+from kvstore.node.storage.packing import Packed, pack
 from kvstore.policy.recent import HOUR_NS
 from kvstore.policy.rules import Compression
 from tests.node.nvme_world import LAYOUT, NAMESPACE, SHARD, SLAB_BYTES, blocks_of, flip, keys_of, nvme_world
@@ -214,6 +218,30 @@ async def test_compressed_blocks_take_less_and_come_back(tmp_path: Path, compres
         flip(tmp_path / "device0", 2 * 4096 + 9000)
         with pytest.raises(ChecksumMismatch):
             await world.read(keys[0])
+
+
+async def test_nobody_waits_behind_what_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks are, and however long it takes: other work finds a thread."""
+    go_on, begun = threading.Event(), 0
+
+    def slowly(*arguments: Any) -> Packed:
+        nonlocal begun
+        begun += 1
+        assert go_on.wait(20)
+        return pack(*arguments)
+
+    monkeypatch.setattr("kvstore.node.spill.pack", slowly)
+    async with nvme_world(tmp_path, files=20, dram_bytes=64 * MIB) as world:
+        for seed in range(2):
+            world.store(keys_of(40, seed), blocks_of(40, seed))
+        spilling = asyncio.create_task(world.spill.drain())
+        await eventually(lambda: begun >= 1)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 5) == 7
+        await asyncio.wait_for(world.nvme.flush(), 5)
+        go_on.set()
+        await spilling
+        assert world.catalog.live_slots(NVME) == 80
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pack")]
 
 
 async def test_what_does_not_get_smaller_is_soon_not_tried(tmp_path: Path) -> None:
