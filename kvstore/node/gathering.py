@@ -77,6 +77,7 @@ class Gathering:
         self._opened: list[int] = []  # those that the plan began with
         self._live: set[int] = set()
         self._runs: dict[int, asyncio.Task[None]] = {}  # by path
+        self._ends: dict[int, asyncio.Task[None]] = {}  # of paths that were lost
         self._board = Board([], {})
         self._changed = Changed()
         self._usable = 0
@@ -237,6 +238,8 @@ class Gathering:
         except HandoffLost as error:
             self._given_up = error
         except KVStoreError as error:
+            if isinstance(path, NodePath):  # what it holds of the landing memory the others may wait for
+                self._ends[number] = asyncio.create_task(path.settle())
             self.progress.retries["path_lost"] += 1
             log.info("load: %s from %s: %s", getattr(path, "route", "here"), getattr(path, "node_id", ""), error)
         finally:
@@ -379,7 +382,7 @@ class Gathering:
             if not run.cancelled() and run.exception() is not None:
                 log.error("load: a path ended badly", exc_info=run.exception())
         with contextlib.suppress(KVStoreError):
-            await path.settle()
+            await (self._ends.get(number) or path.settle())
 
     async def _let_go(self) -> None:
         self._give_back()

@@ -73,13 +73,15 @@ class World:
 
 
 @asynccontextmanager
-async def relaying(folder: Path, **options: Any) -> AsyncIterator[World]:
-    """A storage node with a history, a reader, and a helper; each with two NICs."""
+async def relaying(folder: Path, *, storage_ms: int = 0, **options: Any) -> AsyncIterator[World]:
+    """A storage node with a history, a reader, and a helper; each with two NICs. storage_ms: the progress deadline of
+    the storage node, where it is not that of all."""
     async with site(folder) as here:
         control = await here.control(heartbeat_ms=20)
         common: dict[str, Any] = {"control": control.address, "storage": LOOPBACK, "piece_bytes": 256 * 1024}
         common |= {"progress_ms": 2000, "connect_ms": 300, "tick_ms": 20} | options
-        storage = await here.node(node_id="storage", roles=("storage",), **common)
+        patience = {"progress_ms": storage_ms or common["progress_ms"]}
+        storage = await here.node(node_id="storage", roles=("storage",), **common | patience)
         helper = await here.node(node_id="helper", roles=("decode",), **common)
         reader = await here.node(node_id="reader", roles=("prefill",), **common)
         writer, client = await here.client(storage, LAYOUT), await here.client(reader, LAYOUT)
@@ -195,6 +197,21 @@ async def test_a_load_that_is_cancelled_leaves_the_connection_to_others(tmp_path
         result = await loads[1].result()
         assert (result.blocks, result.missing) == (BLOCKS, ())
         assert np.array_equal(targets[1], world.source)
+
+
+async def test_a_lost_path_gives_its_landing_memory_back_to_the_others(tmp_path: Path) -> None:
+    """The own storage NIC brings nothing, with receives posted in all the memory that there is: once it is given up the
+    helper has that."""
+    async with relaying(tmp_path, storage_ms=60_000, landing_bytes_max=4 * 256 * 1024, progress_ms=100) as world:
+        nic(world.reader, STORAGE).faults.stalled = True
+        target = np.zeros_like(world.source)
+        load = world.client.load(
+            await world.client.match(world.chain), buffers.contiguous(target, LAYOUT), deadline_s=8
+        )
+        result = await load.result()
+        assert (result.blocks, set(routes(result))) == (BLOCKS, {"relay"})
+        assert np.array_equal(target, world.source)
+        nic(world.reader, STORAGE).faults.stalled = False
 
 
 @pytest.mark.parametrize("how", ["slow", "stalled"])
