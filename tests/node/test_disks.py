@@ -282,6 +282,33 @@ async def test_a_read_that_fails_costs_its_copy(tmp_path: Path) -> None:
         assert np.array_equal(await world.read(keys_of(3)[2]), blocks_of(3)[2])
 
 
+async def test_few_errors_an_hour_are_borne(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three within an hour are too many; a device that was brought back has its count from nothing."""
+    disk = FaultDisk()
+    monkeypatch.setattr("kvstore.node.storage.device.disk_for", lambda path: disk)
+    (key,), path = keys_of(1), str(tmp_path / "device0")
+    async with disks_on(tmp_path, disk) as (world, tier):
+
+        async def failures(count: int, minutes: int) -> None:
+            for _ in range(count):
+                disk.fail(1, Fault.EIO)
+                with pytest.raises(DeviceFailed):
+                    await world.read(key)
+                world.clock.now_ns += minutes * 60 * SECOND_NS
+
+        world.store([key], blocks_of(1))
+        await settled(tier)
+        await failures(7, 31)
+        assert tier.nvme.in_service
+        await failures(2, 1)
+        assert not tier.nvme.in_service
+        await tier.set_device(path, enabled=True)
+        await failures(2, 1)
+        assert tier.nvme.in_service
+        assert np.array_equal(await world.read(key), blocks_of(1)[0])
+        assert tier.usage()[0].failures == 11
+
+
 async def test_a_full_file_system_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tier lives on with the files that it has, and takes more once there is room again."""
     async with disks_on(tmp_path, FaultDisk()) as (world, tier):

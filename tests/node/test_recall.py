@@ -1,6 +1,7 @@
 """Recall: blocks that lie on disk come to memory verified, stay where there is room, and leave nothing behind."""
 
 import asyncio
+import logging
 import threading
 from pathlib import Path
 
@@ -150,8 +151,10 @@ async def test_without_room_in_dram_pieces_land(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("promote", [True, False])
-async def test_corrupt_bytes_are_dropped_and_told(tmp_path: Path, promote: bool) -> None:
-    """The block is gone from the node, the others come; nothing is left of the attempt."""
+async def test_corrupt_bytes_are_dropped_and_told(
+    tmp_path: Path, promote: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The block is gone from the node, the others come; nothing is left of the attempt. Block and slot are named."""
     async with nvme_world(tmp_path) as world:
         reading = await begun(world, promote=promote)
         place = reading.source(2).place
@@ -166,6 +169,8 @@ async def test_corrupt_bytes_are_dropped_and_told(tmp_path: Path, promote: bool)
         assert came.place.tier is DRAM
         await reading.end()
         assert reading.recalls.counters["corrupt_on_disk"] == 1
+        (said,) = (each.getMessage() for each in caplog.records if each.levelno == logging.ERROR)
+        assert f"block {reading.keys[2].hex()} at {place}" in said
 
 
 async def test_corrupt_bytes_on_disk_leave_a_good_copy_alone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Spill: what is owed to NVMe gets there whole, in order, within its budget, or is let off."""
 
 import asyncio
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ async def test_a_put_never_waits_and_is_refused_when_all_is_dirty(tmp_path: Path
         assert world.store(keys_of(1, 1), blocks_of(1, 1)) == [Outcome.GRANTED]
 
 
-async def test_bytes_that_changed_in_memory_are_not_spilled(tmp_path: Path) -> None:
-    """The block is dropped, its neighbours are not."""
+async def test_bytes_that_changed_in_memory_are_not_spilled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The block is dropped, its neighbours are not. Block and slot are named."""
     async with nvme_world(tmp_path) as world:
         keys = keys_of(3)
         world.store(keys, blocks_of(3))
@@ -67,6 +68,8 @@ async def test_bytes_that_changed_in_memory_are_not_spilled(tmp_path: Path) -> N
         await world.spill.drain()
         assert world.spill.counters["corrupt_in_memory"] == 1
         assert [world.tiers(key) for key in keys] == [[DRAM, NVME], [], [DRAM, NVME]]
+        (said,) = (each.getMessage() for each in caplog.records if each.levelno == logging.ERROR)
+        assert f"block {keys[1].hex()} at {place}" in said
 
 
 async def test_the_days_budget_bounds_what_is_written(tmp_path: Path) -> None:
