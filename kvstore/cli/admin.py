@@ -16,6 +16,7 @@ from kvstore.cli import (
     admin_pins,
     admin_prefix,
     admin_purge,
+    admin_quota,
     admin_rules,
     admin_scrub,
     admin_tables,
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     admin_rules.add_commands(commands, shared)
     admin_pins.add_commands(commands, shared)
     admin_purge.add_commands(commands, shared)
+    admin_quota.add_commands(commands, shared)
 
     blocks = commands.add_parser("blocks", parents=[shared], help="where the blocks of one prefix are")
     admin_prefix.add_arguments(blocks)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from kvstore.blocks.state import Tier
+from kvstore.cli.admin_quota import quotas_table
 from kvstore.cli.tables import shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
 
@@ -19,6 +20,7 @@ def stats_tables(reply: admin_pb2.StatsReply) -> list[Table]:
         _hits(reply),
         _namespaces(reply),
         _tenants(reply),
+        quotas_table((node.node_id, each) for node in reply.nodes for each in node.usage.tenants),
         table(("node", "route", "tier", "pieces", "loaded", "share", *SPANS_S), _routes(reply.nodes), title="loaded"),
         table(("node", "tier", "reason", "copies"), _gone(reply.nodes), title="gone"),
         _lifetimes(reply.nodes),

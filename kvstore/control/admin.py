@@ -20,7 +20,7 @@ from kvstore.control.rules import SetRules
 from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.observe.events import Kind
 from kvstore.observe.log import set_level
-from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
+from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, types_pb2
 from kvstore.policy.route import max_to_avg
 from kvstore.rpc.lanes import STORAGE_IN, lane_of
 from kvstore.rpc.rules import rules_of
@@ -145,10 +145,40 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         what = "removed" if request.remove else str(rules_of(request.rules))
         log.info("rules of %r: %s", request.pattern, what)
         self._events.note(Kind.RULES_CHANGED, f"rules of {request.pattern!r}: {what}", subject=request.pattern)
+        return await self._told(book)
+
+    @unary
+    async def SetQuota(self, request: admin_pb2.AdminSetQuotaRequest, context: Any) -> admin_pb2.AdminSetRulesReply:
+        if request.remove:
+            book = await self._rules.remove_quota(request.tenant)
+        else:
+            book = await self._rules.change_quota(request.tenant, rules_of(request.quota))
+        log.info("quota of tenant %r: %s", request.tenant, "removed" if request.remove else rules_of(request.quota))
+        return await self._told(book)
+
+    async def _told(self, book: types_pb2.RuleBook) -> admin_pb2.AdminSetRulesReply:
+        """Nodes that are not reached follow with their next heartbeat."""
         told = node_pb2.SetRulesRequest(caller=NODE_CALLER, book=book)
         answers = await self._asking.all(lambda stub: stub.SetRules(told, timeout=NODE_DEADLINE_S))
         nodes = [admin_pb2.NodeReached(node_id=node_id, error=why(answer)) for node_id, answer in answers.items()]
         return admin_pb2.AdminSetRulesReply(book=book, nodes=nodes)
+
+    @unary
+    async def GetQuotas(self, request: admin_pb2.AdminGetQuotasRequest, context: Any) -> admin_pb2.AdminGetQuotasReply:
+        book = await self._rules.book()
+        usages = await asyncio.gather(*(self._usage(state, check=False) for state in self._directory.nodes()))
+        asked = {request.tenant} if request.tenant else set(book.quotas)
+        return admin_pb2.AdminGetQuotasReply(
+            quotas={tenant: quota for tenant, quota in book.quotas.items() if tenant in asked},
+            nodes=[
+                admin_pb2.NodeTenants(
+                    node_id=node.node_id,
+                    error=node.error,
+                    tenants=[each for each in node.usage.tenants if each.tenant in asked],
+                )
+                for node in sorted(usages, key=lambda node: node.node_id)
+            ],
+        )
 
     @unary
     async def GetRules(self, request: admin_pb2.AdminGetRulesRequest, context: Any) -> admin_pb2.AdminGetRulesReply:

@@ -19,6 +19,8 @@ DEPARTURES = {
     "purged": ("purged", "purged by an operator"),
     "lost_with_device": ("device_lost", "gone with its device"),
     "shed_blocks": ("shed", "given up as a copy too many"),
+    "evicted_quota": ("evicted", "evicted, its tenant's quota was full"),
+    "refused_quota": ("over_quota", "its store got no lease, its tenant's quota was full"),
     "refused": ("lease_refused", "its store got no lease, there was no room"),
     "lease_lapsed": ("lease_lapsed", "its writer went silent before it had committed"),
 }

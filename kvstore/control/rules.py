@@ -1,4 +1,4 @@
-"""The rules that operators have set: one document in the index, so that every control plane over it says the same."""
+"""The rules and quotas that operators have set: one document in the index, so that all control planes over it agree."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from kvstore.control.index.base import Index
 from kvstore.errors import InvalidInput, Refused, TooLarge
 from kvstore.pb import types_pb2
+from kvstore.policy.quotas import check_tenant, quota_of
 from kvstore.policy.rulebook import check_patterns
 from kvstore.policy.rules import DEFAULT_RULES
 from kvstore.rpc.rules import rules_message, rules_of
@@ -13,6 +14,7 @@ from kvstore.rpc.rules import rules_message, rules_of
 _DOCUMENT = "rules"
 _ATTEMPTS = 8
 PATTERNS_MAX = 1024
+TENANTS_MAX = 1024
 
 
 class SetRules:
@@ -47,6 +49,30 @@ class SetRules:
             if pattern not in book.rules:
                 raise InvalidInput(f"rules: nothing is set for {pattern!r}")
             del book.rules[pattern]
+
+        return await self._edit(edit)
+
+    async def change_quota(self, tenant: str, fields: dict[str, int]) -> types_pb2.RuleBook:
+        """Sets a tenant's quota in some tiers. Raises InvalidInput, and TooLarge for too many tenants."""
+        check_tenant(tenant)
+        quota_of(fields)
+        if not fields:
+            raise InvalidInput("quota: nothing is to be set")
+
+        def edit(book: types_pb2.RuleBook) -> None:
+            book.quotas[tenant].MergeFrom(types_pb2.Quota(**fields))
+            if len(book.quotas) > TENANTS_MAX:
+                raise TooLarge(f"quota: more than {TENANTS_MAX} tenants")
+
+        return await self._edit(edit)
+
+    async def remove_quota(self, tenant: str) -> types_pb2.RuleBook:
+        """A tenant has no quota any more. Raises InvalidInput when it had none."""
+
+        def edit(book: types_pb2.RuleBook) -> None:
+            if tenant not in book.quotas:
+                raise InvalidInput(f"quota: none is set for {tenant!r}")
+            del book.quotas[tenant]
 
         return await self._edit(edit)
 

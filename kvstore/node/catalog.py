@@ -55,12 +55,14 @@ from kvstore.node.leases import LeaseTable
 from kvstore.node.operatorpins import OperatorPin, OperatorPins, chain_of
 from kvstore.node.pins import PinTable
 from kvstore.node.purge import Purge, of_namespaces, of_prefix
+from kvstore.node.quotas import Quotas, Used
 from kvstore.node.reading import Reading
 from kvstore.node.reserve import Reserving, check_shard
 from kvstore.node.room import Room
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, OpenNamespace
 from kvstore.policy.evict import EvictionPolicy
+from kvstore.policy.quotas import Quota
 from kvstore.policy.rules import DEFAULT_RULES, NamespaceRules
 from kvstore.policy.slots import BankedSpace, Slot, Space
 
@@ -87,6 +89,7 @@ __all__ = [
 
 _EXPIRED_PER_TICK_MAX = 4096
 _HASHED_PER_TICK_MAX = 4096
+_TRIMMED_PER_TICK_MAX = 256
 _DAMAGE = ("corrupt", "unreadable")
 
 
@@ -125,11 +128,13 @@ class Catalog:
         )
         self._operator_pins = OperatorPins(self._stock, operator_pinned_bytes_max)
         self._leases = LeaseTable(self._stock, self._counters, lease_ns=lease_ns, new_id=new_id)
-        self._room = Room(self._stock, self._pins)
-        self._reserving = Reserving(self._stock, self._leases, self._pins, self._room, self._counters)
+        self._quotas = Quotas(self._stock, self._leases)
+        self._room = Room(self._stock, self._pins, self._quotas)
+        self._reserving = Reserving(self._stock, self._leases, self._pins, self._room, self._quotas, self._counters)
         self._reading = Reading(self._stock, self._pins)
         self._landed: dict[tuple[int, int], Slot] = {}
         self._copies = CopyTable(self._stock, self._room)
+        self._quotas.copied_slots = self._copies.targets
         self._audit = Audit(
             self._stock, self._leases, self._pins, self._operator_pins, self._copies, self._landed.values()
         )
@@ -202,6 +207,17 @@ class Catalog:
     def tenant(self, namespace_id: bytes) -> str:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).tenant
+
+    # ---- tenants' quotas ---------------------------------------------------------------------------------------------
+
+    def set_quotas(self, quotas: Mapping[str, Quota]) -> None:
+        """What tenants may hold from now on, in place of what was set before; see `kvstore.node.quotas`. What is over
+        it goes with the next ticks."""
+        self._quotas.set(quotas)
+
+    def quotas(self) -> tuple[Mapping[str, Quota], Used]:
+        """What is set, and what each tenant holds or has taken. Walks namespaces and leases."""
+        return self._quotas.all(), self._quotas.used()
 
     # ---- puts --------------------------------------------------------------------------------------------------------
 
@@ -389,7 +405,7 @@ class Catalog:
         if length <= 0:
             raise InvalidInput(f"land: {length} bytes")
         size_class = self._stock.spaces[Tier.DRAM].size_class(tenant, length)
-        slots = self._room.take(Tier.DRAM, size_class, 1, now_ns)
+        slots = self._room.take(Tier.DRAM, size_class, 1, now_ns, counted=False)
         if not slots:
             self._counters["refused_landings"] += 1
             return None
@@ -555,6 +571,7 @@ class Catalog:
         self._pins.end_due(now_ns)
         self._operator_pins.end_due(now_ns)
         self._stock.expire(now_ns, _EXPIRED_PER_TICK_MAX)
+        self._quotas.trim(_TRIMMED_PER_TICK_MAX)
         self.hash_records(_HASHED_PER_TICK_MAX)
         for space in self._stock.spaces.values():
             space.sweep(now_ns)

@@ -74,6 +74,10 @@ class CopyTable:
     def __iter__(self) -> Iterator[Copy]:
         return iter(self._open.values())
 
+    def targets(self) -> Iterator[tuple[Tier, Slot]]:
+        """The slots that they have got."""
+        return ((copy.target, copy.slot) for copy in self._open.values() if copy.slot is not None)
+
     def kept(self) -> Iterator[Slot]:
         """Slots that are pinned since their copy was finished."""
         return (slot for _, slot in self._kept.values())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 KEYS_MAX = 65_536
 REFUSED = "refused"
+OVER_QUOTA = "refused_quota"
 LAPSED = "lease_lapsed"
 DECLINED = "declined"
 """Reasons of keys whose blocks were never there, or that nobody wanted to read; those of blocks that went are named as

@@ -8,6 +8,7 @@ from kvstore.pb import node_pb2, types_pb2
 _COUNTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "stored_blocks": ("kvstore_stored_blocks_total", ()),
     "refused": ("kvstore_refused_blocks_total", ("put",)),
+    "refused_quota": ("kvstore_refused_blocks_total", ("quota",)),
     "refused_landings": ("kvstore_refused_blocks_total", ("landing",)),
     "leases_lapsed": ("kvstore_leases_lapsed_total", ()),
     "quarantined": ("kvstore_quarantined_slots_total", ()),

@@ -3,13 +3,16 @@
 from bisect import bisect_left
 from itertools import islice
 
+from kvstore.blocks.state import Tier
 from kvstore.node.answers import TierUsage
 from kvstore.node.catalog import Catalog
 from kvstore.node.retention import Retention
-from kvstore.pb import node_pb2
+from kvstore.pb import node_pb2, types_pb2
+from kvstore.policy.quotas import FIELDS, Quota
 from kvstore.rpc.enums import pb_tier
 
 NAMESPACES_MAX = 1024
+TENANTS_MAX = 2048
 LIFETIMES_LOOKED_AT_MAX = 4096
 TTL_BOUNDS_S = (10, 60, 300, 900, 1800, 3600, 2 * 3600, 6 * 3600, 24 * 3600)
 _NS_PER_S = 1_000_000_000
@@ -50,6 +53,25 @@ def namespace_usages(catalog: Catalog, retention: Retention) -> list[node_pb2.Na
             )
         )
     return found
+
+
+def tenant_usages(catalog: Catalog) -> list[node_pb2.TenantUsage]:
+    """Of at most TENANTS_MAX, those with a quota first."""
+    quotas, used = catalog.quotas()
+    holding = (tenant for (tenant, _), length in used.items() if length)
+    return [
+        node_pb2.TenantUsage(
+            tenant=tenant,
+            dram_bytes=used[tenant, Tier.DRAM],
+            nvme_bytes=used[tenant, Tier.NVME],
+            quota=quota_message(quotas[tenant]) if tenant in quotas else None,
+        )
+        for tenant in islice(dict.fromkeys([*sorted(quotas), *holding]), TENANTS_MAX)
+    ]
+
+
+def quota_message(quota: Quota) -> types_pb2.Quota:
+    return types_pb2.Quota(**{name: quota[tier] for name, tier in FIELDS.items() if tier in quota})
 
 
 def ttl_histogram(catalog: Catalog, now_ns: int) -> node_pb2.TtlHistogram:

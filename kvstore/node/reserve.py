@@ -7,9 +7,10 @@ from kvstore.blocks.keys import KEY_BYTES
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput
 from kvstore.node.answers import Above, Lifetime, Reservation, ShardId, place_of
-from kvstore.node.departures import REFUSED
+from kvstore.node.departures import OVER_QUOTA, REFUSED
 from kvstore.node.leases import Lease, LeaseTable
 from kvstore.node.pins import PinTable
+from kvstore.node.quotas import Quotas
 from kvstore.node.room import Room
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block, OpenNamespace
@@ -29,11 +30,20 @@ class Reserving:
     is never made by evicting a part of the chain that it is for.
     """
 
-    def __init__(self, stock: Stock, leases: LeaseTable, pins: PinTable, room: Room, counters: Counter[str]) -> None:
+    def __init__(
+        self,
+        stock: Stock,
+        leases: LeaseTable,
+        pins: PinTable,
+        room: Room,
+        quotas: Quotas,
+        counters: Counter[str],
+    ) -> None:
         self._stock = stock
         self._leases = leases
         self._pins = pins
         self._room = room
+        self._quotas = quotas
         self._counters = counters
 
     def reserve(
@@ -85,7 +95,9 @@ class Reserving:
         lease.blocks = [*self._enter(lease, first, above), *[None] * private_slots]
         if size_class is not None:
             lease.slots = self._room.take(lease.tier, size_class, len(lease.blocks), now_ns)
-        self._refuse(lease, len(lease.slots))
+        if len(lease.slots) < len(lease.blocks):
+            over_quota = size_class is not None and self._quotas.exhausted(lease.tier, size_class)
+            self._refuse(lease, len(lease.slots), OVER_QUOTA if over_quota else REFUSED)
 
     def _look(self, lease: Lease, key: bytes, now_ns: int) -> Outcome:
         """PRESENT, IN_PROGRESS, or GRANTED where a slot is to be sought."""
@@ -118,7 +130,7 @@ class Reserving:
                 parent = tree.blocks[key]
         return entered
 
-    def _refuse(self, lease: Lease, granted: int) -> None:
+    def _refuse(self, lease: Lease, granted: int, reason: str) -> None:
         """What got no slot is REFUSED; its entries go, the deepest first."""
         refused = lease.blocks[granted:]
         del lease.blocks[granted:]
@@ -129,8 +141,8 @@ class Reserving:
         sought = [index for index, outcome in enumerate(lease.outcomes) if outcome is Outcome.GRANTED]
         for index in sought[granted:]:
             lease.outcomes[index] = Outcome.REFUSED
-        self._counters["refused"] += len(refused)
-        self._stock.departures.note(lease.tree, [block.key for block in refused if block is not None], REFUSED)
+        self._counters[reason] += len(refused)
+        self._stock.departures.note(lease.tree, [block.key for block in refused if block is not None], reason)
 
     def _retry_ns(self, now_ns: int) -> int:
         """Until the next lease or pin may end; soon, where blocks are on their way to NVMe, for that makes room."""

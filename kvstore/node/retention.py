@@ -12,6 +12,7 @@ from kvstore.node.catalog import Catalog
 from kvstore.node.storage.manifest import KnownNamespace
 from kvstore.node.tree import OpenNamespace
 from kvstore.pb import node_pb2, types_pb2
+from kvstore.policy.quotas import quota_of
 from kvstore.policy.rulebook import RuleBook, check_asked
 from kvstore.policy.rules import NamespaceRules
 from kvstore.rpc.rules import rules_message, rules_of
@@ -86,6 +87,7 @@ class Retention:
         """
         self._set = book
         self._told = True
+        self._catalog.set_quotas({tenant: quota_of(rules_of(quota)) for tenant, quota in book.quotas.items()})
         self._book.set({pattern: rules_of(rules) for pattern, rules in book.rules.items()})
         for namespace_id, opened in self._opened.items():
             self._catalog.set_rules(namespace_id, self._rules(opened))

@@ -7,6 +7,8 @@
    first; never one that is pinned, leased, or has such a descendant.
 5. Slots that same-host readers pin past their deadline, beyond the bytes that they may keep so.
 
+A tenant that has a quota makes room for itself first (`kvstore.node.quotas`): only what is within it is sought here.
+
 When all fail nothing was taken from anybody except what was over.
 """
 
@@ -14,6 +16,7 @@ from collections.abc import Iterable
 
 from kvstore.blocks.state import SlotState, Tier
 from kvstore.node.pins import PinTable
+from kvstore.node.quotas import Quotas
 from kvstore.node.stock import Stock
 from kvstore.node.tree import Block
 from kvstore.policy.slots import SizeClass, Slab, Slot, SlotSpace
@@ -27,12 +30,16 @@ Copy = tuple[Block, Tier, Slot]
 class Room:
     """Finds slots, and takes them from others where that is right."""
 
-    def __init__(self, stock: Stock, pins: PinTable) -> None:
+    def __init__(self, stock: Stock, pins: PinTable, quotas: Quotas) -> None:
         self._stock = stock
         self._pins = pins
+        self._quotas = quotas
 
-    def take(self, tier: Tier, size_class: SizeClass, count: int, now_ns: int) -> list[Slot]:
-        """RESERVED slots: `count` of them, or as many as there is room for now."""
+    def take(self, tier: Tier, size_class: SizeClass, count: int, now_ns: int, *, counted: bool = True) -> list[Slot]:
+        """RESERVED slots: `count` of them, or as many as there is room for now. counted: against the tenant's quota."""
+        if counted and self._quotas.of(size_class.tenant):
+            self._stock.expire(now_ns, EXPIRED_BATCH)
+            count = self._quotas.allowed(tier, size_class, count)
         slots = self._stock.take_slots(tier, size_class, count)
         while len(slots) < count and (self._reap(now_ns) or self._displace(tier, size_class, count - len(slots))):
             slots += self._stock.take_slots(tier, size_class, count - len(slots))

@@ -27,7 +27,7 @@ from kvstore.node.locating import locate
 from kvstore.node.operating import Operating
 from kvstore.node.placement import Placement
 from kvstore.node.replicas import Replicas
-from kvstore.node.reporting import namespace_usages, tier_usage, ttl_histogram
+from kvstore.node.reporting import namespace_usages, tenant_usages, tier_usage, ttl_histogram
 from kvstore.node.reserve import check_shard
 from kvstore.node.retention import Retention
 from kvstore.node.sessions import Session, Sessions
@@ -441,6 +441,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             moved=self._lanes_moved(),
             routes=self._loads.resources.traffic.routes(now_ns),
             namespaces=namespace_usages(self._custody.catalog, self._retention),
+            tenants=tenant_usages(self._custody.catalog),
             ttl=ttl_histogram(self._custody.catalog, now_ns),
             copies=self._census.usage() if self._census is not None else [],
             violations=self._custody.catalog.violations() if check else [],

@@ -323,7 +323,11 @@ class Stock:
             for tier, slot in descendant.slots:
                 self._order(tier, slot.slab.size_class).orphaned(descendant)
 
-    def evict_next(self, tier: Tier, size_class: SizeClass, count: int) -> bool:
+    def classes(self, tier: Tier, tenant: str) -> list[SizeClass]:
+        """Of a tenant's blocks that ever were candidates in the tier."""
+        return [known for held, known in self._orders if held is tier and known.tenant == tenant]
+
+    def evict_next(self, tier: Tier, size_class: SizeClass, count: int, counter: str = "evicted_pressure") -> bool:
         """Evicts up to `count` of the class's candidates from the tier. False when there was none."""
 
         def is_candidate(block: Block) -> bool:
@@ -335,15 +339,15 @@ class Stock:
         while evicted < count and (block := order.take(is_candidate)) is not None:
             slot = block.slot_in(tier)
             assert slot is not None
-            self.evict(block, tier, slot)
+            self.evict(block, tier, slot, counter)
             evicted += 1
         return evicted > 0
 
-    def evict(self, block: Block, tier: Tier, slot: Slot) -> None:
+    def evict(self, block: Block, tier: Tier, slot: Slot, counter: str = "evicted_pressure") -> None:
         """Removes one copy for its room."""
         assert evictable(block, slot), block
-        self.counters["evicted_pressure"] += 1
-        self._remove(block, tier, slot, "evicted_pressure")
+        self.counters[counter] += 1
+        self._remove(block, tier, slot, counter)
 
     def _remove(self, block: Block, tier: Tier, slot: Slot, reason: str) -> None:
         if slot is block.owed:

@@ -59,7 +59,9 @@ NODE = {
     "kvstore_stored_blocks_total": _counter("blocks that puts stored"),
     "kvstore_gone_copies_total": _counter("copies of blocks that left a tier, by the reason", "tier", "reason"),
     "kvstore_ttl_blocks": _gauge("blocks that live for at most so many seconds from now on", "le"),
-    "kvstore_refused_blocks_total": _counter("blocks that were not taken: by a put, or as staging memory", "what"),
+    "kvstore_refused_blocks_total": _counter(
+        "blocks that were not taken: by a put, by one beyond its tenant's quota, or as staging memory", "what"
+    ),
     "kvstore_leases_lapsed_total": _counter("puts that were given up, since their writer went silent"),
     "kvstore_quarantined_slots_total": _counter("slots kept back, since a silent writer might still write there"),
     "kvstore_revoked_pins_total": _counter("holds that were taken from readers which kept them too long"),

@@ -563,6 +563,122 @@ class NodeRules(google.protobuf.message.Message):
 Global___NodeRules: typing_extensions.TypeAlias = NodeRules
 
 @typing.final
+class AdminSetQuotaRequest(google.protobuf.message.Message):
+    """Changes the quota of one tenant on all nodes, those too that register later. It is part of the book of rules."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    QUOTA_FIELD_NUMBER: builtins.int
+    REMOVE_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    remove: builtins.bool
+    """the tenant has none any more"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    @property
+    def quota(self) -> kvstore.pb.types_pb2.Quota:
+        """fields that are not set stay as they are"""
+
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        tenant: builtins.str = ...,
+        quota: kvstore.pb.types_pb2.Quota | None = ...,
+        remove: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "quota", b"quota"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "quota", b"quota", "remove", b"remove", "tenant", b"tenant"]) -> None: ...
+
+Global___AdminSetQuotaRequest: typing_extensions.TypeAlias = AdminSetQuotaRequest
+
+@typing.final
+class AdminGetQuotasRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    """empty: all that have one"""
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        tenant: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "tenant", b"tenant"]) -> None: ...
+
+Global___AdminGetQuotasRequest: typing_extensions.TypeAlias = AdminGetQuotasRequest
+
+@typing.final
+class AdminGetQuotasReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class QuotasEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> kvstore.pb.types_pb2.Quota: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: kvstore.pb.types_pb2.Quota | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    QUOTAS_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    @property
+    def quotas(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, kvstore.pb.types_pb2.Quota]:
+        """as they are set"""
+
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeTenants]: ...
+    def __init__(
+        self,
+        *,
+        quotas: collections.abc.Mapping[builtins.str, kvstore.pb.types_pb2.Quota] | None = ...,
+        nodes: collections.abc.Iterable[Global___NodeTenants] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "quotas", b"quotas"]) -> None: ...
+
+Global___AdminGetQuotasReply: typing_extensions.TypeAlias = AdminGetQuotasReply
+
+@typing.final
+class NodeTenants(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    TENANTS_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    error: builtins.str
+    """empty: it answered"""
+    @property
+    def tenants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.node_pb2.TenantUsage]: ...
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        error: builtins.str = ...,
+        tenants: collections.abc.Iterable[kvstore.pb.node_pb2.TenantUsage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "node_id", b"node_id", "tenants", b"tenants"]) -> None: ...
+
+Global___NodeTenants: typing_extensions.TypeAlias = NodeTenants
+
+@typing.final
 class ExplainPrefixRequest(google.protobuf.message.Message):
     """Where each block of a prefix is, and why it is nowhere."""
 

@@ -76,6 +76,16 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.FromString,
                 _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/kvstore.v1.Admin/SetQuota',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminSetQuotaRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesReply.FromString,
+                _registered_method=True)
+        self.GetQuotas = channel.unary_unary(
+                '/kvstore.v1.Admin/GetQuotas',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetQuotasRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetQuotasReply.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/kvstore.v1.Admin/Explain',
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.ExplainPrefixRequest.SerializeToString,
@@ -173,6 +183,18 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRules(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQuotas(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,6 +299,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetRules,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminSetQuotaRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.AdminSetRulesReply.SerializeToString,
+            ),
+            'GetQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuotas,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.AdminGetQuotasRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.AdminGetQuotasReply.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -541,6 +573,60 @@ class Admin(object):
             '/kvstore.v1.Admin/GetRules',
             kvstore_dot_pb_dot_admin__pb2.AdminGetRulesRequest.SerializeToString,
             kvstore_dot_pb_dot_admin__pb2.AdminGetRulesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/SetQuota',
+            kvstore_dot_pb_dot_admin__pb2.AdminSetQuotaRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.AdminSetRulesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/GetQuotas',
+            kvstore_dot_pb_dot_admin__pb2.AdminGetQuotasRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.AdminGetQuotasReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -154,6 +154,38 @@ _AdminGetRulesType = typing_extensions.TypeVar(
     ],
 )
 
+_AdminSetQuotaType = typing_extensions.TypeVar(
+    '_AdminSetQuotaType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetQuotaRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetQuotaRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetQuotaRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+)
+
+_AdminGetQuotasType = typing_extensions.TypeVar(
+    '_AdminGetQuotasType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetQuotasRequest,
+        kvstore.pb.admin_pb2.AdminGetQuotasReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetQuotasRequest,
+        kvstore.pb.admin_pb2.AdminGetQuotasReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetQuotasRequest,
+        kvstore.pb.admin_pb2.AdminGetQuotasReply,
+    ],
+)
+
 _AdminExplainType = typing_extensions.TypeVar(
     '_AdminExplainType',
     grpc.UnaryUnaryMultiCallable[
@@ -298,7 +330,7 @@ _AdminDrainType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType, _AdminPurgeType, _AdminDrainType]):
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminSetQuotaType, _AdminGetQuotasType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType, _AdminPurgeType, _AdminDrainType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -334,6 +366,14 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.AdminGetRulesRequest,
             kvstore.pb.admin_pb2.AdminGetRulesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminSetQuotaRequest,
+            kvstore.pb.admin_pb2.AdminSetRulesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminGetQuotasRequest,
+            kvstore.pb.admin_pb2.AdminGetQuotasReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.ExplainPrefixRequest,
@@ -408,6 +448,14 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.AdminGetRulesReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminSetQuotaRequest,
+            kvstore.pb.admin_pb2.AdminSetRulesReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.AdminGetQuotasRequest,
+            kvstore.pb.admin_pb2.AdminGetQuotasReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.ExplainPrefixRequest,
             kvstore.pb.admin_pb2.ExplainPrefixReply,
         ],
@@ -464,6 +512,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
 
     GetRules: _AdminGetRulesType
 
+    SetQuota: _AdminSetQuotaType
+
+    GetQuotas: _AdminGetQuotasType
+
     Explain: _AdminExplainType
 
     SetLogLevel: _AdminSetLogLevelType
@@ -517,6 +569,14 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.AdminGetRulesRequest,
         kvstore.pb.admin_pb2.AdminGetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminSetQuotaRequest,
+        kvstore.pb.admin_pb2.AdminSetRulesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.AdminGetQuotasRequest,
+        kvstore.pb.admin_pb2.AdminGetQuotasReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.ExplainPrefixRequest,
@@ -617,6 +677,20 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: kvstore.pb.admin_pb2.AdminGetRulesRequest,
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.admin_pb2.AdminGetRulesReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.AdminGetRulesReply]]: ...
+
+    @abc.abstractmethod
+    def SetQuota(
+        self,
+        request: kvstore.pb.admin_pb2.AdminSetQuotaRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.AdminSetRulesReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.AdminSetRulesReply]]: ...
+
+    @abc.abstractmethod
+    def GetQuotas(
+        self,
+        request: kvstore.pb.admin_pb2.AdminGetQuotasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.AdminGetQuotasReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.AdminGetQuotasReply]]: ...
 
     @abc.abstractmethod
     def Explain(

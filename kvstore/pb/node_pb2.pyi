@@ -1772,6 +1772,7 @@ class UsageReply(google.protobuf.message.Message):
     LANES_FIELD_NUMBER: builtins.int
     MOVED_FIELD_NUMBER: builtins.int
     COPIES_FIELD_NUMBER: builtins.int
+    TENANTS_FIELD_NUMBER: builtins.int
     @property
     def routes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RouteTraffic]: ...
     @property
@@ -1806,6 +1807,10 @@ class UsageReply(google.protobuf.message.Message):
     def copies(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NamespaceCopies]:
         """of namespaces that want more than one"""
 
+    @property
+    def tenants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TenantUsage]:
+        """that hold something, or have a quota"""
+
     def __init__(
         self,
         *,
@@ -1821,11 +1826,42 @@ class UsageReply(google.protobuf.message.Message):
         lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
         moved: collections.abc.Iterable[Global___LaneMoved] | None = ...,
         copies: collections.abc.Iterable[Global___NamespaceCopies] | None = ...,
+        tenants: collections.abc.Iterable[Global___TenantUsage] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["node", b"node", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["copies", b"copies", "counters", b"counters", "devices", b"devices", "lanes", b"lanes", "loads", b"loads", "moved", b"moved", "namespaces", b"namespaces", "node", b"node", "routes", b"routes", "tiers", b"tiers", "ttl", b"ttl", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["copies", b"copies", "counters", b"counters", "devices", b"devices", "lanes", b"lanes", "loads", b"loads", "moved", b"moved", "namespaces", b"namespaces", "node", b"node", "routes", b"routes", "tenants", b"tenants", "tiers", b"tiers", "ttl", b"ttl", "violations", b"violations"]) -> None: ...
 
 Global___UsageReply: typing_extensions.TypeAlias = UsageReply
+
+@typing.final
+class TenantUsage(google.protobuf.message.Message):
+    """What a tenant holds on the node beside what it may: slots of what is stored, and those that are being written."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    DRAM_BYTES_FIELD_NUMBER: builtins.int
+    NVME_BYTES_FIELD_NUMBER: builtins.int
+    QUOTA_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    dram_bytes: builtins.int
+    nvme_bytes: builtins.int
+    @property
+    def quota(self) -> kvstore.pb.types_pb2.Quota:
+        """not set: none"""
+
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        dram_bytes: builtins.int = ...,
+        nvme_bytes: builtins.int = ...,
+        quota: kvstore.pb.types_pb2.Quota | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["quota", b"quota"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dram_bytes", b"dram_bytes", "nvme_bytes", b"nvme_bytes", "quota", b"quota", "tenant", b"tenant"]) -> None: ...
+
+Global___TenantUsage: typing_extensions.TypeAlias = TenantUsage
 
 @typing.final
 class NamespaceCopies(google.protobuf.message.Message):

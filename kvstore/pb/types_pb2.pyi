@@ -307,6 +307,31 @@ class Rules(google.protobuf.message.Message):
 Global___Rules: typing_extensions.TypeAlias = Rules
 
 @typing.final
+class Quota(google.protobuf.message.Message):
+    """What a tenant may hold on each node: bytes of slots. A tier that is not set has no bound."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAM_BYTES_FIELD_NUMBER: builtins.int
+    NVME_BYTES_FIELD_NUMBER: builtins.int
+    dram_bytes: builtins.int
+    nvme_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        dram_bytes: builtins.int | None = ...,
+        nvme_bytes: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dram_bytes", b"_dram_bytes", "_nvme_bytes", b"_nvme_bytes", "dram_bytes", b"dram_bytes", "nvme_bytes", b"nvme_bytes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dram_bytes", b"_dram_bytes", "_nvme_bytes", b"_nvme_bytes", "dram_bytes", b"dram_bytes", "nvme_bytes", b"nvme_bytes"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dram_bytes", b"_dram_bytes"]) -> typing.Literal["dram_bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_nvme_bytes", b"_nvme_bytes"]) -> typing.Literal["nvme_bytes"] | None: ...
+
+Global___Quota: typing_extensions.TypeAlias = Quota
+
+@typing.final
 class RuleBook(google.protobuf.message.Message):
     """All rules that operators have set at run time. version: 0 when there never were any; rises with every change."""
 
@@ -330,20 +355,44 @@ class RuleBook(google.protobuf.message.Message):
         def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class QuotasEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___Quota: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___Quota | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     VERSION_FIELD_NUMBER: builtins.int
     RULES_FIELD_NUMBER: builtins.int
+    QUOTAS_FIELD_NUMBER: builtins.int
     version: builtins.int
     @property
     def rules(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Rules]:
         """by pattern: a model, a glob over models, or a namespace's id in hexadecimal"""
+
+    @property
+    def quotas(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Quota]:
+        """by tenant"""
 
     def __init__(
         self,
         *,
         version: builtins.int = ...,
         rules: collections.abc.Mapping[builtins.str, Global___Rules] | None = ...,
+        quotas: collections.abc.Mapping[builtins.str, Global___Quota] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["rules", b"rules", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["quotas", b"quotas", "rules", b"rules", "version", b"version"]) -> None: ...
 
 Global___RuleBook: typing_extensions.TypeAlias = RuleBook
 

@@ -1,4 +1,4 @@
-"""Rules on the wire: the fields that are set, by name."""
+"""Rules and quotas on the wire: the fields that are set, by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from kvstore.pb import types_pb2
 
 
-def rules_of(message: types_pb2.Rules) -> dict[str, Any]:
+def rules_of(message: types_pb2.Rules | types_pb2.Quota) -> dict[str, Any]:
     """The fields that a message sets; those that it does not are to stay as they are."""
     return {field.name: value for field, value in message.ListFields()}
 

@@ -43,10 +43,10 @@ PEERS = calls("Node", "Pin Unpin Locate Transfer Replicate Shed")
 ENGINES = calls("Control", "Match") | calls(
     "Node", "Attach OpenNamespace LocalMatch Reserve MarkLayers Commit Abort Hold Offer Load Unpin Declined"
 )
-READS = calls("Admin", "Stats Nodes PrefixBlocks Explain GetRules Pins Watch ListBlocks") | calls(
+READS = calls("Admin", "Stats Nodes PrefixBlocks Explain GetRules GetQuotas Pins Watch ListBlocks") | calls(
     "Node", "Usage GetRules Explain ListBlocks OperatorPins"
 )
-CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Pin Unpin Purge") | calls(
+CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Pin Unpin Purge SetQuota") | calls(
     "Node", "SetDevice Adopt Scrub SetLogLevel"
 )
 ASKED_BY_CONTROL = calls(

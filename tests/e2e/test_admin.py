@@ -3,10 +3,12 @@
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.operating import BLOCKS, SOURCE, Operator, operator_of
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -102,3 +104,31 @@ async def test_what_is_purged(operator: Operator) -> None:
     assert "purged" in await operator.run("stats")
     for words in (["--tenant", "default", "--skip-blocks", "1"], ["--prefix", operator.prompt()[0]]):
         await operator.run("purge", *words, code=2)
+
+
+async def test_what_tenants_may_hold(operator: Operator) -> None:
+    """quota set, get, remove: the tenant gives up what is over it, and stats shows both figures."""
+    half = SOURCE.nbytes // 2
+    told = await operator.json("quota", "set", "default", "--dram", str(half), "--nvme", "1GiB")
+    assert told["book"]["quotas"] == {"default": {"dram_bytes": str(half), "nvme_bytes": str(2**30)}}
+    assert [node["error"] for node in told["nodes"]] == ["", ""]
+    assert "2 of 2 nodes follow" in await operator.run("quota", "set", "other", "--dram", "0")
+
+    async def held() -> Any:
+        known = await operator.json("quota", "get", "default")
+        (usage,) = known["nodes"][0]["tenants"]
+        return usage if usage["dram_bytes"] == str(half) else None
+
+    assert (await eventually(held))["quota"]["dram_bytes"] == str(half)
+    assert "100%" in await operator.run("quota", "get")
+    assert "quotas" in await operator.run("stats")
+    usages = {node["node_id"]: node["usage"] for node in (await operator.json("stats"))["nodes"]}
+    assert {each["tenant"]: each["dram_bytes"] for each in usages["a"]["tenants"]} == {
+        "default": str(half),
+        "other": "0",
+    }
+    assert usages["a"]["tiers"][0]["gone"] == {"evicted_quota": str(BLOCKS // 2)}
+    assert "2 of 2 nodes follow" in await operator.run("quota", "remove", "other")
+    assert set((await operator.json("quota", "remove", "default"))["book"]["quotas"]) == set()
+    for words in (["remove", "other"], ["set", "other"]):
+        await operator.run("quota", *words, code=2)
