@@ -46,12 +46,12 @@ ENGINES = calls("Control", "Match") | calls(
 READS = calls("Admin", "Stats Nodes PrefixBlocks Explain GetRules GetQuotas Pins Watch ListBlocks") | calls(
     "Node", "Usage GetRules Explain ListBlocks OperatorPins"
 )
-CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Pin Unpin Purge SetQuota") | calls(
-    "Node", "SetDevice Adopt Scrub SetLogLevel"
+CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Drain Pin Unpin Purge SetQuota") | calls(
+    "Node", "SetDevice Adopt Scrub SetLogLevel Drain"
 )
 ASKED_BY_CONTROL = calls(
     "Node",
-    "Usage GetRules Explain ListBlocks OperatorPins SetRules SetDevice Adopt Scrub SetLogLevel"
+    "Usage GetRules Explain ListBlocks OperatorPins SetRules SetDevice Adopt Scrub SetLogLevel Drain"
     " PinForOperator UnpinForOperator Purge",
 )
 MAY: dict[str, set[str]] = {
