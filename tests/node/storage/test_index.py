@@ -1,6 +1,8 @@
 """The index: what batches said is what is loaded, and what it cannot write it says."""
 
 import shutil
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from kvstore.errors import DeviceFailed, DeviceFull
 from kvstore.node.storage import index as index_module
 from kvstore.node.storage.clock import Anchor
 from kvstore.node.storage.entry import Entry
+from kvstore.node.storage.folder import FORMAT
 from kvstore.node.storage.index import Batch, StorageIndex, _disk_errors
 from tests.node.storage.small_device import SLOT_BYTES, SLOTS, entry
 
@@ -181,3 +184,22 @@ def test_what_a_disk_does_not_do_is_told_from_damage(text: str, raised: type[Exc
     """The system's errors come as texts; LMDB's own mean that the file is not what it was."""
     with pytest.raises(raised), _disk_errors(Path("index")):
         raise lmdb.Error(text)
+
+
+def test_a_file_that_cannot_be_read_is_no_end_of_the_process(tmp_path: Path) -> None:
+    """What is not there of it any more while it is looked at, as a sector that the disk does not give."""
+    StorageIndex(tmp_path, DEVICE).close()
+    (tmp_path / "state").write_text(f"{FORMAT} closed {'0' * 32}")
+    script = (
+        "import os, sys, threading; from pathlib import Path\n"
+        "from kvstore.node.storage.folder import IndexFolder\n"
+        "path = Path(sys.argv[1])\n"
+        "def shake():\n"
+        "    while True:\n"
+        "        os.truncate(path / 'data.mdb', 0); os.truncate(path / 'data.mdb', 1 << 28)\n"
+        "threading.Thread(target=shake, daemon=True).start()\n"
+        "print(any(IndexFolder(path).trusted for _ in range(20)))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "False\n")
