@@ -345,6 +345,36 @@ async def test_layers_go_as_they_are_written(world: World) -> None:
     await transfer.end()
 
 
+async def test_a_handoff_goes_before_a_load_that_asked_first(world: World) -> None:
+    """Both wait for the same lane, which is full: by their class, whoever came first."""
+    size = LAYOUT.block_bytes
+    world.node.networks.lane("compute").bytes_max = 2 * size
+    load = await world.transfer()
+    writer, transfer, _ = await handoff(world, tokens=64 + 5)
+    await writer.write_layers(0, LAYOUT.layers)
+    while not (await transfer.read()).ready.layers:
+        pass
+    world.fabric.faults.stalled = True
+    order: list[str] = []
+
+    async def ask(name: str, of: Transfer, block: int) -> Any:
+        receive, _ = await of.credit(block, 0, size)
+        receive.add_done_callback(lambda _: order.append(name))
+        return receive
+
+    receives = [await ask("load", load, block) for block in range(3)]
+    lane = world.node.networks.lane("compute")
+    await eventually(lambda: lane.waiting_bytes == size)
+    receives.append(await ask("handoff", transfer, 0))
+    await eventually(lambda: lane.waiting_bytes == 2 * size)
+    world.fabric.faults.stalled = False
+    await asyncio.wait_for(asyncio.gather(*receives), DEADLINE_S)
+    assert order == ["load", "load", "handoff", "load"]
+    await writer.commit()
+    await load.end()
+    await transfer.end()
+
+
 async def test_a_writer_that_gives_up_is_told_to_the_reader(world: World) -> None:
     """At once, by an error of its own, and both ends leave nothing."""
     writer, transfer, _ = await handoff(world)
