@@ -106,6 +106,7 @@ class Gathering:
         self._opened = [self._add(path) for path in paths]  # also one that is cancelled while it opens is settled
         # A ticket that is refused is the load's own error; an owner that cannot be reached is one of several.
         answers = await asyncio.gather(*(path.open() if self._start.ticket else opened(path) for path in paths))
+        self._hear(paths)
         ready: dict[int, set[int]] = {block: set() for block in [*staged, *absent]}
         for number, path, outcomes in zip(self._opened, paths, answers, strict=True):
             for block, outcome in zip(path.blocks, outcomes, strict=True):
@@ -173,7 +174,7 @@ class Gathering:
     def _plan_relays(self) -> None:
         """Which other nodes' storage NICs to use beside our own. They join when they have answered."""
         direct = [
-            Direct(path.node_id, [block for block in path.blocks if block < self._usable], path.shared)
+            Direct(path.node_id, [block for block in path.blocks if block < self._usable], path.shared, path.lanes)
             for path in self._paths.values()
             if isinstance(path, NodePath) and path.route == "direct"
         ]
@@ -192,12 +193,19 @@ class Gathering:
         ready: list[int] = []
         try:
             outcomes = await opened(path)
+            self._hear([path])
             ready = [block for block, outcome in zip(path.blocks, outcomes, strict=True) if outcome is Outcome.READY]
         finally:
             for block in self._board.extend(number, ready):
                 self.outcomes[block] = Outcome.NODE_LOST
             self._changed.set()
         await self._run_path(number, path)
+
+    def _hear(self, paths: Sequence[Path]) -> None:
+        """What nodes that have answered said of their lanes, for the plans of this load and the next ones."""
+        for path in paths:
+            if isinstance(path, NodePath):
+                self._resources.heard.note(path.node_id, path.lanes, self._custody.clock())
 
     def _add(self, path: Path) -> int:
         number = len(self._paths) + 1

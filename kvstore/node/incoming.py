@@ -18,12 +18,12 @@ from kvstore.node.background import at_work, in_turn
 from kvstore.node.custody import Custody
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.landers import Landed, Lander
-from kvstore.node.networks import Networks
+from kvstore.node.networks import Networks, lane_load
 from kvstore.node.pieces import Piece
 from kvstore.node.portion import Portion
 from kvstore.node.progress import Progress
 from kvstore.node.window import Window
-from kvstore.pb import node_pb2, node_pb2_grpc
+from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.pace import Pace
 from kvstore.rpc.stream import Call, end_telling, replies, tell
 
@@ -128,6 +128,10 @@ class Incoming:
     def _connection(self) -> str:
         """A name for what connects the two nodes."""
         return f"{self._network} {self._peer_address}"
+
+    def way_load(self) -> types_pb2.LaneLoad:
+        """Of the NIC by which the bytes come, at this moment."""
+        return lane_load(self._meter)
 
     # ---- running ---------------------------------------------------------------------------------------------------
 

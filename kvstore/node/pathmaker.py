@@ -23,11 +23,13 @@ from kvstore.rpc.layouts import layout_message
 
 
 class Direct(NamedTuple):
-    """Blocks that can be read over this node's own storage NIC. shared: from a directory, not from the node."""
+    """Blocks that can be read over this node's own storage NIC. shared: from a directory, not from the node. lanes:
+    those that the node sends over."""
 
     node_id: str
     blocks: Sequence[int]
     shared: bool
+    lanes: Sequence[types_pb2.LaneLoad] = ()
 
 
 class PathMaker:
@@ -69,10 +71,18 @@ class PathMaker:
             return None
         config, resources = self._resources.config, self._resources
         apart = {resources.address.node_id, *(way.node_id for way in direct)}
-        helpers = self._start.helpers if config.relay else []
+        now_ns = resources.custody.clock()
+        helpers = [resources.heard.fresher(helper, now_ns) for helper in self._start.helpers if config.relay]
         shared = resources.shared.lane if resources.shared is not None and all(way.shared for way in direct) else None
         asked = question(
-            length, resources.networks, shared, helpers, apart, config.piece_bytes, config.relay_helpers_max
+            length,
+            resources.networks,
+            shared,
+            helpers,
+            apart,
+            config.piece_bytes,
+            config.relay_helpers_max,
+            _storage_bytes_per_s(direct),
         )
         return plan(asked)
 
@@ -156,3 +166,11 @@ class PathMaker:
             ticket=start.ticket,
             deadline_ms=start.deadline_ms,
         )
+
+
+def _storage_bytes_per_s(direct: Sequence[Direct]) -> float:
+    """What the storage nodes' NICs are said to carry, together. 0: of one it is not known. What was measured there
+    tells what readers took, not what it could give."""
+    nominal = {way.node_id: [lane.nominal_bytes_per_s for lane in way.lanes] for way in direct if way.blocks}
+    known = all(not way.shared for way in direct) and all(rates and all(rates) for rates in nominal.values())
+    return float(sum(min(rates) for rates in nominal.values())) if known else 0.0

@@ -16,7 +16,7 @@ from kvstore.node.feed import ALWAYS, Arrival, Feed, Spare
 from kvstore.node.incoming import Incoming
 from kvstore.node.pieces import Piece
 from kvstore.node.sharedincoming import SharedIncoming
-from kvstore.pb import node_pb2
+from kvstore.pb import node_pb2, types_pb2
 
 
 class Source(NamedTuple):
@@ -128,6 +128,11 @@ class NodePath:
 
     async def open(self) -> list[Outcome]:
         return await self.incoming.open(self._opened, self.blocks)
+
+    @property
+    def lanes(self) -> Sequence[types_pb2.LaneLoad]:
+        """Over which the node sends, as it said when the path was opened."""
+        return self.incoming.pinned.lanes
 
     def source(self, block: int) -> Source:
         return Source(self.node_id, self.incoming.tiers[self._place[block]], self.route)

@@ -29,7 +29,7 @@ from kvstore.node.incoming import Incoming, block_checksums
 from kvstore.node.landers import KeepingLander, PieceLander
 from kvstore.node.landing import Landing
 from kvstore.node.lanes import TrafficClass
-from kvstore.node.networks import COMPUTE, STORAGE
+from kvstore.node.networks import COMPUTE, STORAGE, lane_load
 from kvstore.node.outgoing import SIGNS_OF_LIFE, Held, Outgoing
 from kvstore.node.pieces import Piece
 from kvstore.node.resources import Resources
@@ -188,6 +188,7 @@ class Relayed:
                 checksums=pinned.checksums,
                 has_checksums=pinned.has_checksums,
                 stored=pinned.stored,
+                lanes=[lane_load(networks.lane(COMPUTE)), self._incoming.way_load()],
             )
         )
 

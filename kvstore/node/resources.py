@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from kvstore.config import NodeConfig
 from kvstore.node.custody import Custody
+from kvstore.node.heard import Heard
 from kvstore.node.kept import Kept
 from kvstore.node.landing import Landing
 from kvstore.node.loadtimes import LoadTimes
@@ -18,7 +19,8 @@ from kvstore.pb import types_pb2
 @dataclass(frozen=True, slots=True)
 class Resources:
     """address: this node's own. shared: other nodes' devices that are mounted here. loads_from_disk, pushes_from_disk:
-    for its own clients and for other nodes, where it has disks. counters, traffic, times: since its start."""
+    for its own clients and for other nodes, where it has disks. heard: of other nodes' lanes. counters, traffic,
+    times: since its start."""
 
     config: NodeConfig
     custody: Custody
@@ -30,6 +32,7 @@ class Resources:
     shared: SharedDevices | None = None
     loads_from_disk: Recalls | None = None
     pushes_from_disk: Recalls | None = None
+    heard: Heard = field(default_factory=Heard)
     traffic: Traffic = field(default_factory=Traffic)
     times: LoadTimes = field(default_factory=LoadTimes)
     counters: dict[str, int] = field(

@@ -41,6 +41,7 @@ def question(
     apart_from: set[str],
     piece_bytes: int,
     helpers_max: int,
+    storage_bytes_per_s: float,
 ) -> Question:
     """What to ask for a load of which `length` bytes lie in storage. shared: the way to a directory where all of it
     lies. apart_from: nodes that cannot help with it."""
@@ -55,4 +56,5 @@ def question(
         candidates,
         piece_bytes,
         helpers_max,
+        storage_bytes_per_s,
     )

@@ -22,6 +22,7 @@ from kvstore.config import NodeConfig
 from kvstore.errors import ChecksumMismatch, DeviceFailed, KVStoreError, NodeUnavailable, PeerLost, StaleGeneration
 from kvstore.node.background import together
 from kvstore.node.custody import Custody
+from kvstore.node.disklane import disk_load
 from kvstore.node.feed import Arrival, Feed
 from kvstore.node.incoming import block_checksums
 from kvstore.node.landers import Landed, Lander
@@ -30,7 +31,7 @@ from kvstore.node.portion import Portion
 from kvstore.node.progress import SLOW_FACTOR
 from kvstore.node.shared import SharedDevices
 from kvstore.node.storage.shared import SharedReader
-from kvstore.pb import node_pb2, node_pb2_grpc
+from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.policy.route import RATE_START_BYTES_PER_S
 from kvstore.rpc.channel import caller
 from kvstore.rpc.keys import keys_of
@@ -137,6 +138,10 @@ class SharedIncoming:
                 outcome = Outcome.MISSING  # not mounted here
             outcomes.append(Outcome(outcome))
         return outcomes
+
+    def way_load(self) -> types_pb2.LaneLoad:
+        """Of this node's way to the directory, at this moment."""
+        return disk_load(self._devices.lane)
 
     async def run(self, feed: Feed) -> None:
         """Brings pieces until the feed ends. Raises PeerLost when the directory moves nothing."""

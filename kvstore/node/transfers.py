@@ -22,7 +22,7 @@ from kvstore.node.diskfetch import DiskFetch
 from kvstore.node.handoff import Handoff, Handoffs
 from kvstore.node.landing import Landing
 from kvstore.node.lanes import TrafficClass
-from kvstore.node.networks import COMPUTE
+from kvstore.node.networks import COMPUTE, lane_load
 from kvstore.node.outgoing import SIGNS_OF_LIFE, Held, Outgoing
 from kvstore.node.relay import Relayed
 from kvstore.node.resources import Resources
@@ -186,6 +186,7 @@ class _Owned:
                 checksums=b"".join(s.checksums for s, k in zip(self._sources, known, strict=True) if s and k),
                 has_checksums=bytes(known),
                 stored=bytes(source is None or source.stored for source in self._sources),
+                lanes=[lane_load(self._owner.networks.lane(self._network))],
             )
         )
 

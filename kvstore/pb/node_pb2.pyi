@@ -1382,6 +1382,7 @@ class TransferPinned(google.protobuf.message.Message):
     CHECKSUMS_FIELD_NUMBER: builtins.int
     HAS_CHECKSUMS_FIELD_NUMBER: builtins.int
     STORED_FIELD_NUMBER: builtins.int
+    LANES_FIELD_NUMBER: builtins.int
     fabric_address: builtins.bytes
     outcomes: builtins.bytes
     """per wanted key, then the tail"""
@@ -1393,6 +1394,10 @@ class TransferPinned(google.protobuf.message.Message):
     """per wanted key, then the tail"""
     stored: builtins.bytes
     """per wanted key, then the tail: 1 all layers are there, 0 being written (handoff)"""
+    @property
+    def lanes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.types_pb2.LaneLoad]:
+        """over which the bytes go, at this moment; of a helper its way to the storage too"""
+
     def __init__(
         self,
         *,
@@ -1402,8 +1407,9 @@ class TransferPinned(google.protobuf.message.Message):
         checksums: builtins.bytes = ...,
         has_checksums: builtins.bytes = ...,
         stored: builtins.bytes = ...,
+        lanes: collections.abc.Iterable[kvstore.pb.types_pb2.LaneLoad] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["checksums", b"checksums", "fabric_address", b"fabric_address", "has_checksums", b"has_checksums", "outcomes", b"outcomes", "stored", b"stored", "tiers", b"tiers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checksums", b"checksums", "fabric_address", b"fabric_address", "has_checksums", b"has_checksums", "lanes", b"lanes", "outcomes", b"outcomes", "stored", b"stored", "tiers", b"tiers"]) -> None: ...
 
 Global___TransferPinned: typing_extensions.TypeAlias = TransferPinned
 

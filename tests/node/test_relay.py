@@ -16,6 +16,7 @@ from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout
 from kvstore.client import AsyncClient, LoadResult, buffers
 from kvstore.client.copying import checksum
+from kvstore.config import FabricConfig
 from kvstore.errors import Refused
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.app import NodeServer
@@ -73,15 +74,14 @@ class World:
 
 
 @asynccontextmanager
-async def relaying(folder: Path, *, storage_ms: int = 0, **options: Any) -> AsyncIterator[World]:
-    """A storage node with a history, a reader, and a helper; each with two NICs. storage_ms: the progress deadline of
-    the storage node, where it is not that of all."""
+async def relaying(folder: Path, *, of_storage: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[World]:
+    """A storage node with a history, a reader, and a helper; each with two NICs. of_storage: options of the storage
+    node alone."""
     async with site(folder) as here:
         control = await here.control(heartbeat_ms=20)
         common: dict[str, Any] = {"control": control.address, "storage": LOOPBACK, "piece_bytes": 256 * 1024}
         common |= {"progress_ms": 2000, "connect_ms": 300, "tick_ms": 20} | options
-        patience = {"progress_ms": storage_ms or common["progress_ms"]}
-        storage = await here.node(node_id="storage", roles=("storage",), **common | patience)
+        storage = await here.node(node_id="storage", roles=("storage",), **common | (of_storage or {}))
         helper = await here.node(node_id="helper", roles=("decode",), **common)
         reader = await here.node(node_id="reader", roles=("prefill",), **common)
         writer, client = await here.client(storage, LAYOUT), await here.client(reader, LAYOUT)
@@ -202,7 +202,9 @@ async def test_a_load_that_is_cancelled_leaves_the_connection_to_others(tmp_path
 async def test_a_lost_path_gives_its_landing_memory_back_to_the_others(tmp_path: Path) -> None:
     """The own storage NIC brings nothing, with receives posted in all the memory that there is: once it is given up the
     helper has that."""
-    async with relaying(tmp_path, storage_ms=60_000, landing_bytes_max=4 * 256 * 1024, progress_ms=100) as world:
+    async with relaying(
+        tmp_path, of_storage={"progress_ms": 60_000}, landing_bytes_max=4 * 256 * 1024, progress_ms=100
+    ) as world:
         nic(world.reader, STORAGE).faults.stalled = True
         target = np.zeros_like(world.source)
         load = world.client.load(
@@ -329,6 +331,30 @@ async def test_the_own_way_ends_before_a_helper_has_joined(
     else:
         assert {missing.outcome.name for missing in result.missing} == {"NODE_LOST"}
     nic(world.reader, STORAGE).faults.stalled = False
+
+
+async def test_an_answer_tells_more_than_a_match(world: World) -> None:
+    """A helper that has said how busy it is does not help the next load, though the match that it goes by is older
+    than that."""
+    match = await world.client.match(world.chain)
+    world.helper.networks.meter(STORAGE).promised_bytes += 2**40
+    target = np.zeros_like(world.source)
+    routes_taken = []
+    for _ in range(2):
+        load = world.client.load(match, buffers.contiguous(target, LAYOUT), deadline_s=8)
+        routes_taken.append((await load.result()).route)
+    assert "relay by helper" in routes_taken[0]
+    assert "not helper: it is busy" in routes_taken[1]
+    world.helper.networks.meter(STORAGE).promised_bytes -= 2**40
+
+
+@pytest.mark.parametrize("bytes_per_s", [0, 50_000_000])
+async def test_storage_that_is_slower_than_the_own_nic(tmp_path: Path, bytes_per_s: int) -> None:
+    """Where its NIC is configured, and would be the limit, no helper is asked; where it is only measured, one is."""
+    narrow = FabricConfig(kind="loopback", bytes_per_s=bytes_per_s)
+    async with relaying(tmp_path, of_storage={"storage": narrow}) as world:
+        for _ in range(2):  # with nothing moved yet, and with that
+            assert ("relay by helper" in (await world.load()).route) == (bytes_per_s == 0)
 
 
 async def test_a_helper_that_cannot_be_reached(world: World) -> None:
