@@ -47,6 +47,8 @@ class SharedDevice(Device):
     _slot_bytes: dict[int, int]
     _named: set[tuple[int, int]]
     _dropped: dict[tuple[int, int], float]
+    _recovered_files: set[int]
+    _free_at_s: float
 
     @classmethod
     def open_shared(
@@ -71,6 +73,9 @@ class SharedDevice(Device):
         device._slot_bytes = {slab.file: slab.slot_bytes for slab in device._recovered}
         device._named = {(slab.file, slot) for slab in device._recovered for slot, _ in slab.entries}
         device._dropped = {}
+        # What was dropped last before the restart is known to nobody.
+        device._recovered_files = set(device._slot_bytes)
+        device._free_at_s = time.monotonic() + device._grace_s
         return device
 
     def commit(
@@ -81,6 +86,7 @@ class SharedDevice(Device):
         super().commit(batch, labels, unsynced, sync=sync)
         now_s = time.monotonic()
         self._slot_bytes |= {file: slot_bytes for file, slot_bytes, _ in labels}
+        self._recovered_files -= {file for file, _, _ in labels}
         for file in batch.slabs:  # another file from now on: who has the old one open reads the old one
             self._named -= {place for place in self._named if place[0] == file}
         for place, value in batch.slots.items():
@@ -93,7 +99,8 @@ class SharedDevice(Device):
     def write(self, file: int, offset: int, parts: Sequence[Any]) -> None:
         """As `Device.write`; waits, blocking, until the slot's grace is over."""
         slot = offset // self._slot_bytes[file]
-        free_at_s = self._dropped.pop((file, slot), 0.0)
+        begun_s = self._free_at_s if file in self._recovered_files else 0.0
+        free_at_s = self._dropped.pop((file, slot), begun_s)
         threading.Event().wait(max(0.0, free_at_s - time.monotonic()))
         super().write(file, offset, parts)
 

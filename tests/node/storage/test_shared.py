@@ -132,6 +132,24 @@ def test_a_dropped_slot_is_not_overwritten_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - dropped >= grace_s
 
 
+def test_a_slot_that_was_dropped_before_a_restart_is_not_overwritten_at_once(tmp_path: Path) -> None:
+    """Its owner does not know any more when that was; a file that is new waits for nobody."""
+    grace_s = 0.3
+    with open_owner(tmp_path / "owner") as owner:
+        file = open_slab(owner)
+        put(owner, file, 0, 5)
+        put(owner, file, 1, 6)
+        drop(owner, file, 0, 2)
+    began = time.monotonic()
+    with open_owner(tmp_path / "owner", grace_ms=300) as owner:
+        owner.take_recovered()
+        put(owner, open_slab(owner), 0, 8)
+        assert time.monotonic() - began < grace_s
+        assert np.array_equal(read(SharedReader(owner.path), file, 0, 5), block(5))
+        put(owner, file, 0, 7, generation=2)
+        assert time.monotonic() - began >= grace_s
+
+
 # ---- claims ----------------------------------------------------------------------------------------------------------
 
 
