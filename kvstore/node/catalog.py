@@ -610,7 +610,10 @@ class Catalog:
 
     def gone(self) -> Counter[str]:
         """Blocks that went since the start, by reason."""
-        return sum((each.gone for each in self._stock.namespaces.values()), Counter())
+        gone: Counter[str] = Counter()
+        for each in self._stock.namespaces.values():
+            gone.update(each.gone)
+        return gone
 
     def hash_records(self, count: int) -> bool:
         """Brings the digests up to date by up to `count` records, a microsecond each. True when there are more."""

@@ -154,7 +154,7 @@ class Drain:
     async def _run(self) -> None:
         """Looks again as long as something is left, and where something was stored since: handoffs go on."""
         while True:
-            look, stored = _Look(moves=True), self._stored()
+            look, stored, unfinished = _Look(moves=True), self._stored(), self._unfinished()
             self._looking = True
             try:
                 await self._look(look)
@@ -164,9 +164,10 @@ class Drain:
                 self._looking = False
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if look.left_by or look.moved:
+            if look.left_by or look.moved or unfinished:
                 self._done = False
-                await asyncio.sleep(_RETRY_S if look.left_by else 0.1)
+                self._why = self._why if look.left_by else "puts that began before are unfinished" if unfinished else ""
+                await asyncio.sleep(0.1 if look.moved and not look.left_by else _RETRY_S)
                 continue
             if not self._done:
                 self._done, self._why = True, ""
@@ -180,6 +181,10 @@ class Drain:
             async with asyncio.timeout(_ANEW_S):
                 while self._stored() == stored:  # noqa: ASYNC110 - a put tells nobody that waits
                     await asyncio.sleep(_NEWS_S)
+
+    def _unfinished(self) -> bool:
+        """Whether puts or handoffs have slots that they have not committed yet."""
+        return any(tier.leases for tier in self._catalog.usage().tiers)
 
     def _stored(self) -> int:
         return self._catalog.usage().counters.get("stored_blocks", 0)

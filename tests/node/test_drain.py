@@ -178,6 +178,20 @@ async def test_what_comes_later_is_moved_too(here: Site) -> None:
     assert np.array_equal(target, SOURCE)
 
 
+async def test_a_put_that_began_before(here: Site) -> None:
+    """Its slots are given, so it may commit: until it has, the node may not be stopped, and then it is moved too."""
+    _, nodes = await cluster_of(here, 2)
+    client = await writer_of(here, nodes[0], copies=1)
+    writer = await client.begin_store(tokens(BLOCKS), kv_of())
+    drain(nodes[0])
+    told = await looked(nodes[0], 2)
+    assert (told.done, told.left, told.why) == (False, 0, "puts that began before are unfinished")
+    await writer.write_layers(0, LAYOUT.layers)
+    assert (await writer.commit()).stored == BLOCKS
+    assert (await done(nodes[0])).moved_blocks == BLOCKS
+    assert held(nodes[1], client) == BLOCKS
+
+
 async def test_a_control_plane_that_restarts(here: Site) -> None:
     """The drain waits for it and goes on; the node is draining for the new one too."""
     control = await here.control(**FAST)
