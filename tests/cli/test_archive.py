@@ -89,6 +89,18 @@ async def test_every_changed_byte_is_found(tmp_path: Path) -> None:
             await read(path)
 
 
+async def test_a_block_is_verified_by_itself(tmp_path: Path) -> None:
+    """When it is stored the whole has been verified before, and the file may be another by then."""
+    path = tmp_path / "x.kv"
+    await write(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(HEADER.pack()) + HEADER.names_bytes + 5] ^= 1
+    path.write_bytes(damaged)
+    async with opened(path) as file:
+        with pytest.raises(ChecksumMismatch, match=BLOCKS[0].key.hex()):
+            await anext(file.blocks())
+
+
 async def test_blocks_that_were_exchanged_or_taken_out(tmp_path: Path) -> None:
     """Each is right by itself, so it is the digest that tells."""
     path = tmp_path / "x.kv"

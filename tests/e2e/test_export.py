@@ -148,17 +148,22 @@ async def test_several_shards_and_little_room(processes: Cluster, admin: Admin) 
     control = await processes.control(heartbeat_ms="50")
     node = await processes.node("n", control=control.address, **SIZES)
     ranks = [await processes.client(node, shard=(rank, 2)) for rank in range(2)]
+    whole, partial = (0, 4, 5, 6), (1, 2, 3)
     for client in ranks:
-        await store(client, 0)
-    await store(ranks[0], 1, blocks=2)
-    await eventually(lambda: whole_match(ranks[1], tokens(BLOCKS, 0)))
+        for seed in whole:
+            await store(client, seed, blocks=2)
+    for seed in partial:
+        await store(ranks[0], seed, blocks=1)
+    for seed in whole:
+        await eventually(lambda seed=seed: whole_match(ranks[1], tokens(2, seed)))
     file = processes.folder / "x.kv"
     said = await admin(control, "export", str(file), "--namespace", NAMESPACE.id.hex(), code=1)
-    assert (said["blocks"], said["missing"]) == (2 * BLOCKS, 2)
+    blocks = 2 * 2 * len(whole)
+    assert (said["blocks"], said["missing"]) == (blocks, len(partial))
     small = await processes.control(heartbeat_ms="50", index_path=str(processes.folder / "other"))
     target = await processes.node("small", control=small.address, dram_bytes="1MiB", slab_bytes="512KiB")
     await eventually(lambda: registered(admin, small))
-    assert (await admin(small, "import", str(file)))["stored"] == 2 * BLOCKS
+    assert (await admin(small, "import", str(file)))["stored"] == blocks
     usage = await processes.usage(target)
     assert usage.violations == []
     assert sum(tier.live_slots for tier in usage.tiers) == 1024 // 128

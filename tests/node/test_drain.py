@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from kvstore.blocks.namespace import Namespace
+from kvstore.blocks.state import Outcome
 from kvstore.client import AsyncClient, buffers
 from kvstore.config import MIB
 from kvstore.errors import InvalidInput
 from kvstore.node.answers import ShardId
 from kvstore.node.app import NodeServer
-from kvstore.pb import node_pb2
+from kvstore.node.copyrequests import Due
+from kvstore.pb import node_pb2, types_pb2
 from tests.cluster import LAYOUT, random_blocks, whole_match
 from tests.inprocess import Site, at_rest, site, tokens
 from tests.node.test_replicas import FAST, SOURCE, cluster_of, copies, held, kv_of, writer_of
@@ -59,6 +61,15 @@ async def neighbours(node: NodeServer, others: int) -> bool:
     assert node._publisher is not None
     reply = await node._publisher.holders(ShardId(0, 1), b"")
     return sum(each.node_id != node.node_id for each in reply.nodes) == others
+
+
+async def ask_to_copy(owner: NodeServer, node: NodeServer, client: AsyncClient, seed: int) -> set[Outcome]:
+    """What a node answers to the owner of a prompt's blocks who asks it for copies."""
+    chain, shard, requests = client.chain(tokens(BLOCKS, seed)), ShardId(0, 1), owner.drain._requests
+    standings = owner.catalog.standings(chain.namespace_id, shard, chain.keys, owner.custody.clock())
+    run = [Due(key, standing, ()) for key, standing in zip(chain.keys, standings, strict=True)]
+    address = types_pb2.NodeAddress(node_id=node.node_id, grpc=node.address)
+    return set(await requests.ask(address, (chain.namespace_id, shard), run))
 
 
 async def known(node: NodeServer) -> None:
@@ -128,12 +139,14 @@ async def test_it_takes_nothing_more(here: Site) -> None:
     await done(nodes[0])
     assert nodes[1].replicas is not None
     await eventually(lambda: nodes[1].replicas.counters["copies_short"] == BLOCKS)
+    assert await ask_to_copy(nodes[1], nodes[0], other, seed=2) == {Outcome.REFUSED}
     assert held(nodes[0], other, seed=2) == 0
 
     drain(nodes[0], END)
     assert not said(nodes[0]).draining
     assert (await client.store(tokens(BLOCKS, seed=1), kv_of())).stored == BLOCKS
     await eventually(lambda: held(nodes[0], other, seed=2) == BLOCKS)
+    assert await ask_to_copy(nodes[1], nodes[0], other, seed=2) == {Outcome.PRESENT}
     await at_rest(*nodes)
     assert control.address
 
