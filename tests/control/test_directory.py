@@ -6,7 +6,10 @@ from kvstore.control import directory as module
 from kvstore.control.directory import FORGOTTEN_MS, Directory
 from kvstore.control.index.base import NodeRecord
 from kvstore.errors import Refused
-from kvstore.pb import types_pb2
+from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
+from kvstore.rpc.channel import caller
+from tests.contracts.index import key
+from tests.control.conftest import DEADLINE_S, FakeNode, match
 
 LOST_MS = 2000
 LOAD = types_pb2.NodeLoad(lanes=[types_pb2.LaneLoad(lane="dram", queued_bytes=7)])
@@ -109,3 +112,40 @@ def test_nodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     directory.check_room("a")
     with pytest.raises(Refused):
         directory.check_room("b")
+
+
+def test_a_node_that_is_drained_is_no_holder_any_more() -> None:
+    """It is answered as ever; those who keep copies neither count its copies nor seek any there, until it is in service
+    again. To register anew changes nothing of that."""
+    directory, tiers = Directory(LOST_MS), [control_pb2.TierUse(tier=types_pb2.TIER_DRAM, capacity_bytes=9)]
+    for ref, node_id in enumerate(("a", "b"), 1):
+        directory.register(ref, address(node_id, ref), [], 0)
+        assert directory.heartbeat(node_id, ref, LOAD, tiers, 0, draining=node_id == "a")
+    assert [state.address.node_id for state in directory.able(1)] == ["b"]
+    assert [directory.keeping(ref, 1) for ref in (1, 2, 3)] == [False, True, False]
+    assert directory.answerable(1, 1)
+    directory.register(1, address("a", 1), [], 2)
+    assert not directory.keeping(1, 3)
+    assert directory.heartbeat("a", 1, LOAD, tiers, 4)
+    assert directory.keeping(1, 5)
+    assert len(directory.able(5)) == 2
+    assert not directory.keeping(1, LOST_MS + 5)
+
+
+async def test_holders_leave_out_a_node_that_is_drained(control: control_pb2_grpc.ControlStub, node: FakeNode) -> None:
+    """A match names it all the same."""
+    await node.register()
+    await node.add([key(1)])
+    asked = control_pb2.HoldersRequest(caller=caller("test"), keys=key(1))
+    for draining in (False, True, False):
+        heartbeat = control_pb2.HeartbeatRequest(
+            caller=caller("test"),
+            node_id=node.node_id,
+            incarnation=node.incarnation,
+            tiers=[control_pb2.TierUse(tier=types_pb2.TIER_DRAM, capacity_bytes=9)],
+            draining=draining,
+        )
+        assert (await control.Heartbeat(heartbeat, timeout=DEADLINE_S)).known
+        reply = await control.Holders(asked, timeout=DEADLINE_S)
+        assert (len(reply.nodes), len(reply.holder_block)) == ((0, 0) if draining else (1, 4))
+        assert (await match(control, [key(1)])).blocks == 1
