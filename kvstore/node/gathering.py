@@ -75,6 +75,7 @@ class Gathering:
         self._kept_pieces: list[list[Piece]] = []
         self._paths: dict[int, Path] = {}
         self._opened: list[int] = []  # those that the plan began with
+        self._sought: set[int] = set()  # blocks for which helpers were asked at once
         self._live: set[int] = set()
         self._runs: dict[int, asyncio.Task[None]] = {}  # by path
         self._ends: dict[int, asyncio.Task[None]] = {}  # of paths that were lost
@@ -103,16 +104,9 @@ class Gathering:
         if staged:
             paths.append(self._here(staged))
         paths += self._maker.to_owners(set(absent))
-        self._opened = [self._add(path) for path in paths]  # also one that is cancelled while it opens is settled
-        # A ticket that is refused is the load's own error; an owner that cannot be reached is one of several.
-        answers = await asyncio.gather(*(path.open() if self._start.ticket else opened(path) for path in paths))
-        self._hear(paths)
         ready: dict[int, set[int]] = {block: set() for block in [*staged, *absent]}
-        for number, path, outcomes in zip(self._opened, paths, answers, strict=True):
-            for block, outcome in zip(path.blocks, outcomes, strict=True):
-                if outcome is Outcome.READY:
-                    ready[block].add(number)
-                self.outcomes[block] = _better(self.outcomes[block], outcome)
+        await self._open(paths, ready)
+        await self._open(self._instead(paths), ready)
         self._usable = next(
             (block for block, outcome in enumerate(self.outcomes) if outcome is not Outcome.READY), len(self.outcomes)
         )
@@ -125,6 +119,29 @@ class Gathering:
         missing = [[piece for piece in group if not self._is_kept(piece)] for group in groups]
         self._board = Board(missing, {block: frozenset(ready[block]) for block in wanted})
         self._plan_relays()
+
+    async def _open(self, paths: Sequence[Path], ready: dict[int, set[int]]) -> None:
+        """All at once. ready: gets who can bring each block."""
+        numbers = [self._add(path) for path in paths]  # also one that is cancelled while it opens is settled
+        self._opened += numbers
+        # A ticket that is refused is the load's own error; an owner that cannot be reached is one of several.
+        answers = await asyncio.gather(*(path.open() if self._start.ticket else opened(path) for path in paths))
+        self._hear(paths)
+        for number, path, outcomes in zip(numbers, paths, answers, strict=True):
+            for block, outcome in zip(path.blocks, outcomes, strict=True):
+                if outcome is Outcome.READY:
+                    ready[block].add(number)
+                self.outcomes[block] = _better(self.outcomes[block], outcome)
+
+    def _instead(self, paths: Sequence[Path]) -> list[NodePath]:
+        """Helpers to ask for what lies in storage that this node cannot reach itself, and has no other way to."""
+        ways = []
+        for path in paths:
+            if isinstance(path, NodePath) and path.route == "direct":
+                lost = [block for block in path.blocks if self.outcomes[block] is Outcome.NODE_LOST]
+                ways.append(Direct(path.node_id, lost, path.shared))
+                self._sought.update(lost)
+        return self._maker.through(self._maker.any_helpers(ways), ways)
 
     def _pin(self) -> None:
         now_ns = self._custody.clock()
@@ -173,8 +190,9 @@ class Gathering:
 
     def _plan_relays(self) -> None:
         """Which other nodes' storage NICs to use beside our own. They join when they have answered."""
+        wanted = set(range(self._usable)) - self._sought
         direct = [
-            Direct(path.node_id, [block for block in path.blocks if block < self._usable], path.shared, path.lanes)
+            Direct(path.node_id, [block for block in path.blocks if block in wanted], path.shared, path.lanes)
             for path in self._paths.values()
             if isinstance(path, NodePath) and path.route == "direct"
         ]

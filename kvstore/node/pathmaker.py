@@ -69,8 +69,7 @@ class PathMaker:
         length = len({block for way in direct for block in way.blocks}) * self._layout.block_bytes
         if not length:
             return None
-        config, resources = self._resources.config, self._resources
-        apart = {resources.address.node_id, *(way.node_id for way in direct)}
+        config, resources, apart = self._resources.config, self._resources, self._apart(direct)
         now_ns = resources.custody.clock()
         helpers = [resources.heard.fresher(helper, now_ns) for helper in self._start.helpers if config.relay]
         shared = resources.shared.lane if resources.shared is not None and all(way.shared for way in direct) else None
@@ -85,6 +84,15 @@ class PathMaker:
             _storage_bytes_per_s(direct),
         )
         return plan(asked)
+
+    def any_helpers(self, direct: Sequence[Direct]) -> list[str]:
+        """Helpers for what this node cannot reach itself: as many as may join, in the order of the match."""
+        config, apart = self._resources.config, self._apart(direct)
+        names = [helper.node.node_id for helper in self._start.helpers if config.relay]
+        return [name for name in names if name not in apart][: config.relay_helpers_max]
+
+    def _apart(self, direct: Sequence[Direct]) -> set[str]:
+        return {self._resources.address.node_id, *(way.node_id for way in direct)}
 
     def through(self, helpers: Sequence[str], direct: Sequence[Direct]) -> list[NodePath]:
         """The paths through these helpers to what lies in storage."""

@@ -30,13 +30,15 @@ BLOCKS = 32
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """A storage node, a reader and a helper. gRPC has a network of its own; the helper reaches the reader over the
-    compute network. No control plane: what is loaded is named by hand, with the helper."""
+    """A storage node, a reader and a helper. gRPC has a network of its own, but for a second storage node, which has
+    one NIC alone; the helper reaches the reader over the compute network. No control plane: what is loaded is named by
+    hand, with the helper. writer, apart: clients of the storage nodes."""
 
     bed: testbed.Testbed
     cluster: Cluster
     nodes: dict[str, Running]
     writer: AsyncClient
+    apart: AsyncClient
     reader: AsyncClient
     helper: types_pb2.NodeAddress
 
@@ -70,9 +72,9 @@ async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts
     topology = hosts_of(1, 1, Rates(snic_mbit=200))
     async with testbed.testbed(topology) as made, cluster(tmp_path_factory.mktemp("hosts")) as built:
 
-        def place(name: str) -> dict[str, object]:
+        def place(name: str, network: str = CONTROL) -> dict[str, object]:
             host = topology.host(name)
-            listen = f"{host.nic(CONTROL).address}:0"
+            listen = f"{host.nic(network).address}:0"
             return {"listen": listen, "prefix": made.prefix(host), "flags": ("--insecure",)}
 
         nics = {"compute_device": "cnic0", "storage_device": "snic0"}
@@ -86,7 +88,9 @@ async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts
             for name, given in options.items()
         }
         writer, reader, helper = [await built.client(node) for node in nodes.values()]
-        yield Hosts(made, built, nodes, writer, reader, helper._link.node)
+        nodes["apart"] = await built.node("apart", **place("storage", STORAGE), **options["storage"])  # type: ignore[arg-type]
+        apart = await built.client(nodes["apart"])
+        yield Hosts(made, built, nodes, writer, apart, reader, helper._link.node)
 
 
 @pytest.mark.parametrize("whose", ["prefill-1", "decode-1"])
@@ -115,6 +119,22 @@ async def test_a_storage_link_fails_during_a_load(hosts: Hosts, whose: str) -> N
         await hosts.bed.link_up(hosts.host(whose), STORAGE)
     await hosts.clean()
     await eventually(lambda: hosts.loads_over_both(stored), BACK_S)
+
+
+async def test_a_load_that_cannot_even_ask_the_storage_node(hosts: Hosts) -> None:
+    """Its own storage NIC is the only way to it, and that is down: helpers ask in its place."""
+    stored = await store(hosts.apart, BLOCKS, seed=4)
+    await eventually(lambda: hosts.loads_over_both(stored), BACK_S)
+    await hosts.bed.link_down(hosts.host("prefill-1"), STORAGE)
+    try:
+        result, took_s = await timed(hosts.load(stored))
+        assert (result.blocks, result.missing) == (BLOCKS, ())
+        assert {source.route for source in result.sources} == {"relay"}
+        assert took_s < 2 * LOST_S
+    finally:
+        await hosts.bed.link_up(hosts.host("prefill-1"), STORAGE)
+    await eventually(lambda: hosts.loads_over_both(stored), BACK_S)
+    await hosts.clean()
 
 
 async def test_the_storage_nodes_link_fails_during_a_load(hosts: Hosts) -> None:
