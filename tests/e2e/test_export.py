@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import pytest
 from kvstore.blocks.namespace import Namespace
 from kvstore.cli.main import main
 from kvstore.client import AsyncClient, buffers
+from kvstore.config import DoorConfig
+from tests.certs import Certs
 from tests.cluster import LAYOUT, Cluster, Running, cluster, random_blocks, whole_match
 from tests.inprocess import tokens
 from tests.waiting import eventually
@@ -167,3 +172,53 @@ async def test_several_shards_and_little_room(processes: Cluster, admin: Admin) 
     usage = await processes.usage(target)
     assert usage.violations == []
     assert sum(tier.live_slots for tier in usage.tiers) == 1024 // 128
+
+
+@pytest.mark.ucx
+async def test_where_tokens_are_asked(processes: Cluster, admin: Admin, tmp_path: Path) -> None:
+    """A reader's token for the control plane and the tenant's for its bytes: each alone is not enough."""
+    certs = Certs(tmp_path / "certs")
+    tenant, reader = certs.holder("engine", tenant="default"), certs.holder("anna", admin="read")
+    control = await processes.control(**_door(certs.server("control")))
+    node = await processes.node("m", control=control.address, **SIZES, **_door(certs.server("node")))
+    client = await processes.client(node, door=tenant)
+    await store(client, 0)
+    await eventually(lambda: whole_match(client, tokens(BLOCKS, 0)))
+    file = str(processes.folder / "x.kv")
+    shown = ["--door-cert", reader.cert, "--door-key", reader.key, "--door-ca", reader.ca]
+    shown += ["--token-file", reader.token_file]
+    words = "export", file, "--namespace", NAMESPACE.id.hex(), *shown
+    await admin(control, *words, code=2)
+    owns = "--tenant-token-file", tenant.token_file
+    assert (await admin(control, *words, *owns))["blocks"] == BLOCKS
+    assert (await admin(control, *words, *owns, "--node", node.socket))["blocks"] == BLOCKS
+    assert (await admin(control, "import", file, *shown, *owns))["present"] == BLOCKS
+
+
+def _door(door: DoorConfig) -> dict[str, str]:
+    return {"door_cert": door.cert, "door_key": door.key, "door_ca": door.ca, "door_tokens": door.tokens}
+
+
+async def test_an_export_that_is_interrupted(processes: Cluster) -> None:
+    """Ctrl-C, while the node that has the blocks stands still: nothing is left of the file, and no traceback is shown."""
+    control, _ = await filled(processes)
+    folder = processes.folder / "out"
+    folder.mkdir()
+    holder = processes.running[1]
+    argv = [sys.executable, "-m", "kvstore", "admin", "export", str(folder / "x.kv")]
+    argv += ["--namespace", NAMESPACE.id.hex(), "--node", "b", "--control", control.address]
+    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
+    try:
+        await eventually(lambda: os.listdir(folder), 20)
+        holder.signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        said = (await asyncio.wait_for(process.stderr.read(), 20)).decode()
+        code = await process.wait()
+    finally:
+        holder.signal(signal.SIGCONT)
+    if code == 0:  # it was through before
+        assert os.listdir(folder) == ["x.kv"]
+    else:
+        assert (code, os.listdir(folder)) == (130, [])
+    assert "Traceback" not in said
