@@ -153,7 +153,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             book = await self._rules.remove_quota(request.tenant)
         else:
             book = await self._rules.change_quota(request.tenant, rules_of(request.quota))
-        log.info("quota of tenant %r: %s", request.tenant, "removed" if request.remove else rules_of(request.quota))
+        what = "removed" if request.remove else str(rules_of(request.quota))
+        log.info("quota of tenant %r: %s", request.tenant, what)
+        self._events.note(Kind.QUOTA_CHANGED, f"quota of tenant {request.tenant!r}: {what}", subject=request.tenant)
         return await self._told(book)
 
     async def _told(self, book: types_pb2.RuleBook) -> admin_pb2.AdminSetRulesReply:
@@ -214,7 +216,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Purge(self, request: admin_pb2.PurgeStoredRequest, context: Any) -> admin_pb2.PurgeStoredReply:
         reply = await self._purging.purge(request)
         if not request.dry_run:
-            log.info("purge by an operator: %d blocks", sum(node.purged.blocks for node in reply.nodes))
+            count = sum(node.purged.blocks for node in reply.nodes)
+            log.info("purge by an operator: %d blocks", count)
+            self._events.note(Kind.PURGED, f"{count:,} blocks purged by an operator", count=count)
         return reply
 
     @unary

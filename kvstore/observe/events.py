@@ -35,6 +35,8 @@ class Kind(StrEnum):
     DRAIN_DONE = "drain_done"
     DRAIN_ENDED = "drain_ended"
     RULES_CHANGED = "rules_changed"
+    QUOTA_CHANGED = "quota_changed"
+    PURGED = "purged"
     LOG_LEVEL_CHANGED = "log_level_changed"
     EVENTS_LOST = "events_lost"
 

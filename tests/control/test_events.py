@@ -148,6 +148,32 @@ async def test_watch_by_node_and_kind(
     ]
 
 
+async def test_what_operators_do(admin: admin_pb2_grpc.AdminStub) -> None:
+    """Rules, quotas, purges and log levels, each once; what is only asked is no event."""
+    call = await watch(admin)
+    await admin.SetRules(
+        admin_pb2.AdminSetRulesRequest(caller=CALLER, pattern="m*", rules=types_pb2.Rules(copies=2)), timeout=DEADLINE_S
+    )
+    quota = types_pb2.Quota(dram_bytes=2**30)
+    await admin.SetQuota(admin_pb2.AdminSetQuotaRequest(caller=CALLER, tenant="t", quota=quota), timeout=DEADLINE_S)
+    for dry_run in (True, False):
+        purge = admin_pb2.PurgeStoredRequest(caller=CALLER, tenant="t", dry_run=dry_run)
+        await admin.Purge(purge, timeout=DEADLINE_S)
+    await admin.GetRules(admin_pb2.AdminGetRulesRequest(caller=CALLER), timeout=DEADLINE_S)
+    level = admin_pb2.SetNodeLogLevelRequest(caller=CALLER, level="info", logger="kvstore.control.admin")
+    await admin.SetLogLevel(level, timeout=DEADLINE_S)
+    told: list[types_pb2.Event] = []
+    while len(told) < 4:
+        told += (await call.read()).events
+    assert [(event.kind, event.subject) for event in told] == [
+        (Kind.RULES_CHANGED, "m*"),
+        (Kind.QUOTA_CHANGED, "t"),
+        (Kind.PURGED, ""),
+        (Kind.LOG_LEVEL_CHANGED, "kvstore.control.admin"),
+    ]
+    assert "'copies': 2" in told[0].text
+
+
 async def test_the_end_of_the_control_plane(
     server: ControlServer, admin: admin_pb2_grpc.AdminStub, node: FakeNode
 ) -> None:

@@ -200,7 +200,7 @@ def _door(door: DoorConfig) -> dict[str, str]:
 
 
 async def test_an_export_that_is_interrupted(processes: Cluster) -> None:
-    """Ctrl-C, while the node that has the blocks stands still: nothing is left of the file, and no traceback is shown."""
+    """Ctrl-C, while the node that has the blocks stands still: nothing is left of the file; no traceback is shown."""
     control, _ = await filled(processes)
     folder = processes.folder / "out"
     folder.mkdir()
