@@ -1,6 +1,11 @@
-"""The namespaces that have blocks on a device: known after a restart, before any client comes."""
+"""The namespaces that have blocks on a device: known after a restart, before any client comes.
+
+They are in two files, for nothing else on the device says what the blocks of a namespace are like: without them all
+would be lost.
+"""
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,9 +23,10 @@ from kvstore.node.storage.folder import sync_directory
 from kvstore.node.storage.sealed import seal_json, unseal_json
 from kvstore.policy.rules import NamespaceRules
 
-_NAME = "namespaces.json"
+_NAME, _SPARE_NAME = "namespaces.json", "namespaces.spare.json"
 _RETIRED_RULES = {"keep_copy"}
 """That manifests may still name."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +43,60 @@ class KnownNamespace:
 
 
 class Manifest:
-    """The file in a device's directory. One save at a time; loading is safe beside it."""
+    """The files in a device's directory. One save at a time; loading is safe beside it."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / _NAME
+        self.spare_path = directory / _SPARE_NAME
 
     async def load(self) -> list[KnownNamespace]:
-        """No namespaces where the file is missing. Raises ChecksumMismatch for a damaged file, VersionMismatch for a
-        newer one, DeviceFailed."""
-        with device_errors(self.path):
+        """No namespaces where no file is. The second serves where the first is missing or damaged. Raises
+        ChecksumMismatch for a damaged file without another, VersionMismatch for a newer one, DeviceFailed."""
+        damage: ChecksumMismatch | None = None
+        for path in (self.path, self.spare_path):
             try:
-                async with aiofiles.open(self.path, "rb") as file:
-                    raw = await file.read()
-            except FileNotFoundError:
-                return []
-        try:
-            return [_from_json(fields) for fields in unseal_json(raw)]
-        except (ChecksumMismatch, KeyError, TypeError, ValueError, InvalidInput) as error:
-            raise ChecksumMismatch(f"{self.path}: {error}") from error
+                known = await _load(path)
+            except ChecksumMismatch as error:
+                log.error("%s", error)
+                damage = damage or error
+            else:
+                if known is not None:
+                    return known
+        if damage is not None:
+            raise damage
+        return []
 
     async def save(self, namespaces: Iterable[KnownNamespace]) -> None:
-        """Replaces the file; it is on stable storage, and at any moment whole. Raises DeviceFailed."""
+        """Replaces the files, one after the other; they are on stable storage, and at any moment whole. Raises
+        DeviceFailed."""
         text = seal_json([_to_json(known) for known in namespaces])
-        fresh = self.path.with_name(f"{_NAME}.new")
-        with device_errors(self.path):
-            async with aiofiles.open(fresh, "w") as file:
-                await file.write(text)
-                await file.flush()
-                await asyncio.to_thread(os.fsync, file.fileno())
-            await aiofiles.os.replace(fresh, self.path)
-            await asyncio.to_thread(sync_directory, self.path.parent)
+        for path in (self.path, self.spare_path):
+            await _replace(path, text)
+
+
+async def _load(path: Path) -> list[KnownNamespace] | None:
+    """None where there is no file."""
+    with device_errors(path):
+        try:
+            async with aiofiles.open(path, "rb") as file:
+                raw = await file.read()
+        except FileNotFoundError:
+            return None
+    try:
+        return [_from_json(fields) for fields in unseal_json(raw)]
+    except (ChecksumMismatch, KeyError, TypeError, ValueError, InvalidInput) as error:
+        raise ChecksumMismatch(f"{path}: {error}") from error
+
+
+async def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    with device_errors(path):
+        async with aiofiles.open(fresh, "w") as file:
+            await file.write(text)
+            await file.flush()
+            await asyncio.to_thread(os.fsync, file.fileno())
+        await aiofiles.os.replace(fresh, path)
+        await asyncio.to_thread(sync_directory, path.parent)
 
 
 def _to_json(known: KnownNamespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The manifest: the namespaces that were saved, or a typed error."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,14 +31,24 @@ KNOWN = [
 
 
 async def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    """All fields; a second save replaces the first, and leaves no other file."""
+    """All fields; a second save replaces the first, and leaves no other files."""
     manifest = Manifest(tmp_path)
     assert await manifest.load() == []
     await manifest.save(KNOWN)
     assert await Manifest(tmp_path).load() == KNOWN
     await manifest.save(KNOWN[:1])
     assert await manifest.load() == KNOWN[:1]
-    assert os.listdir(tmp_path) == [manifest.path.name]
+    assert set(os.listdir(tmp_path)) == {manifest.path.name, manifest.spare_path.name}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{")])
+async def test_one_file_of_the_two_is_enough(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """Whichever is missing or damaged; the next save makes both whole."""
+    manifest = Manifest(tmp_path)
+    for path in (manifest.path, manifest.spare_path):
+        await manifest.save(KNOWN)
+        damage(path)
+        assert await Manifest(tmp_path).load() == KNOWN
 
 
 async def test_a_rule_that_is_no_more_is_passed_over(tmp_path: Path) -> None:
@@ -65,6 +76,7 @@ async def test_a_namespace_under_another_ones_name_is_an_error(tmp_path: Path) -
     """Its id is made of what it was opened as."""
     manifest = Manifest(tmp_path)
     await manifest.save([replace(KNOWN[2], named=replace(NAMED, model="qwen"))])
+    manifest.spare_path.unlink()
     with pytest.raises(ChecksumMismatch):
         await manifest.load()
 
@@ -73,6 +85,7 @@ async def test_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
     """Wherever it is: never another namespace, layout or time."""
     manifest = Manifest(tmp_path)
     await manifest.save(KNOWN)
+    manifest.spare_path.unlink()
     raw = manifest.path.read_bytes()
     for at in range(len(raw)):
         manifest.path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 7]) + raw[at + 1 :])
