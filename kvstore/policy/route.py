@@ -11,7 +11,8 @@ begun is N. No lane idles before T, so no split is faster.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 RATE_START_BYTES_PER_S = 125_000_000
 """Of a lane that has not moved anything yet."""
@@ -124,11 +125,18 @@ def plan(question: Question) -> Plan:
             continue
         lanes.append(lane)
         expected_s = with_it_s
-    shares = tuple(
-        Share(lane.name, lane.bytes_per_s, lane.wait_s, int(lane.bytes_per_s * max(0.0, expected_s - lane.wait_s)))
-        for lane in lanes
-    )
+    lengths = _lengths(question.length, lanes, expected_s)
+    shares = tuple(replace(lane, length=length) for lane, length in zip(lanes, lengths, strict=True))
     return Plan(shares, expected_s, alone_s, tuple(left_out))
+
+
+def _lengths(length: int, lanes: Sequence[Share], ends_s: float) -> list[int]:
+    """What each lane carries by then, in whole bytes: together the load, also where storage is the limit."""
+    # After a wait that is long enough a float does not tell the end from the beginning: then it is the own NIC's.
+    parts = [lane.bytes_per_s * max(0.0, ends_s - lane.wait_s) for lane in lanes]
+    carried = list(accumulate(parts if any(parts) else [1.0, *parts[1:]], initial=0.0))
+    borders = [round(length * part / carried[-1]) for part in carried]
+    return [end - begin for begin, end in pairwise(borders)]
 
 
 def fluid_s(length: int, lanes: Sequence[tuple[float, float]]) -> float:
