@@ -61,7 +61,7 @@ async def _follow(
 ) -> node_pb2.DrainReply:
     """Until the node may be stopped, or it is seen that it will not come to that; a plain look: until its end."""
     until = time.monotonic() + args.deadline_s
-    progress_made = looks_then = 0
+    progress_made = looks_then = settled = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[moved]}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"drain of {args.node}", total=reply.blocks, moved="")
@@ -75,7 +75,8 @@ async def _follow(
             await asyncio.sleep(_LOOK_S)
             reply = await _ask(stub, args, node_pb2.DRAIN_ACTION_UNSPECIFIED)
             moved = f"{shown_bytes(reply.moved_bytes)} moved"
-            progress.update(bar, completed=reply.elsewhere + reply.moved_blocks, total=reply.blocks, moved=moved)
+            settled = max(settled, reply.looked_at - reply.left)  # a later look begins at none
+            progress.update(bar, completed=settled, total=reply.blocks, moved=moved)
     return reply
 
 
