@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 BUCKETS = 256
+SHARD_COUNT_MAX = 1024
+"""Of one block; more than any group of ranks has, and within the 16 bits of a record."""
 DIGEST_BYTES = 8
 
 _SUFFIX = struct.Struct("<BHH")

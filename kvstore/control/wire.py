@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kvstore.blocks.digest import BUCKETS, DIGEST_BYTES
+from kvstore.blocks.digest import BUCKETS, DIGEST_BYTES, SHARD_COUNT_MAX
 from kvstore.blocks.keys import KEY_BYTES, unpack_keys
 from kvstore.blocks.state import Tier
 from kvstore.control.directory import NodeState
@@ -15,8 +15,8 @@ from kvstore.observe.events import REPORTED_MAX
 from kvstore.pb import control_pb2, types_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
-SHARD_COUNT_MAX = 1024
 NAME_BYTES_MAX = 255
+NODE_BYTES_MAX = 2**63
 LANES_MAX = 64
 NAMESPACE_BYTES = 16
 EVENT_BYTES_MAX = 16 * 1024
@@ -60,6 +60,8 @@ def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:
     check_lanes(request.lanes)
     if len(request.tiers) > LANES_MAX:
         raise TooLarge(f"tiers: more than {LANES_MAX}")
+    if sum(tier.capacity_bytes + tier.live_bytes + tier.reserved_bytes for tier in request.tiers) > NODE_BYTES_MAX:
+        raise InvalidInput(f"tiers: a node has no more than {NODE_BYTES_MAX} bytes")
     check_events(request.events)
 
 

@@ -558,8 +558,7 @@ class Catalog:
     def match(self, namespace_id: bytes, shard_count: int, keys: Sequence[bytes], now_ns: int) -> int:
         """How many leading keys are live in all shards here. Touches nothing, unless the namespace's rules have a probe
         extend what it finds."""
-        if shard_count < 1:
-            raise InvalidInput(f"match: {shard_count} shards")
+        check_shard(ShardId(0, shard_count))
         trees = [self._stock.tree(namespace_id, ShardId(rank, shard_count)) for rank in range(shard_count)]
         return self._reading.match(trees, keys, now_ns)
 

@@ -5,6 +5,7 @@ from itertools import islice
 from kvstore.errors import TooLarge
 from kvstore.node.answers import ShardId, Whereabouts
 from kvstore.node.custody import Custody
+from kvstore.node.reserve import check_shard
 from kvstore.node.retention import Retention
 from kvstore.pb import node_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
@@ -19,6 +20,7 @@ _NS_PER_MS = 1_000_000
 def explain(custody: Custody, retention: Retention, request: node_pb2.ExplainRequest) -> node_pb2.ExplainReply:
     """Touches nothing. Raises InvalidInput for what are no keys, TooLarge for more than a message may have."""
     keys, count, now_ns = keys_of(request.keys), request.shard_count or 1, custody.clock()
+    check_shard(ShardId(0, count))
     if len(keys) * count > KEYS_PER_MESSAGE_MAX:
         raise TooLarge(f"explain: {len(keys)} keys in {count} shards are more than {KEYS_PER_MESSAGE_MAX}")
     found = [

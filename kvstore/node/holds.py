@@ -14,6 +14,7 @@ import numpy as np
 
 from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
+from kvstore.errors import InvalidInput
 from kvstore.node.catalog import ShardId
 from kvstore.node.custody import Custody
 from kvstore.node.neighbours import Neighbours
@@ -51,7 +52,9 @@ class Holds:
         return len(self._holds)
 
     async def hold(self, request: node_pb2.HoldRequest, keys: list[bytes], session: Session) -> node_pb2.HoldReply:
-        """Pins at all owners; answers the prefix that they confirmed. An owner that is silent confirms nothing."""
+        """Pins at all owners; answers the prefix that they confirmed. An owner that is silent confirms nothing. Raises
+        InvalidInput."""
+        named = _column(request.block_node)
         now_ns = self._custody.clock()
         hold_ns = min(request.hold_ms, self._config.hold_ms_max) * 1_000_000
         shard = ShardId(request.shard_rank, request.shard_count)
@@ -65,7 +68,7 @@ class Holds:
         self._holds[hold_id] = hold
         heapq.heappush(self._ends, (hold.deadline_ns, hold_id))
         confirmed = [outcome is Outcome.READY for outcome in pins.outcomes]
-        absent = self._absent(request, confirmed)
+        absent = self._absent(request, named, confirmed)
         await asyncio.gather(
             *(self._pin_remote(request, keys, hold, node, blocks, confirmed) for node, blocks in absent)
         )
@@ -102,11 +105,11 @@ class Holds:
             self._holds.pop(heapq.heappop(self._ends)[1], None)
 
     def _absent(
-        self, request: node_pb2.HoldRequest, confirmed: Sequence[bool]
+        self, request: node_pb2.HoldRequest, named: Sequence[int], confirmed: Sequence[bool]
     ) -> list[tuple[types_pb2.NodeAddress, list[int]]]:
         """What is not here, by the node that the caller believes to have it."""
         grouped: dict[int, list[int]] = {}
-        for block, node in enumerate(np.frombuffer(request.block_node, "<u2")[: len(confirmed)].tolist()):
+        for block, node in enumerate(named[: len(confirmed)]):
             if not confirmed[block] and node < len(request.nodes) and request.nodes[node].node_id != self._node_id:
                 grouped.setdefault(node, []).append(block)
         return [(request.nodes[node], blocks) for node, blocks in grouped.items()]
@@ -142,3 +145,9 @@ class Holds:
         hold.remote.append((node.grpc, reply.pin_id))
         for block, outcome in zip(blocks, reply.outcomes, strict=True):
             confirmed[block] = outcome == Outcome.READY
+
+
+def _column(block_node: bytes) -> list[int]:
+    if len(block_node) % 2:
+        raise InvalidInput(f"block_node: {len(block_node)} bytes are no column of uint16")
+    return np.frombuffer(block_node, "<u2").tolist()  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from kvstore.blocks.digest import SHARD_COUNT_MAX
 from kvstore.blocks.keys import KEY_BYTES
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput
@@ -20,7 +21,6 @@ _RETRY_NS_MIN, _RETRY_NS_MAX = 10_000_000, 1_000_000_000
 _RETRY_OWED_NS = 50_000_000
 # What is on NVMe is stored: it is not written to DRAM again. A copy for HBM is made of what lies below.
 _STORED_AS_WELL = {Tier.HBM: (Tier.HBM,), Tier.DRAM: (Tier.DRAM, Tier.NVME), Tier.NVME: (Tier.NVME,)}
-_SHARDS_MAX = 0xFFFF  # the rank and the count travel as 16 bits
 
 
 class Reserving:
@@ -154,7 +154,7 @@ class Reserving:
 
 
 def shard_is_right(rank: int, count: int) -> bool:
-    return 0 <= rank < count <= _SHARDS_MAX
+    return 0 <= rank < count <= SHARD_COUNT_MAX
 
 
 def check_shard(shard: ShardId) -> None:

@@ -10,6 +10,7 @@ from kvstore.errors import ConfigError
 from kvstore.pb import types_pb2
 from kvstore.rpc import PROTOCOL_VERSION, tracing
 from kvstore.rpc.certificates import Role
+from kvstore.rpc.decoding import Decoding
 from kvstore.rpc.guarded import GuardedChannel
 from kvstore.rpc.tokens import bearing, shown_token
 from kvstore.rpc.tracing import traced
@@ -79,7 +80,7 @@ def make_server(
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
         ("grpc.max_allowed_incoming_connections", door.connections_max),
     ]
-    return grpc.aio.server(interceptors=[*tracing.interceptors(), *interceptors], options=options)
+    return grpc.aio.server(interceptors=[*tracing.interceptors(), *interceptors, Decoding()], options=options)
 
 
 def caller(name: str) -> types_pb2.Caller:

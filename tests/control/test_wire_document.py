@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.blocks.digest import empty_digests, pack_digests, record_hash, record_hashes, toggle
+from kvstore.blocks.digest import SHARD_COUNT_MAX, empty_digests, pack_digests, record_hash, record_hashes, toggle
 from kvstore.config import DoorConfig
 from kvstore.control.directory import HELPERS_MAX, NODES_MAX
 from kvstore.control.events import WATCHERS_MAX
 from kvstore.control.prefix import LOCATIONS_MAX
-from kvstore.control.wire import LANES_MAX, SHARD_COUNT_MAX
+from kvstore.control.wire import LANES_MAX
 from kvstore.node.listing import BLOCKS_MAX
 from kvstore.node.outgoing import CREDITS_MAX
 from kvstore.observe.events import REPORTED_MAX
