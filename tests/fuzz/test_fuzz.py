@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.blocks.namespace import Namespace
 from kvstore.client import AsyncClient, buffers
 from kvstore.errors import KVStoreError
 from kvstore.node.app import NodeServer
@@ -88,9 +89,8 @@ async def test_calls_to_a_node(tmp_path: Path, complaints: Complaints) -> None:
         client = await stored(here, node)
         before = Held()
         await fuzzed(node.socket, "Node", Part("node"), client)
-        content = random_blocks(LAYOUT, 2, seed=9)
-        assert (await client.store(tokens(2, seed=9), buffers.contiguous(content, LAYOUT))).refused == 0
         await rest(before, node, client)
+        await stored(here, node, "of which no rule was set")
 
 
 async def test_calls_to_a_control_plane(tmp_path: Path, complaints: Complaints) -> None:
@@ -198,10 +198,11 @@ async def rest(before: Held, node: NodeServer, client: AsyncClient) -> None:
     await eventually(lambda: open_descriptors(os.getpid()) <= before.descriptors + 40, deadline_s=10)
 
 
-async def stored(here: Site, node: NodeServer) -> AsyncClient:
+async def stored(here: Site, node: NodeServer, model: str = "test") -> AsyncClient:
     """A client that has stored a prompt."""
-    client = await here.client(node)
-    await client.store(tokens(8), buffers.contiguous(random_blocks(LAYOUT, 8), LAYOUT))
+    client = await here.client(node, namespace=Namespace.of(model, LAYOUT))
+    done = await client.store(tokens(8), buffers.contiguous(random_blocks(LAYOUT, 8), LAYOUT))
+    assert done.stored + done.present == 8
     return client
 
 
