@@ -18,8 +18,9 @@ from kvstore.blocks.namespace import Namespace
 from kvstore.client import AsyncClient, buffers
 from kvstore.errors import KVStoreError
 from kvstore.node.app import NodeServer
+from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.certificates import Role
-from kvstore.rpc.channel import open_channel
+from kvstore.rpc.channel import caller, open_channel
 from tests.certs import Certs
 from tests.cluster import LAYOUT, open_descriptors, random_blocks
 from tests.fuzz.calls import DEADLINE_S, METHODS, is_refusal, known_to, made_from, send
@@ -90,6 +91,9 @@ async def test_calls_to_a_node(tmp_path: Path, complaints: Complaints) -> None:
         before = Held()
         await fuzzed(node.socket, "Node", Part("node"), client)
         await rest(before, node, client)
+        async with open_channel(node.socket) as channel:  # a call among them may have begun to empty it
+            ended = node_pb2.DrainRequest(caller=caller("test"), action=node_pb2.DRAIN_ACTION_END)
+            await node_pb2_grpc.NodeStub(channel).Drain(ended, timeout=DEADLINE_S)
         await stored(here, node, "of which no rule was set")
 
 
