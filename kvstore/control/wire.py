@@ -17,6 +17,8 @@ from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
 NAME_BYTES_MAX = 255
 NODE_BYTES_MAX = 2**63
+EVENTS_MAX = 2**48
+"""Of one incarnation; more than it could tell in any time."""
 LANES_MAX = 64
 NAMESPACE_BYTES = 16
 EVENT_BYTES_MAX = 16 * 1024
@@ -68,6 +70,8 @@ def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:
 def check_events(report: control_pb2.EventReport) -> None:
     if len(report.events) > REPORTED_MAX:
         raise TooLarge(f"events: more than {REPORTED_MAX}")
+    if report.first > EVENTS_MAX:
+        raise InvalidInput(f"events: the first has the number {report.first}")
     if len(report.ages_ms) != len(report.events):
         raise InvalidInput("events: one age each is needed")
     if any(event.ByteSize() > EVENT_BYTES_MAX for event in report.events):

@@ -80,7 +80,7 @@ async def test_more_shards_than_there_are(node: NodeServer, client: AsyncClient,
 
 
 async def test_a_node_of_absurd_size(here: Site) -> None:
-    """Is refused, and does not keep others from an answer."""
+    """Or with more events than there are, is refused, and does not keep others from an answer."""
     control = await here.control()
     async with open_channel(control.address) as channel:
         stub: Any = control_pb2_grpc.ControlStub(channel)
@@ -88,5 +88,8 @@ async def test_a_node_of_absurd_size(here: Site) -> None:
         await stub.Register(control_pb2.RegisterRequest(caller=CALLER, address=address), timeout=5)
         tier = control_pb2.TierUse(tier=types_pb2.TIER_DRAM, capacity_bytes=2**64 - 1, live_bytes=2**64 - 1)
         beat = control_pb2.HeartbeatRequest(caller=CALLER, node_id="a", incarnation=1, tiers=[tier, tier])
+        assert await is_bad_input(stub.Heartbeat(beat, timeout=5))
+        report = control_pb2.EventReport(first=2**64 - 1, events=[types_pb2.Event()], ages_ms=[0])
+        beat = control_pb2.HeartbeatRequest(caller=CALLER, node_id="a", incarnation=1, events=report)
         assert await is_bad_input(stub.Heartbeat(beat, timeout=5))
         await stub.Holders(control_pb2.HoldersRequest(caller=CALLER, keys=bytes(16)), timeout=5)

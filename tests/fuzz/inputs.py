@@ -26,20 +26,22 @@ class Known:
 
 
 class Inputs:
-    """All that it gives follows from the seed."""
+    """All that it gives follows from the seed; how often it makes sense, too."""
 
     def __init__(self, seed: int, known: Known | None = None) -> None:
         self.random = Random(seed)
+        self._sense = self.random.choice((0.5, 0.8, 0.97))
         self._known = known.values if known is not None else {}
 
     def message(self, descriptor: Descriptor, depth: int = 0) -> Message:
-        """Of the type; each field is set or not. Every second scalar of a known name has a known value."""
+        """Of the type; each field is set or not, to a known value or any."""
         made = GetMessageClass(descriptor)()
         if descriptor.full_name == "kvstore.v1.Caller":
             made.protocol_version = 1 if self.random.random() < 0.97 else self._whole(0, 2**32 - 1)  # type: ignore[attr-defined]
             return made
         for field in descriptor.fields:
-            if field.name == "caller" or self.random.random() < 0.75:
+            is_known = field.name == "caller" or field.name in self._known
+            if self.random.random() < (0.97 if is_known else 1.1 - self._sense):
                 self._fill(made, field, depth)
         return made
 
@@ -86,13 +88,13 @@ class Inputs:
 
     def _of_message(self, field: FieldDescriptor, depth: int) -> Message:
         known = self._known.get(field.name)
-        if known and self.random.random() < 0.5:
+        if known and self.random.random() < self._sense:
             return self.random.choice(known)  # type: ignore[no-any-return]
         return self.message(field.message_type, depth + 1)
 
     def _scalar(self, field: FieldDescriptor) -> Any:
         known = self._known.get(field.name)
-        if known and self.random.random() < 0.7:
+        if known and self.random.random() < self._sense:
             return self.random.choice(known)
         if field.type in _WHOLE:
             return self._whole(*_WHOLE[field.type])
