@@ -1,6 +1,7 @@
 """Channels and servers with the same limits everywhere."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import grpc
 import grpc.aio
@@ -56,6 +57,7 @@ def open_channel(
     token: shown in place of the door's. Raises ConfigError for certificates and tokens that are none, and for a token
     that would be sent unencrypted.
     """
+    _keep_grpc()
     show = shown_token(door, token)
     local = address.startswith("unix:")
     if show() and not local and not door.shut:
@@ -73,6 +75,7 @@ def make_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (), door: DoorConfig = OPEN_DOOR
 ) -> grpc.aio.Server:
     """A server that refuses to share its port. door: bounds its connections, also where it is open."""
+    _keep_grpc()
     options = [
         *_OPTIONS,
         *_WATCHABLE,
@@ -81,6 +84,14 @@ def make_server(
         ("grpc.max_allowed_incoming_connections", door.connections_max),
     ]
     return grpc.aio.server(interceptors=[*tracing.interceptors(), *interceptors, Decoding()], options=options)
+
+
+@cache
+def _keep_grpc() -> None:
+    """gRPC's asyncio side ends with its last channel or server, in whatever thread collects that one as garbage. There
+    it waits, holding its lock, for a thread of its own that may never end, and every later channel waits for the
+    lock. So it does not end before the process."""
+    grpc.aio.init_grpc_aio()
 
 
 def caller(name: str) -> types_pb2.Caller:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +91,21 @@ async def test_two_servers_never_share_a_port() -> None:
     await first.stop(None)
     await second.stop(None)
     await asyncio.sleep(0)
+
+
+def test_grpc_outlives_its_last_channel() -> None:
+    """Its poller is not ended by whoever collects garbage: that can wait for ever, and all that comes after with it."""
+    program = """
+import asyncio, gc, threading
+from kvstore.rpc.channel import open_channel
+
+async def once():
+    async with open_channel("127.0.0.1:1"):
+        pass
+
+asyncio.run(once())
+gc.collect()
+print([thread.name for thread in threading.enumerate()])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "_poll_wrapper" in ended.stdout
