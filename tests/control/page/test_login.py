@@ -142,7 +142,7 @@ async def test_events_come_through_the_guard(served: ControlServer, certs: Certs
             served.address, door=certs.door("client"), serves=Role.CONTROL, token=certs.secret("olga")
         ) as channel,
     ):
-        request = admin_pb2.SetNodeLogLevelRequest(caller=caller("olga"), level="error", logger="kvstore")
+        request = admin_pb2.SetNodeLogLevelRequest(caller=caller("olga"), level="inherit", logger="kvstore")
         await admin_pb2_grpc.AdminStub(channel).SetLogLevel(request, timeout=DEADLINE_S)
         await log_in(client, certs.secret("anna"))
         async with asyncio.timeout(DEADLINE_S), client.stream("GET", "/api/events") as stream:
