@@ -54,7 +54,7 @@ class Site:
         return client
 
     async def load(self, reader: AsyncClient) -> None:
-        match = await reader.match(TOKENS)
+        match = await eventually(lambda: whole_match(reader, TOKENS))  # other nodes hear of a store a moment later
         memory = np.zeros((match.blocks, LAYOUT.block_bytes), np.uint8)
         await reader.load(match, buffers.contiguous(memory, LAYOUT)).result()
 
