@@ -4,19 +4,15 @@ gRPC's own answer is UNKNOWN, with a traceback in the server's log for each. The
 before it, the guard among them, have decided when it speaks.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
 from kvstore.errors import InvalidInput
 from kvstore.rpc.status import abort
-
-Handler = Any  # of gRPC, whose own type takes no parameters at run time
-_OURS = "/kvstore."
+from kvstore.rpc.wrapping import Handler, Wrapping, behaviour, of_kind
 
 
 class _NoMessage:
@@ -26,28 +22,15 @@ class _NoMessage:
 _NONE = _NoMessage()
 
 
-class Decoding(grpc.aio.ServerInterceptor):
+class Decoding(Wrapping):
     """For one server. Belongs to the event loop."""
 
-    def __init__(self) -> None:
-        self._wrapped: dict[str, Handler] = {}
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        method = handler_call_details.method
-        if method not in self._wrapped:  # a server's handlers are the same from call to call
-            handler = await continuation(handler_call_details)
-            if handler is None or not method.startswith(_OURS):
-                return handler
-            self._wrapped[method] = _wrap(handler)
-        return self._wrapped[method]
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        return _wrap(handler)
 
 
 def _wrap(handler: Handler) -> Handler:
-    inner = handler.stream_stream or handler.unary_stream or handler.unary_unary
+    inner = behaviour(handler)
 
     async def unary(request: Any, context: Any) -> Any:
         if request is _NONE:
@@ -66,12 +49,8 @@ def _wrap(handler: Handler) -> Handler:
             async for message in messages:
                 yield message
 
-    read, write = _reading(handler.request_deserializer), handler.response_serializer
-    if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(unary, read, write)
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(answers, read, write)
-    return grpc.stream_stream_rpc_method_handler(stream, read, write)
+    several = answers if handler.unary_stream else stream
+    return of_kind(handler, unary, several, _reading(handler.request_deserializer))
 
 
 def _reading(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

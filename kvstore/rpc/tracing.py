@@ -13,6 +13,7 @@ import grpc.aio
 
 from kvstore.errors import ConfigError
 from kvstore.rpc.around import Around
+from kvstore.rpc.metadata import KINDS
 
 try:
     from opentelemetry import propagate, trace  # optional: the extra otel
@@ -21,7 +22,6 @@ except ImportError:
 
 EXPORTS = ("none", "otlp", "console")
 _NAME = "kvstore"
-_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 def set_up(process: str, export: str) -> None:
@@ -63,7 +63,7 @@ def is_set_up() -> bool:
 def traced(channel: grpc.aio.Channel) -> grpc.aio.Channel:
     """The channel, whose calls are spans from now on."""
     if is_set_up():
-        for kind in _KINDS:
+        for kind in KINDS:
             setattr(channel, kind, _calls_as_spans(getattr(channel, kind)))
     return channel
 
