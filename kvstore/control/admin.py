@@ -7,7 +7,7 @@ from typing import Any
 
 from kvstore.config import DoorConfig
 from kvstore.control import wire
-from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, why
+from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, reply_of, why
 from kvstore.control.copies import added_up
 from kvstore.control.directory import Directory, NodeState
 from kvstore.control.events import Events
@@ -143,9 +143,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         else:
             book = await self._rules.change(request.pattern, rules_of(request.rules))
         what = "removed" if request.remove else str(rules_of(request.rules))
-        log.info("rules of %r: %s", request.pattern, what)
-        self._events.note(Kind.RULES_CHANGED, f"rules of {request.pattern!r}: {what}", subject=request.pattern)
-        return await self._told(book)
+        return await self._changed(Kind.RULES_CHANGED, f"rules of {request.pattern!r}: {what}", request.pattern, book)
 
     @unary
     async def SetQuota(self, request: admin_pb2.AdminSetQuotaRequest, context: Any) -> admin_pb2.AdminSetRulesReply:
@@ -154,12 +152,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         else:
             book = await self._rules.change_quota(request.tenant, rules_of(request.quota))
         what = "removed" if request.remove else str(rules_of(request.quota))
-        log.info("quota of tenant %r: %s", request.tenant, what)
-        self._events.note(Kind.QUOTA_CHANGED, f"quota of tenant {request.tenant!r}: {what}", subject=request.tenant)
-        return await self._told(book)
+        text = f"quota of tenant {request.tenant!r}: {what}"
+        return await self._changed(Kind.QUOTA_CHANGED, text, request.tenant, book)
 
-    async def _told(self, book: types_pb2.RuleBook) -> admin_pb2.AdminSetRulesReply:
-        """Nodes that are not reached follow with their next heartbeat."""
+    async def _changed(
+        self, kind: Kind, text: str, subject: str, book: types_pb2.RuleBook
+    ) -> admin_pb2.AdminSetRulesReply:
+        """Tells of a change, and all nodes the book. Those that are not reached follow with their next heartbeat."""
+        log.info("%s", text)
+        self._events.note(kind, text, subject=subject)
         told = node_pb2.SetRulesRequest(caller=NODE_CALLER, book=book)
         answers = await self._asking.all(lambda stub: stub.SetRules(told, timeout=NODE_DEADLINE_S))
         nodes = [admin_pb2.NodeReached(node_id=node_id, error=why(answer)) for node_id, answer in answers.items()]
@@ -187,11 +188,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         asked = node_pb2.GetRulesRequest(caller=NODE_CALLER)
         answers = await self._asking.all(lambda stub: stub.GetRules(asked, timeout=NODE_DEADLINE_S))
         nodes = [
-            admin_pb2.NodeRules(
-                node_id=node_id,
-                error=why(answer),
-                rules=None if isinstance(answer, KVStoreError) else answer,
-            )
+            admin_pb2.NodeRules(node_id=node_id, error=why(answer), rules=reply_of(answer))
             for node_id, answer in answers.items()
         ]
         return admin_pb2.AdminGetRulesReply(book=await self._rules.book(), nodes=nodes)

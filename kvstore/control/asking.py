@@ -56,6 +56,11 @@ class Asking:
         return answer
 
 
+def reply_of(answer: Reply | KVStoreError) -> Reply | None:
+    """The answer, where there is one."""
+    return None if isinstance(answer, KVStoreError) else answer
+
+
 def why(answer: object) -> str:
     """Why there is no answer; "" when there is one."""
     return str(answer) if isinstance(answer, KVStoreError) else ""

@@ -3,7 +3,7 @@
 import secrets
 
 from kvstore.control import wire
-from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, why
+from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, reply_of, why
 from kvstore.errors import BlocksMissing, DeadlineExceeded, InvalidInput, KVStoreError, NodeUnavailable
 from kvstore.pb import admin_pb2, node_pb2
 
@@ -56,9 +56,7 @@ class Pinning:
         answers = await self._asking.all(lambda stub: stub.OperatorPins(asked, timeout=NODE_DEADLINE_S))
         return admin_pb2.PinsReply(
             nodes=[
-                admin_pb2.NodePins(
-                    node_id=node_id, error=why(answer), pins=None if isinstance(answer, KVStoreError) else answer
-                )
+                admin_pb2.NodePins(node_id=node_id, error=why(answer), pins=reply_of(answer))
                 for node_id, answer in sorted(answers.items())
             ]
         )
