@@ -40,9 +40,8 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 async def _drain(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
     if args.status:
         return await _ask(stub, args, node_pb2.DRAIN_ACTION_UNSPECIFIED)
-    if args.yes:
-        return await _follow(stub, args, await _ask(stub, args, node_pb2.DRAIN_ACTION_BEGIN))
-    return await _follow(stub, args, await _ask(stub, args, node_pb2.DRAIN_ACTION_LOOK))
+    action = node_pb2.DRAIN_ACTION_BEGIN if args.yes else node_pb2.DRAIN_ACTION_LOOK
+    return await _follow(stub, args, await _ask(stub, args, action))
 
 
 async def _undrain(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from kvstore.blocks.keys import chain
 from kvstore.cli import admin_prefix
 from kvstore.cli.admin_prefix import Prefix
+from kvstore.cli.asking import did_not_answer
 from kvstore.cli.tables import show, table
 from kvstore.errors import InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc
@@ -86,7 +87,7 @@ def _show(reply: admin_pb2.ExplainPrefixReply) -> None:
     show(
         table(("blocks", "first key", "verdict", "why"), _rows(reply)),
         f"{reply.matched_blocks} of {len(reply.blocks)} blocks match",
-        *(f"{node.node_id} did not answer: {node.error}" for node in reply.unreached),
+        *map(did_not_answer, reply.unreached),
     )
 
 

@@ -22,10 +22,10 @@ from kvstore.cli.archive import ArchivedBlock, Bytes, Header
 from kvstore.cli.archive_file import written
 from kvstore.cli.asking import connected
 from kvstore.cli.block_order import in_order, merged, with_ancestors
-from kvstore.cli.near_node import add_near_node, address_of, nodes_alive, tenants_door
+from kvstore.cli.near_node import add_near_node, address_of, near_client, nodes_alive, tenants_door
 from kvstore.cli.tables import progress_of_bytes, show_or_json, shown_bytes, table
 from kvstore.client import AsyncClient, buffers
-from kvstore.config import ClientConfig, DoorConfig
+from kvstore.config import DoorConfig
 from kvstore.errors import BlocksMissing, DeadlineExceeded, UnknownNamespace
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.rpc.channel import caller
@@ -166,16 +166,7 @@ async def _read(
     at_once = max(1, BATCH_BYTES_MAX // header.layout.block_bytes)
     room = np.empty((at_once, header.layout.block_bytes), np.uint8)
     for shard, blocks in chosen.items():
-        client = await AsyncClient.connect(
-            node=near,
-            namespace=header.namespace,
-            layout=header.layout,
-            shard=shard,
-            config=ClientConfig(deadline_ms=60_000),
-            read_only=True,
-            door=door,
-        )
-        async with client:
+        async with await near_client(near, header, shard, door, read_only=True) as client:
             left = iter(blocks)
             while batch := list(islice(left, at_once)):
                 while batch:

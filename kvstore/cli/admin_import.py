@@ -19,11 +19,11 @@ from kvstore.cli.admin_export import BATCH_BYTES_MAX
 from kvstore.cli.archive import ArchivedBlock, Bytes, Header
 from kvstore.cli.archive_file import Opened, opened, verified
 from kvstore.cli.asking import connected
-from kvstore.cli.near_node import add_near_node, address_of, nodes_alive, tenants_door
+from kvstore.cli.near_node import add_near_node, address_of, near_client, nodes_alive, tenants_door
 from kvstore.cli.tables import progress_of_bytes, show_or_json, table
 from kvstore.client import AsyncClient, buffers
 from kvstore.client.storing import StoreResult
-from kvstore.config import ClientConfig, DoorConfig
+from kvstore.config import DoorConfig
 from kvstore.errors import DeadlineExceeded
 
 _CALL_S = 30.0
@@ -130,13 +130,6 @@ class _Storing:
     async def _client(self, shard: tuple[int, int]) -> AsyncClient:
         client = self._clients.get(shard)
         if client is None:
-            connecting = AsyncClient.connect(
-                node=self._near,
-                namespace=self._header.namespace,
-                layout=self._header.layout,
-                shard=shard,
-                config=ClientConfig(deadline_ms=60_000),
-                door=self._door,
-            )
-            client = self._clients[shard] = await self._stack.enter_async_context(await connecting)
+            made = await near_client(self._near, self._header, shard, self._door)
+            client = self._clients[shard] = await self._stack.enter_async_context(made)
         return client

@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from kvstore.blocks.state import Tier
+from kvstore.cli.asking import did_not_answer
 from kvstore.cli.tables import bar, show, shown_bytes, table
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.rpc.channel import caller
@@ -34,7 +35,7 @@ def show_loads(reply: admin_pb2.StatsReply) -> None:
     """One row per way of each load."""
     columns = ("node", "load", "tenant", "blocks", "progress", "way", "bytes", "age", "state")
     rows = [row for node in reply.nodes for load in node.usage.loads for row in load_rows(node.node_id, load)]
-    silent = (f"{node.node_id} did not answer: {node.error}" for node in reply.nodes if not node.reachable)
+    silent = (did_not_answer(node) for node in reply.nodes if not node.reachable)
     show(table(columns, rows, title="loads"), *silent)
 
 

@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from kvstore.cli import admin_prefix
 from kvstore.cli.admin_rules import duration_ms, shown_ms
+from kvstore.cli.asking import unanswered
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.errors import InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
@@ -36,7 +37,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def unasked(reply: admin_pb2.PinPrefixReply) -> list[str]:
     """Nodes that could not be asked."""
-    return [f"{node.node_id} did not answer: {node.error}" for node in reply.nodes if node.error]
+    return unanswered(reply.nodes)
 
 
 async def _pin(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
@@ -103,5 +104,5 @@ def _show_pins(reply: admin_pb2.PinsReply) -> None:
     show(
         table(("node", *_COLUMNS), rows, title="pins"),
         table(("node", "pinned", "budget"), budgets, title="budgets"),
-        *(f"{node.node_id} did not answer: {node.error}" for node in reply.nodes if node.error),
+        *unanswered(reply.nodes),
     )

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from kvstore.blocks.state import Tier
 from kvstore.cli import admin_prefix
+from kvstore.cli.asking import unanswered
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.errors import InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc
@@ -47,7 +48,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def unasked(reply: admin_pb2.PurgeStoredReply) -> list[str]:
     """Nodes that could not be asked."""
-    return [f"{node.node_id} did not answer: {node.error}" for node in reply.nodes if node.error]
+    return unanswered(reply.nodes)
 
 
 async def _purge(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:

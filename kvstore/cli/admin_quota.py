@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.message import Message
 from rich.table import Table
 
+from kvstore.cli.asking import unanswered
 from kvstore.cli.options import shown_size, size
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, types_pb2
@@ -61,7 +62,7 @@ def _show_quotas(reply: admin_pb2.AdminGetQuotasReply) -> None:
     show(
         _set_table(reply.quotas.items()),
         quotas_table((node.node_id, each) for node in reply.nodes for each in node.tenants),
-        *(f"{node.node_id} did not answer: {node.error}" for node in reply.nodes if node.error),
+        *unanswered(reply.nodes),
     )
 
 

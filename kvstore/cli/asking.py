@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.json_format import MessageToDict
@@ -47,6 +47,16 @@ def _token(door: DoorConfig) -> str:
     """Of the environment, where no file is named. Raises ConfigError."""
     text = "" if door.token_file else os.environ.get(TOKEN_VARIABLE, "")
     return expect_secret(text, TOKEN_VARIABLE) if text else ""
+
+
+def did_not_answer(node: Any) -> str:
+    """node: of an answer, with its id and its error."""
+    return f"{node.node_id} did not answer: {node.error}"
+
+
+def unanswered(nodes: Iterable[Any]) -> list[str]:
+    """Those of an answer's nodes that could not be asked."""
+    return [did_not_answer(node) for node in nodes if node.error]
 
 
 def as_json(message: Message) -> str:

@@ -3,13 +3,16 @@
 import argparse
 from dataclasses import replace
 
-from kvstore.config import DoorConfig
+from kvstore.cli.archive import Header
+from kvstore.client import AsyncClient
+from kvstore.config import ClientConfig, DoorConfig
 from kvstore.errors import InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import caller
 from kvstore.rpc.host import host_identity
 
 UNIX = "unix:"
+_CALL_MS = 60_000
 
 
 def add_near_node(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,21 @@ def add_near_node(parser: argparse.ArgumentParser) -> None:
 def tenants_door(args: argparse.Namespace, door: DoorConfig) -> DoorConfig:
     """As a client of the namespace's tenant, not as the operator."""
     return replace(door, token_file=args.tenant_token_file)
+
+
+async def near_client(
+    near: str, header: Header, shard: tuple[int, int], door: DoorConfig, *, read_only: bool = False
+) -> AsyncClient:
+    """A client of a node of this host (`address_of`), in the namespace of a file. Raises what connecting raises."""
+    return await AsyncClient.connect(
+        node=near,
+        namespace=header.namespace,
+        layout=header.layout,
+        shard=shard,
+        config=ClientConfig(deadline_ms=_CALL_MS),
+        read_only=read_only,
+        door=door,
+    )
 
 
 async def nodes_alive(stub: "admin_pb2_grpc.AdminAsyncStub", deadline_s: float) -> list[admin_pb2.NodeState]:
