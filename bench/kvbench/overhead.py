@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -54,7 +54,7 @@ class Measured:
     match_cpu_s: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """Control plane, owner and reader; what is loaded and matched over and over."""
 
@@ -63,8 +63,8 @@ class Cluster:
     loaded: Match
     matched: Chain
     target: np.ndarray
-    process_ids: list[int] = field(default_factory=list)
-    metrics: list[str] = field(default_factory=list)
+    process_ids: list[int]
+    metrics: list[str]
 
     async def measure(self, matches: int) -> Measured:
         await asyncio.gather(*(asyncio.to_thread(_scrape, url) for url in self.metrics))
@@ -96,8 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    options.check_positive(bytes=args.bytes // _LOADED, tokens=args.tokens // BLOCK_TOKENS, matches=args.matches)
-    options.check_positive(rounds=args.rounds)
+    blocks, prompt_blocks = args.bytes // _LOADED, args.tokens // BLOCK_TOKENS
+    options.check_positive(bytes=blocks, tokens=prompt_blocks, matches=args.matches, rounds=args.rounds)
     pairs = asyncio.run(_pairs(args))
     return result.of_this_machine(
         "overhead",
