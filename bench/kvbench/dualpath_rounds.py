@@ -19,12 +19,15 @@ from kvbench.bed_handoffs import Handoffs
 from kvbench.testbed import Counters, Testbed
 from kvbench.topology import STORAGE, Host, Topology
 from kvstore.cli.demo_cluster import Engine
+from kvstore.config import GIB
 from kvstore.errors import ChecksumMismatch, Unavailable
 
 _WARM_UP_SEED = "0"
 _WARM_UP_BLOCKS = 8
 _POLL_S = 0.02
 _HANDOFFS_ALONE = 150
+_ENGINE_DRAM_BYTES = GIB
+"""Of each engine node where handoffs are measured: filled once before, for a slab that is new costs its first user more."""
 
 Nics = Mapping[tuple[str, str], Counters]
 
@@ -130,7 +133,8 @@ async def _round(plan: Plan, stored: Store, order: Sequence[Paths]) -> Round:
     loads = {}
     for paths in order:
         attached = plan.readers + plan.helpers[: bool(plan.handoff_blocks)]
-        async with bed_cluster.engines(stored, plan.hosts, attached, paths) as engines:
+        capacity = ("--dram-bytes", str(_ENGINE_DRAM_BYTES)) if plan.handoff_blocks else ()
+        async with bed_cluster.engines(stored, plan.hosts, attached, paths, capacity=capacity) as engines:
             loads[paths.name] = await _loads(plan, stored, engines)
     return Round(own, every, loads)
 
@@ -146,10 +150,11 @@ async def _loads(plan: Plan, stored: Store, engines: Engines) -> Measured:
     for seed, reader in placed:
         await reader.call("prepare", seed=seed, blocks=str(plan.blocks))
 
-    handoffs = None
+    handoffs, alone_s = None, []
     if plan.handoff_blocks:
         handoffs = Handoffs(readers[-1], engines.engines[plan.helpers[0].name], plan.handoff_blocks)
-    alone_s = await handoffs.run(_HANDOFFS_ALONE) if handoffs else []
+        await handoffs.run(_ENGINE_DRAM_BYTES // (plan.handoff_blocks * LAYOUT.block_bytes) + 1)
+        alone_s = await handoffs.run(_HANDOFFS_ALONE)
     process_ids = [*stored.process_ids, *engines.process_ids]
     before, spent = await bed.counters(), bed_cluster.cpu_seconds(process_ids)
     async with _beside(handoffs) as beside_s, _faulty(plan, bed, engines, before) as struck:
