@@ -74,7 +74,9 @@ class NodeConfig:
     roles: tuple[str, ...] = option((), "prefill, decode, storage; for display and for choosing helpers")
     dram_bytes: int = option(1 * GIB, "capacity of the DRAM tier")
     hbm_bytes: int = option(0, "capacity of the HBM tier; 0: none")
-    nvme_paths: tuple[str, ...] = option((), "directories of the NVMe tier, one per device; none: no NVMe tier")
+    nvme_paths: tuple[str, ...] = option(
+        (), "directories of the NVMe tier, one per device, which must be there; none: no NVMe tier"
+    )
     nvme_shared: bool = option(False, "these directories lie in a file system that other nodes mount, and read")
     shared_paths: tuple[str, ...] = option((), "directories, mounted here, in which other nodes' devices lie")
     nvme_bytes: int = option(64 * GIB, "capacity of each of these directories")

@@ -53,7 +53,8 @@ class Running:
 
 @dataclass(slots=True)
 class Cluster:
-    """Starts servers; `node(…)` options are those of `kvstore node`, without dashes: dram_bytes="64MiB"."""
+    """Starts servers; `node(…)` options are those of `kvstore node`, without dashes: dram_bytes="64MiB". Directories
+    of its devices are made."""
 
     folder: Path
     running: list[Running] = field(default_factory=list)
@@ -72,6 +73,8 @@ class Cluster:
         **options: str,
     ) -> Running:
         """prefix: a command to run it under, ("ip", "netns", "exec", …). flags: options that take no value."""
+        for device in filter(None, options.get("nvme_paths", "").split(",")):
+            os.makedirs(device, exist_ok=True)
         options = {"node_id": name, "socket": str(self.folder / f"{name}.sock"), "control": control, **options}
         return await self._start("node", options, prefix, flags)
 

@@ -4,6 +4,7 @@ What a test does to them (stall a fabric, close a file, look into a catalog) it 
 """
 
 import itertools
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ class Site:
     async def node(
         self, memories: dict[Tier, TierMemory] | None = None, door: DoorConfig = OPEN_DOOR, **options: Any
     ) -> NodeServer:
-        """A node with 64 MiB in slabs of 1 MiB, unless the options say otherwise."""
+        """A node with 64 MiB in slabs of 1 MiB, unless the options say otherwise. Its devices' directories are made."""
         name = options.pop("node_id", "") or next(self._names)
         defaults: dict[str, Any] = {
             "socket": str(self._folder / f"{name}.sock"),
@@ -63,6 +64,8 @@ class Site:
             "compute": LOOPBACK,
         }
         namespaces = options.pop("namespaces", None)
+        for device in options.get("nvme_paths", ()):
+            os.makedirs(device, exist_ok=True)
         server = await serve_node(NodeConfig(node_id=name, **defaults | options), memories, namespaces, door)
         self._stack.push_async_callback(server.stop)
         self.nodes.append(server)

@@ -49,6 +49,7 @@ class TierOnDisk(Storage):
         slots = config.nvme_slab_bytes // slot_length
         slabs = -(-point.blocks // slots)
         capacity_bytes = slabs * (config.nvme_slab_bytes + MIB)
+        folder.mkdir()
         self._device = Device.open(folder, DeviceLimits(capacity_bytes, config.nvme_slab_bytes, GIB))
         self._tier = NvmeTier(
             [(self._device.path, self._device)], depth=point.depth, errors_max=1, sync=True, clock=time.monotonic_ns

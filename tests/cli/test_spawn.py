@@ -30,6 +30,7 @@ def rights_of_others(folder: Path) -> dict[Path, int]:
 
 async def test_what_a_server_makes_is_its_owners_alone(tmp_path: Path) -> None:
     """Index, slab files, address file, and both sockets from the moment they exist."""
+    (tmp_path / "nvme").mkdir(mode=0o700)  # an operator's, as the folder around it
     nvme = ("--nvme-paths", str(tmp_path / "nvme"), "--nvme-bytes", "1GiB", "--dram-bytes", "64MiB")
     paths = ("--socket", str(tmp_path / "node.sock"), "--address-file", str(tmp_path / "address"))
     before = os.umask(0o022)  # what the server inherits lets others read

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,16 @@ def test_paths_lie_in_the_directories_that_systemd_makes() -> None:
         (config.control.index_path, "control", "State", "/var/lib"),
         (config.node.socket, "node", "Runtime", "/run"),
     ]
-    paths += [(path, "node", "State", "/var/lib") for path in config.node.nvme_paths]
     for path, name, kind, root in paths:
         made = service(DEPLOY / f"kvstore-{name}.service")
-        assert Path(path).is_relative_to(Path(root, made[f"{kind}Directory"]))
+        assert Path(path).parent in directories(made, kind, root)
         assert made[f"{kind}DirectoryMode"] == "0700"
+    made = service(DEPLOY / "kvstore-node.service")
+    assert {Path(path) for path in config.node.nvme_paths} <= directories(made, "State", "/var/lib")
+
+
+def directories(unit: Mapping[str, str], kind: str, root: str) -> set[Path]:
+    return {Path(root, name) for name in unit[f"{kind}Directory"].split()}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

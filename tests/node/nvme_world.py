@@ -168,6 +168,7 @@ def flip(device: Path, offset: int, file: int = 0) -> None:
 
 async def open_device(path: Path, *, files: int = 4, disk: Disk | None = None, free_bytes_min: int = 0) -> Device:
     limits = DeviceLimits(files * (SLAB_HEADER_BYTES + SLAB_BYTES), SLAB_BYTES, free_bytes_min)
+    os.makedirs(path, exist_ok=True)
     return await asyncio.to_thread(Device.open, path, limits, disk=disk)
 
 

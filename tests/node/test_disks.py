@@ -408,21 +408,27 @@ async def test_a_device_is_not_opened_while_readers_hold_its_slots(tmp_path: Pat
         assert world.tiers(keys_of(1)[0]) == [DRAM, NVME]
 
 
-async def test_a_device_that_cannot_be_opened_stays_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start and later: the node goes on without it, and says why."""
-
-    def fail(*_: object, **__: object) -> Device:
-        raise DeviceFailed("broken", 5)
-
-    async with disks_on(tmp_path, FaultDisk()) as (_, tier):
-        path = str(tmp_path / "device0")
-        await tier.set_device(path, enabled=False)
-        monkeypatch.setattr(Device, "open", fail)
-        with pytest.raises(DeviceFailed):
-            await tier.set_device(path, enabled=True)
+async def test_a_device_on_a_disk_that_is_not_mounted_stays_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start and later: the node goes on without it, says why, and makes nothing in its place. Mounted and
+    enabled, it has its blocks."""
+    async with disks_on(tmp_path, FaultDisk()) as (world, tier):
+        path, away = tmp_path / "device0", tmp_path / "away"
+        world.store(keys_of(2), blocks_of(2))
+        await settled(tier)
+        await tier.set_device(str(path), enabled=False)
+        path.rename(away)
+        with pytest.raises(DeviceFailed, match="no such directory"):
+            await tier.set_device(str(path), enabled=True)
         assert not tier.nvme.in_service
-        opened = await open_devices(NodeConfig(nvme_paths=(path,)))
-        assert opened == [(Path(path), None)]
+        opened = await open_devices(NodeConfig(nvme_paths=(str(path),)))
+        assert opened == [(path, None)]
+        assert "device0 is out of service" in caplog.text
+        assert not path.exists()
+        away.rename(path)
+        await tier.set_device(str(path), enabled=True)
+        assert np.array_equal(await world.read(keys_of(2)[1]), blocks_of(2)[1])
 
 
 async def test_a_device_that_failed_is_let_go_of_when_it_is_disabled(tmp_path: Path) -> None:

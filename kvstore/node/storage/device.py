@@ -101,7 +101,7 @@ class Device:
         clock: StoreClock | None = None,
         on_locked: Callable[[], None] = lambda: None,
     ) -> Self:
-        """Opens a directory, makes it a device where it is none, and finds what survived.
+        """Opens a directory that is there, makes it a device where it is none, and finds what survived.
 
         on_locked: called once no other process can have it, before anything is looked at.
 

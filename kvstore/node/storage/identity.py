@@ -10,7 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
-from kvstore.errors import ChecksumMismatch, ConfigError, VersionMismatch
+from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFailed, VersionMismatch
 from kvstore.node.storage.entry import ID_BYTES
 from kvstore.node.storage.files import device_errors, slab_files, slab_path
 from kvstore.node.storage.folder import replace_file
@@ -23,13 +23,19 @@ _NO_DIRECTORY_OF_OURS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR,
 
 
 def lock_directory(path: Path) -> int:
-    """Makes the directory where it is missing, and holds it until the descriptor is closed.
+    """Holds the directory until the descriptor is closed. One that is missing is not made: it would take the place of a
+    disk that is not mounted, and fill the file system below.
 
-    Raises ConfigError for a path that cannot be one, and when another process holds it; DeviceFailed."""
+    Raises ConfigError for a path that cannot be one, and when another process holds it; DeviceFailed, also for a
+    missing one."""
     with device_errors(path):
         try:
-            path.mkdir(parents=True, exist_ok=True)
             fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as error:
+            raise DeviceFailed(
+                f"{path}: there is no such directory: mount the file system that has it, or make it: mkdir -p {path}",
+                errno.ENOENT,
+            ) from error
         except OSError as error:
             if error.errno not in _NO_DIRECTORY_OF_OURS:
                 raise

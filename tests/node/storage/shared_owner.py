@@ -49,6 +49,7 @@ def packed(number: int, codec: int) -> Packed:
 
 def open_owner(path: Path, owner: str = "owner", *, grace_ms: int = 0, clock: StoreClock | None = None) -> SharedDevice:
     limits = DeviceLimits(2 * (SLAB_HEADER_BYTES + SLAB_BYTES), SLAB_BYTES, 0)
+    path.mkdir(parents=True, exist_ok=True)
     return SharedDevice.open_shared(path, limits, owner, grace_ms=grace_ms, clock=clock)
 
 

@@ -31,6 +31,7 @@ def limits(files: int = 4, free_bytes_min: int = 0) -> DeviceLimits:
 def open_device(
     path: Path, files: int = 4, *, disk: Disk | None = None, clock: StoreClock | None = None, free_bytes_min: int = 0
 ) -> Device:
+    path.mkdir(exist_ok=True)
     return Device.open(path, limits(files, free_bytes_min), disk=disk, clock=clock)
 
 

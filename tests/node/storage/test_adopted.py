@@ -171,6 +171,7 @@ def test_what_cannot_be_adopted(tmp_path: Path) -> None:
     with pytest.raises(ChecksumMismatch, match="no device"):
         AdoptedDevice.take(tmp_path, "heir", [])
     plain = tmp_path / "plain"
+    plain.mkdir()
     with Device.open(plain, DeviceLimits(2 * (SLAB_HEADER_BYTES + SLAB_BYTES), SLAB_BYTES, 0)):
         pass
     with pytest.raises(InvalidInput, match="nvme_shared"):

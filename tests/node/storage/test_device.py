@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFull
+from kvstore.errors import ChecksumMismatch, ConfigError, DeviceFailed, DeviceFull
 from kvstore.node.storage.aligned import aligned_empty
 from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.device import Device, DeviceLimits
@@ -176,6 +176,14 @@ def test_a_slot_whose_record_is_damaged_is_free(tmp_path: Path) -> None:
         (slab,) = device.take_recovered()
         assert slab.entries == [(1, entry(2, generation=4))]
         assert slab.generations.tolist() == [5, 4, 0, 0]
+
+
+def test_a_missing_directory_is_not_made(tmp_path: Path) -> None:
+    """It lies on a disk that is not mounted, or will be made by hand: what to do is said."""
+    path = tmp_path / "mount" / "device"
+    with pytest.raises(DeviceFailed, match=r"mount the file system that has it, or make it: mkdir -p .*device"):
+        Device.open(path, limits())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
