@@ -27,7 +27,7 @@ _WARM_UP_BLOCKS = 8
 _POLL_S = 0.02
 _HANDOFFS_ALONE = 150
 _ENGINE_DRAM_BYTES = GIB
-"""Of each engine node where handoffs are measured: filled once before, for a slab that is new costs its first user more."""
+"""Of each engine node where handoffs are measured; filled once before, for a new slab costs its first user more."""
 
 Nics = Mapping[tuple[str, str], Counters]
 
