@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +12,11 @@ import hypothesis.internal.observability  # noqa: F401
 import pytest
 
 from tests.cluster import Cluster, cluster
+
+# Images of containers often set this. Each server that a test starts would then compile the whole package again, and
+# each run all tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture
