@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, Tier
 from kvstore.node.departures import Departure
 from kvstore.policy.slots import Slot
@@ -111,17 +110,6 @@ class PinnedByOperator(NamedTuple):
     blocks: int
     slot_bytes: int
     remaining_ns: int
-
-
-class Visit(NamedTuple):
-    """A block that is pinned to be looked at."""
-
-    pin_id: bytes
-    namespace_id: bytes
-    shard: ShardId
-    key: bytes
-    layout: Layout
-    source: PinnedBlock
 
 
 class Damaged(NamedTuple):

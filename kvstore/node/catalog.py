@@ -43,7 +43,6 @@ from kvstore.node.answers import (
     Standing,
     TierUsage,
     Usage,
-    Visit,
     Whereabouts,
     place_of,
 )
@@ -56,7 +55,7 @@ from kvstore.node.operatorpins import OperatorPin, OperatorPins, chain_of
 from kvstore.node.pins import PinTable
 from kvstore.node.purge import Purge, of_namespaces, of_prefix
 from kvstore.node.quotas import Quotas, Used
-from kvstore.node.reading import Reading
+from kvstore.node.reading import Reading, Visit
 from kvstore.node.reserve import Reserving, check_shard
 from kvstore.node.room import Room
 from kvstore.node.stock import Stock

@@ -43,11 +43,6 @@ class Copy:
         return self.block.key
 
     @property
-    def parent_key(self) -> bytes:
-        """b"" where the parent is not known: a root, or an orphan of a chain that was never here."""
-        return b"" if self.block.parent is None else self.block.parent.key
-
-    @property
     def place(self) -> Place:
         """Where to write. Only once there is room for it."""
         assert self.slot is not None

@@ -49,6 +49,7 @@ _COUNTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "scrubbed_blocks": ("kvstore_scrubbed_blocks_total", ()),
     "scrubbed_bytes": ("kvstore_scrubbed_bytes_total", ()),
     "scrub_rounds": ("kvstore_scrub_rounds_total", ()),
+    "scrub_mended_headers": ("kvstore_scrub_mended_headers_total", ()),
     "copies_made": ("kvstore_copies_made_total", ()),
     "copies_asked": ("kvstore_copies_asked_total", ()),
     "copies_failed": ("kvstore_copies_failed_total", ()),

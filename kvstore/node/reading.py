@@ -1,9 +1,11 @@
 """What readers find, and what their pins get."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome, SlotState, Tier
-from kvstore.node.answers import PinnedBlock, Pins, ShardId, Visit, Whereabouts, place_of
+from kvstore.node.answers import PinnedBlock, Pins, ShardId, Whereabouts, place_of
 from kvstore.node.departures import Departure
 from kvstore.node.leases import Lease
 from kvstore.node.pins import PinTable
@@ -13,6 +15,18 @@ from kvstore.policy.slots import Slot
 
 Copy = tuple[Tier, Slot]
 _VISITOR = "node:visitor"
+
+
+class Visit(NamedTuple):
+    """A block that is pinned to be looked at. block: the catalog alone changes it, and may drop it meanwhile."""
+
+    pin_id: bytes
+    namespace_id: bytes
+    shard: ShardId
+    key: bytes
+    layout: Layout
+    source: PinnedBlock
+    block: Block
 
 
 class Reading:
@@ -85,7 +99,7 @@ class Reading:
         block: Block = slot.owner
         pin_id = self._pins.add([(tier, slot)], _VISITOR, now_ns, now_ns)
         namespace, source = block.tree.namespace, _pinned_block(tier, slot)
-        return Visit(pin_id, namespace.namespace_id, block.tree.shard, block.key, namespace.layout, source)
+        return Visit(pin_id, namespace.namespace_id, block.tree.shard, block.key, namespace.layout, source, block)
 
     def match(self, trees: Sequence[Tree | None], keys: Sequence[bytes], now_ns: int) -> int:
         """How many leading keys are live in all trees."""

@@ -1,7 +1,9 @@
 """Scrubbing: blocks on NVMe are read and verified in the background, before a reader finds out that one has decayed.
 
 Round after round through all slots, so the one that was checked longest ago is always next. A copy that is not what was
-stored is dropped; where the block is in DRAM too, it is owed to NVMe again.
+stored is dropped; where the block is in DRAM too, it is owed to NVMe again. A copy whose bytes are right, and whose
+slot's header is not, gets a new header: by it the block is found when the index is lost, and by nodes that read the
+directory.
 """
 
 import asyncio
@@ -20,7 +22,7 @@ _REST_S = 1.0
 
 
 class Found(enum.Enum):
-    """What a look at a copy came to. The last two were dropped."""
+    """What a look at a copy came to. The last two were dropped. Whole is also one whose header was mended."""
 
     WHOLE = "whole"
     CORRUPT = "corrupt"
@@ -39,7 +41,9 @@ class Scrub:
         self._catalog = custody.catalog
         self._nvme = nvme
         self._at = (0, -1)
-        self.counters = dict.fromkeys(("scrubbed_blocks", "scrubbed_bytes", "scrub_rounds", "scrub_dropped"), 0)
+        self.counters = dict.fromkeys(
+            ("scrubbed_blocks", "scrubbed_bytes", "scrub_rounds", "scrub_dropped", "scrub_mended_headers"), 0
+        )
 
     async def run(self) -> None:
         """Works at its pace until cancelled."""
@@ -74,7 +78,8 @@ class Scrub:
     async def _look(self, visit: Visit) -> Found:
         out = aligned_empty(visit.layout.block_bytes)
         try:
-            await to_the_end(self._nvme.read(visit.source, visit.layout, 0, out, background=True))
+            if not await to_the_end(self._nvme.prove(visit, out)):
+                await self._mend(visit)
         except (ChecksumMismatch, DeviceFailed) as error:
             found = Found.CORRUPT if isinstance(error, ChecksumMismatch) else Found.UNREADABLE
             log.error("block %s at %s: %s", visit.key.hex(), visit.source.place, error)
@@ -84,3 +89,8 @@ class Scrub:
         self.counters["scrubbed_blocks"] += 1
         self.counters["scrubbed_bytes"] += visit.layout.block_bytes
         return Found.WHOLE
+
+    async def _mend(self, visit: Visit) -> None:
+        await self._nvme.mend_header(visit)
+        self.counters["scrub_mended_headers"] += 1
+        log.warning("block %s at %s: its header was damaged, and is written anew", visit.key.hex(), visit.source.place)

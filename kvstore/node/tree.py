@@ -122,6 +122,11 @@ class Block:
         self.next_sibling: Block | None = None
         self.previous_sibling: Block | None = None
 
+    @property
+    def parent_key(self) -> bytes:
+        """b"" where the parent is not known: a root, or an orphan of a chain that was never here."""
+        return b"" if self.parent is None else self.parent.key
+
     def slot_in(self, tier: Tier) -> Slot | None:
         for held, slot in self.slots:
             if held is tier:

@@ -121,6 +121,7 @@ NODE = {
     "kvstore_scrubbed_blocks_total": _counter("blocks verified in the background"),
     "kvstore_scrubbed_bytes_total": _counter("their bytes"),
     "kvstore_scrub_rounds_total": _counter("times that the scrub has been through"),
+    "kvstore_scrub_mended_headers_total": _counter("headers of slots that the scrub found damaged, and wrote anew"),
     # copies
     "kvstore_copies_made_total": _counter("copies that other nodes took"),
     "kvstore_copies_asked_total": _counter("copies that other nodes were asked to take"),

@@ -26,7 +26,7 @@ from kvstore.node.storage.device import Device
 from kvstore.node.storage.faults import Fault, FaultDisk
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.index import Batch
-from kvstore.node.storage.verified import SlotReader
+from kvstore.node.storage.verified import AS_IT_IS, SlotReader
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import DEFAULT_RULES, NamespaceRules
 from kvstore.policy.ttl import TtlKind, TtlRule
@@ -490,7 +490,7 @@ async def test_what_is_told_to_be_on_nvme_survives_a_power_cut(tmp_path: Path, s
     found = {entry.key: (slab, slot, entry) for slab in device.take_recovered() for slot, entry in slab.entries}
     assert set(found) == set(expected)
     for key, (slab, slot, entry) in found.items():
-        reader = SlotReader(device, slab.file, slot * slab.slot_bytes, LAYOUT, entry.checksums, None)
+        reader = SlotReader(device, slab.file, slot * slab.slot_bytes, LAYOUT, entry.checksums, AS_IT_IS)
         out = np.zeros(LAYOUT.block_bytes, np.uint8)
         reader.read(0, out)
         assert np.array_equal(out, expected[key])
@@ -546,7 +546,7 @@ async def test_a_power_cut_while_batches_overlap(tmp_path: Path, monkeypatch: py
     assert promised[0] <= set(found)
     for key, (slab, slot, entry) in found.items():
         out = np.zeros(LAYOUT.block_bytes, np.uint8)
-        SlotReader(device, slab.file, slot * slab.slot_bytes, LAYOUT, entry.checksums, None).read(0, out)
+        SlotReader(device, slab.file, slot * slab.slot_bytes, LAYOUT, entry.checksums, AS_IT_IS).read(0, out)
         assert np.array_equal(out, stored[key])
     device.close()
 

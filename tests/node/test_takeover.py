@@ -21,6 +21,7 @@ from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
 from tests.cluster import LAYOUT, random_blocks
 from tests.inprocess import Site, at_rest, site, tokens
+from tests.node.nvme_world import flip
 from tests.waiting import eventually
 
 BLOCKS = 12
@@ -179,6 +180,20 @@ async def test_the_owner_gets_it_back(here: Site, tmp_path: Path) -> None:
     owner = await world.node("owner")
     assert owner.catalog.live_slots(Tier.NVME) == BLOCKS
     assert np.array_equal(await world.loaded(await here.client(owner)), world.source)
+
+
+async def test_a_damaged_header_in_an_adopted_directory_is_not_mended(here: Site, tmp_path: Path) -> None:
+    """Nothing is ever written there: the copy is dropped, as one whose bytes are wrong."""
+    world = await World.make(here, tmp_path / "mount")
+    await world.orphan()
+    await world.adopted()
+    flip(world.root / "owner", 4096 + 60)
+    before, disks = world.files(), world.heir.disks
+    assert disks is not None
+    disks.start_scrub(str(world.root / "owner"))
+    await eventually(lambda: disks.counters["scrub_dropped"] == 1)
+    assert disks.counters["scrub_mended_headers"] == 0
+    assert world.files() == before
 
 
 async def test_an_adopter_that_is_fenced_serves_nothing_of_it(here: Site, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from kvstore.node.storage.aligned import Bytes
 from kvstore.node.storage.batch import Batch
 from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.disk import Disk
+from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.epoch import Claim, Standing, newest_claim
 from kvstore.node.storage.identity import lock_directory
 from kvstore.node.storage.recover import RecoveredSlab
@@ -91,6 +92,10 @@ class AdoptedDevice:
     def read(self, file: int, offset: int, out: Bytes) -> None:
         """As `Device.read`."""
         self._reader.read(file, offset, out)
+
+    def read_header(self, file: int, offset: int) -> Entry:
+        """As `Device.read_header`."""
+        return self._reader.read_header(file, offset)
 
     def commit(
         self, batch: Batch, labels: Sequence[tuple[int, int, str]], unsynced: Collection[int], *, sync: bool

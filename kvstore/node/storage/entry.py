@@ -36,3 +36,11 @@ class Entry(NamedTuple):
     @property
     def granules(self) -> int:
         return len(self.checksums) // CHECKSUM_BYTES
+
+    def is_of_slot(self, other: "Entry") -> bool:
+        """Whether both say the same of a slot, but for what changes while a block lies there: how long it lives, and
+        what is known of those before it."""
+        return self._lasting() == other._lasting()
+
+    def _lasting(self) -> "Entry":
+        return self._replace(parent_key=b"", depth=0, deadline_ms=0, ttl_ms=0)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kvstore.node.storage.batch import Batch
 from kvstore.node.storage.clock import StoreClock
+from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.recover import RecoveredSlab
 
 
@@ -34,6 +35,8 @@ class ServedDevice(Protocol):
     def write(self, file: int, offset: int, parts: Sequence[Any]) -> None: ...
 
     def read(self, file: int, offset: int, out: npt.NDArray[np.uint8]) -> None: ...
+
+    def read_header(self, file: int, offset: int) -> Entry: ...
 
     def commit(
         self, batch: Batch, labels: Sequence[tuple[int, int, str]], unsynced: Collection[int], *, sync: bool

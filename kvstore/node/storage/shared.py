@@ -26,7 +26,7 @@ from kvstore.node.storage.batch import Batch
 from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.device import Device, DeviceLimits
 from kvstore.node.storage.disk import Disk
-from kvstore.node.storage.entry import PLAIN, Entry
+from kvstore.node.storage.entry import Entry
 from kvstore.node.storage.epoch import Claim
 from kvstore.node.storage.files import device_errors, slab_files, slab_path
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
@@ -174,7 +174,7 @@ class SharedReader:
         its bytes are not the block's, DeviceFailed; `out` is to be forgotten then.
         """
         entry = self._expect(file, offset, key, generation, layout)
-        stored = None if entry.codec == PLAIN else Stored(entry.codec, entry.stored)
+        stored = Stored(entry.codec, entry.stored)
         SlotReader(self, file, offset, layout, entry.checksums, stored).read(start, out)
         if self._expect(file, offset, key, generation, layout) != entry:
             raise StaleGeneration(f"{self.path}, file {file}, slot at {offset}: it changed while it was read")

@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout
-from kvstore.errors import ChecksumMismatch
+from kvstore.errors import ChecksumMismatch, VersionMismatch
 from kvstore.node.storage.aligned import Bytes
 from kvstore.node.storage.codec import decode_granule, granule_starts
+from kvstore.node.storage.entry import PLAIN, Entry
 from kvstore.node.storage.format import header_bytes
 from kvstore.node.storage.packing import granule_checksum
 
@@ -22,36 +23,51 @@ class Slabs(Protocol):
 
     def read(self, file: int, offset: int, out: Bytes) -> None: ...
 
+    def read_header(self, file: int, offset: int) -> Entry: ...
+
 
 class Stored(NamedTuple):
-    """How a compressed block lies in its slot. lengths: of each stored granule, u32 little-endian."""
+    """How a block lies in its slot. lengths: of each stored granule of a compressed one, u32 little-endian."""
 
     codec: int
     lengths: bytes
 
+    def length(self, layout: Layout) -> int:
+        """What is stored of the block, in bytes."""
+        return layout.block_bytes if self.codec == PLAIN else granule_starts(self.lengths)[-1]
+
+
+AS_IT_IS = Stored(PLAIN, b"")
+
 
 @dataclass(frozen=True, slots=True)
 class SlotReader:
-    """One slot that is pinned. offset: of the slot in the slab. checksums: xxh3-64 of each granule of the block.
-    stored: None for plain bytes."""
+    """One slot that is pinned. offset: of the slot in the slab. checksums: xxh3-64 of each granule of the block."""
 
     device: Slabs
     file: int
     offset: int
     layout: Layout
     checksums: bytes
-    stored: Stored | None
+    stored: Stored
 
     def read(self, offset: int, out: Bytes) -> None:
         """Fills `out` with the bytes of the block from `offset` on, whole granules. Raises ChecksumMismatch, and
         DeviceFailed."""
         first, last = granule_range(self.layout, offset, out.size)
         body = self.offset + header_bytes(self.layout.granules)
-        if self.stored is None:
+        if self.stored.codec == PLAIN:
             self.device.read(self.file, body + offset, out)
             self._verify(first, last, out)
         else:
             self._unpack(body, self.stored, first, last, out)
+
+    def has_header(self, expected: Entry) -> bool:
+        """Whether the slot's header says what it should, but for what changes. Raises DeviceFailed."""
+        try:
+            return self.device.read_header(self.file, self.offset).is_of_slot(expected)
+        except (ChecksumMismatch, VersionMismatch):
+            return False
 
     def _unpack(self, body: int, stored: Stored, first: int, last: int, out: Bytes) -> None:
         starts = granule_starts(stored.lengths)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kvstore.errors import Closed, DeviceFailed, DeviceFull, Refused
 from kvstore.node.background import to_the_end
@@ -24,6 +25,7 @@ from kvstore.node.storage.served import ServedDevice
 from kvstore.policy.recent import HOUR_NS, Recent
 from kvstore.rpc.lanes import DISK_PREFIX
 
+T = TypeVar("T")
 _ERRORS_WITHIN_NS = HOUR_NS
 log = logging.getLogger(__name__)
 
@@ -146,6 +148,11 @@ class Bank:
         self._unsynced.add(slab.file)
         self.noted += 1
 
+    def rewrote(self, slab: SlabFile) -> None:
+        """Something was written anew in a slot that the index names: on stable storage with the next flush."""
+        self._unsynced.add(slab.file)
+        self.noted += 1
+
     def touch(self, slab: SlabFile, slot: int, deadline_ms: int) -> None:
         self._pending.touch(slab.file, slot, deadline_ms)
         self.noted += 1
@@ -207,15 +214,13 @@ class Bank:
 
     # ---- bytes -------------------------------------------------------------------------------------------------------
 
-    def run(
-        self, length: int, work: Callable[[], None], *, background: bool, writes: bool = False
-    ) -> "asyncio.Future[None]":
+    def run(self, length: int, work: Callable[[], T], *, background: bool, writes: bool = False) -> "asyncio.Future[T]":
         """Has a read or a write done in the lane; see `DiskLane.submit`. The future raises DeviceFailed, and Closed."""
         assert self.in_service, self
         try:
             running = self.lane.submit(length, work, background=background)
         except Closed as error:
-            failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            failed: asyncio.Future[T] = asyncio.get_running_loop().create_future()
             failed.set_exception(error)
             return failed
         running.add_done_callback(self._note)
@@ -224,7 +229,7 @@ class Bank:
             self.written.add(length, self._clock())
         return running
 
-    def _note(self, done: "asyncio.Future[None]") -> None:
+    def _note(self, done: "asyncio.Future[Any]") -> None:
         error = None if done.cancelled() else done.exception()
         if not isinstance(error, DeviceFailed):
             return

@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kvstore.blocks.layout import Layout
-from kvstore.errors import DeviceFailed
+from kvstore.errors import ChecksumMismatch, DeviceFailed
 from kvstore.node.background import to_the_end
-from kvstore.node.catalog import Copy, PinnedBlock, Place
+from kvstore.node.catalog import Copy, PinnedBlock, Place, Visit
 from kvstore.node.disklane import DiskLane
 from kvstore.node.storage.aligned import Bytes
 from kvstore.node.storage.entry import PLAIN, Entry
@@ -20,9 +21,10 @@ from kvstore.node.storage.format import pack_slot_header
 from kvstore.node.storage.manifest import KnownNamespace
 from kvstore.node.storage.packing import Packed
 from kvstore.node.storage.served import ServedDevice
-from kvstore.node.storage.verified import SlotReader, Stored
+from kvstore.node.storage.verified import AS_IT_IS, SlotReader, Stored
 from kvstore.node.tiers.bank import Bank, SlabFile
 from kvstore.node.tiers.base import SlabFiles
+from kvstore.node.tree import Block
 
 
 class NvmeTier(SlabFiles):
@@ -44,7 +46,7 @@ class NvmeTier(SlabFiles):
     ) -> None:
         self._clock = clock
         self._slabs: dict[int, SlabFile] = {}
-        # Of compressed slots: what a reader must know beside the checksums.
+        # Of compressed blocks: what a reader must know beside the checksums.
         self._stored: dict[tuple[int, int], Stored] = {}
         self.on_lost: Callable[[int], None] = lambda bank: None
         self.on_full: Callable[[int, list[int]], None] = lambda bank, slab_ids: None
@@ -131,24 +133,27 @@ class NvmeTier(SlabFiles):
 
     def entry(self, copy: Copy, packed: Packed) -> Entry:
         """What the header and the index say of a copy that has its room."""
-        place, block, namespace = copy.place, copy.block, copy.block.tree.namespace
+        return self._entry(copy.block, copy.place, packed.checksums, Stored(packed.codec, packed.stored))
+
+    def _entry(self, block: Block, place: Place, checksums: bytes, stored: Stored) -> Entry:
+        namespace, shard = block.tree.namespace, block.tree.shard
         left_ns = block.deadline_ns - self._clock()
         ttl_ns = max(left_ns, namespace.rules.ttl.of_store(block.asked_ns))
         return Entry(
             namespace_id=namespace.namespace_id,
-            shard_rank=copy.shard.rank,
-            shard_count=copy.shard.count,
-            key=copy.key,
-            parent_key=copy.parent_key,
+            shard_rank=shard.rank,
+            shard_count=shard.count,
+            key=block.key,
+            parent_key=block.parent_key,
             depth=block.depth,
             generation=place.generation,
             deadline_ms=self._store_ms(self._slabs[place.slab_id].bank, block.deadline_ns),
             ttl_ms=ttl_ns // 1_000_000,
-            block_bytes=copy.layout.block_bytes,
-            stored_bytes=packed.stored_bytes,
-            codec=packed.codec,
-            checksums=packed.checksums,
-            stored=packed.stored,
+            block_bytes=namespace.layout.block_bytes,
+            stored_bytes=stored.length(namespace.layout),
+            codec=stored.codec,
+            checksums=checksums,
+            stored=stored.lengths,
         )
 
     def write(self, place: Place, entry: Entry, packed: Packed) -> "asyncio.Future[None]":
@@ -209,15 +214,48 @@ class NvmeTier(SlabFiles):
         slab = self._slabs[place.slab_id]  # it is pinned
         if not slab.bank.in_service:
             return _out_of_service(slab.bank)
-        reader = SlotReader(
-            slab.bank.device,
-            slab.file,
-            place.offset,
-            layout,
-            source.checksums,
-            self._stored.get((place.slab_id, place.slot)),
-        )
+        reader = self._reader(source, layout)
         return slab.bank.run(out.size, lambda: reader.read(offset, out), background=background)
+
+    def prove(self, visit: Visit, out: Bytes) -> "asyncio.Future[bool]":
+        """Reads and verifies a whole block, in the background; whether its slot's header says what it should. Else as
+        `read`."""
+        slab = self._slabs[visit.source.place.slab_id]
+        if not slab.bank.in_service:
+            return _out_of_service(slab.bank)
+        reader, expected = self._reader(visit.source, visit.layout), self._header(visit)
+
+        def prove() -> bool:
+            reader.read(0, out)
+            return reader.has_header(expected)
+
+        return slab.bank.run(out.size, prove, background=True)
+
+    async def mend_header(self, visit: Visit) -> None:
+        """Writes the header of a slot anew, whose bytes were found right. While it is pinned nobody else writes there,
+        and who reads it meanwhile found the old one damaged. Raises DeviceFailed, and ChecksumMismatch for a device
+        that is only read."""
+        place = visit.source.place
+        slab = self._slabs[place.slab_id]
+        if not slab.bank.in_service:
+            raise DeviceFailed(f"{slab.bank.path} is out of service")
+        if slab.bank.read_only:
+            raise ChecksumMismatch(f"{slab.bank.path}, file {slab.file}, slot at {place.offset}: its header")
+        device, header = slab.bank.device, pack_slot_header(self._header(visit))
+        write = partial(device.write, slab.file, place.offset, [header])
+        await to_the_end(slab.bank.run(header.size, write, background=True, writes=True))
+        slab.bank.rewrote(slab)
+
+    def _reader(self, source: PinnedBlock, layout: Layout) -> SlotReader:
+        slab, place = self._slabs[source.place.slab_id], source.place
+        return SlotReader(slab.bank.device, slab.file, place.offset, layout, source.checksums, self._stored_as(place))
+
+    def _header(self, visit: Visit) -> Entry:
+        place = visit.source.place
+        return self._entry(visit.block, place, visit.source.checksums, self._stored_as(place))
+
+    def _stored_as(self, place: Place) -> Stored:
+        return self._stored.get((place.slab_id, place.slot), AS_IT_IS)
 
     async def close(self) -> None:
         """Flushes, then lets go of the devices. Nothing is read or written any more."""
@@ -225,7 +263,7 @@ class NvmeTier(SlabFiles):
             await bank.close()
 
 
-def _out_of_service(bank: Bank) -> "asyncio.Future[None]":
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+def _out_of_service(bank: Bank) -> "asyncio.Future[Any]":
+    failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     failed.set_exception(DeviceFailed(f"{bank.path} is out of service"))
     return failed

@@ -16,7 +16,7 @@ from kvstore.node.storage.aligned import Bytes, aligned_empty
 from kvstore.node.storage.batch import Batch
 from kvstore.node.storage.clock import StoreClock
 from kvstore.node.storage.device import Device, DeviceLimits
-from kvstore.node.storage.entry import PLAIN, ZSTD, Entry
+from kvstore.node.storage.entry import ZSTD, Entry
 from kvstore.node.storage.epoch import Claim, Standing, newest_claim, newest_epoch
 from kvstore.node.storage.format import SLAB_HEADER_BYTES
 from kvstore.node.storage.verified import SlotReader, Stored
@@ -52,7 +52,7 @@ def entries_of(adopted: AdoptedDevice) -> dict[tuple[int, int], Entry]:
 def read(adopted: AdoptedDevice, file: int, slot: int, entry: Entry) -> Bytes:
     """As the NVMe tier reads it."""
     out = aligned_empty(LAYOUT.block_bytes)
-    stored = None if entry.codec == PLAIN else Stored(entry.codec, entry.stored)
+    stored = Stored(entry.codec, entry.stored)
     SlotReader(adopted, file, slot * SLOT_BYTES, LAYOUT, entry.checksums, stored).read(0, out)
     return out
 
