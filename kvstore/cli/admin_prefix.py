@@ -107,7 +107,7 @@ def _read_text(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise InvalidInput(f"{path}: a JSON object is needed")

@@ -113,7 +113,7 @@ def read_header(raw: bytes) -> Header:
         layout = layout_from_fields(**said["layout"])
         namespace = Namespace(layout_fingerprint=layout.fingerprint, **said["namespace"])
         named = bytes.fromhex(said["namespace_id"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInput(f"its header says no namespace: {error}") from error
     if named != namespace.id:
         raise InvalidInput(f"its namespace has the id {namespace.id.hex()}, and it says {named.hex()}")

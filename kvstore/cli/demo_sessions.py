@@ -86,7 +86,7 @@ def read_trace(lines: Iterable[str]) -> Iterator[TraceRequest]:
             fields: dict[str, Any] = json.loads(line)
             ids = tuple(int(i) for i in fields["hash_ids"])
             request = TraceRequest(int(fields["input_length"]), int(fields["output_length"]), ids)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidInput(f"trace, line {number}: not a request: {error!r}") from error
         if request.input_tokens < 1 or len(ids) != -(-request.input_tokens // TRACE_BLOCK_TOKENS):
             raise InvalidInput(f"trace, line {number}: {len(ids)} ids do not cover {request.input_tokens} tokens")

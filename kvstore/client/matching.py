@@ -147,7 +147,7 @@ class Match:
             )
             if not (isinstance(match.partial, bool) and 0 <= match.worth_blocks <= match.blocks <= len(match.chain)):
                 raise ValueError("more blocks than keys")
-        except (KeyError, TypeError, ValueError, OverflowError, DecodeError, InvalidInput) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, DecodeError, InvalidInput) as error:
             raise InvalidInput(f"match: not a serialised match: {error}") from error
         return match
 
