@@ -2,18 +2,24 @@
 
 import base64
 import json
+import os
 import struct
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from kvstore.blocks.keys import chain, unpack_keys
+from kvstore.blocks.layout import CHECKSUM_BYTES
 from kvstore.blocks.namespace import Namespace
-from kvstore.cli.archive import START_BYTES, Header, text_bytes
+from kvstore.cli.admin_prefix import read_namespace
+from kvstore.cli.admin_prefix import read_tokens as read_prompt
+from kvstore.cli.archive import START_BYTES, ArchivedBlock, Header, text_bytes
 from kvstore.cli.archive import read_header as read_archive_header
+from kvstore.cli.demo_sessions import read_trace
 from kvstore.cli.tokens import add_token
 from kvstore.client.aio import _ticket as read_handoff_ticket
 from kvstore.client.matching import Locations, Match
@@ -23,6 +29,8 @@ from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.fabric.ucx_address import sealed, unsealed
 from kvstore.node.storage.batch import SlabRecord
 from kvstore.node.storage.clock import Anchor
+from kvstore.node.storage.codec import decode_granule, encode
+from kvstore.node.storage.entry import ZSTD_SHUFFLED
 from kvstore.node.storage.format import (
     SlabHeader,
     pack_slab_header,
@@ -65,15 +73,17 @@ class Parser:
     good: bytes
 
 
-def parsers(folder: Path) -> list[Parser]:
-    """folder: for those that read files."""
-    tokens = folder / "tokens.toml"
-    add_token(tokens, "acme", tenant="acme", days=5)
-    add_token(tokens, "anna", admin="read")
-    archive = Header(Namespace.of("m", LAYOUT), LAYOUT)
-    prompt = chain(Namespace.of("m", LAYOUT).id, np.arange(200, dtype=np.uint32), LAYOUT.block_tokens)
+def parsers() -> list[Parser]:
+    """All of them."""
+    namespace = Namespace.of("m", LAYOUT)
+    archive = Header(namespace, LAYOUT)
+    names = archive.pack_names(ArchivedBlock(bytes(16), b"", 0, 0, 1), bytes(LAYOUT.checksum_bytes))
+    named, length = {"model": "m", "layout": asdict(LAYOUT)}, archive.names_bytes
+    granule = encode(np.zeros(512, np.uint8), 256, ZSTD_SHUFFLED).parts[0]
+    prompt = chain(namespace.id, np.arange(200, dtype=np.uint32), LAYOUT.block_tokens)
     match = Match(chain=prompt, blocks=1, locations=Locations.of(control_pb2.MatchReply()), partial=False)
     handoff = node_pb2.HandoffTicket(tickets=[bytes(16)], node={"node_id": "a", "grpc": "127.0.0.1:1"})
+    trace = {"input_length": 600, "output_length": 5, "hash_ids": [1, 2]}
     return [
         Parser("slot header", parse_slot_header, pack_slot_header(entry(3)).tobytes()),
         Parser("body of a slot header", lambda raw: parse_slot_header(_slot_header(raw)), pack_entry(entry(3))),
@@ -81,9 +91,10 @@ def parsers(folder: Path) -> list[Parser]:
         Parser("slab header", parse_slab_header, pack_slab_header(SlabHeader(bytes(16), 1, 8192, "acme")).tobytes()),
         Parser("label in the index", lambda raw: unpack_label(raw, 1), pack_label(SlabRecord(8192, "acme", 4), 1)),
         Parser("clock in the index", unpack_anchor, pack_anchor(Anchor(1, 2, 3, "boot"))),
+        Parser("compressed granule", _granule, granule.tobytes()),
         Parser("manifest", unseal_json, seal_json([{"model": "m"}]).encode()),
-        Parser("configuration", _from_file(folder / "config.toml", Config.load), CONFIG.encode()),
-        Parser("tokens", _from_file(tokens, lambda path: read_tokens(str(path))), tokens.read_bytes()),
+        Parser("configuration", _from_file(Config.load), CONFIG.encode()),
+        Parser("tokens", _from_file(lambda path: read_tokens(str(path))), _tokens()),
         Parser("token", lambda raw: expect_secret(raw.decode("latin-1"), "x"), new_secret().encode()),
         Parser("token's digest", lambda raw: digest_of(raw.decode("latin-1")), new_secret().encode()),
         Parser("transfer ticket", read_transfer_ticket, sign(Key(7, bytes(32)), "prefill-1", 5)),
@@ -98,6 +109,11 @@ def parsers(folder: Path) -> list[Parser]:
         Parser("address of a fabric", unsealed, sealed(bytes(range(100)))),
         Parser("start of an exported file", lambda raw: text_bytes(raw[:START_BYTES]), archive.pack()),
         Parser("header of an exported file", read_archive_header, archive.pack()),
+        Parser("body of an exported file's header", _archive_header, archive.pack()[:-CHECKSUM_BYTES]),
+        Parser("names of an exported block", lambda raw: archive.read_names(raw[:length].ljust(length)), names),
+        Parser("namespace's file", _from_file(read_namespace), json.dumps(named).encode()),
+        Parser("prompt's file", _from_file(read_prompt), b"[1, 2, 3]"),
+        Parser("trace", lambda raw: list(read_trace(raw.decode("latin-1").splitlines())), json.dumps(trace).encode()),
     ]
 
 
@@ -107,11 +123,30 @@ def _slot_header(body: bytes) -> bytes:
     return raw + xxhash.xxh3_64_intdigest(raw + body).to_bytes(8, "little") + body
 
 
-def _from_file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+def _archive_header(body: bytes) -> Header:
+    return read_archive_header(body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little"))
+
+
+def _granule(raw: bytes) -> None:
+    decode_granule(np.frombuffer(raw, np.uint8), ZSTD_SHUFFLED, np.empty(256, np.uint8))
+
+
+def _tokens() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.toml"
+        add_token(path, "acme", tenant="acme", days=5)
+        add_token(path, "anna", admin="read")
+        return path.read_bytes()
+
+
+def _from_file(read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """A file without a disk, which would take longest."""
+
     def reading(raw: bytes) -> object:
-        path.write_bytes(raw)
-        path.chmod(0o600)
-        return read(path)
+        with os.fdopen(os.memfd_create("fuzz"), "wb", buffering=0) as file:
+            file.write(raw)
+            os.fchmod(file.fileno(), 0o600)
+            return read(Path(f"/proc/self/fd/{file.fileno()}"))
 
     return reading
 
