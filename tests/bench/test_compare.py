@@ -16,7 +16,8 @@ from kvbench.result import Result
 from kvstore.errors import InvalidInput
 
 values = st.floats(1e-3, 1e6)
-spreads = st.floats(0.0, 0.5)
+# None so small that a range is lost in the rounding of its value.
+spreads = st.integers(0, 50_000).map(lambda part: part / 100_000)
 some_figures = st.builds(Figure, values, spreads)
 parts = st.floats(0.0, 0.3)
 OPPOSITE = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
