@@ -31,18 +31,22 @@ TESTED: set[str] = set()
 class Operator:
     """A cluster of two nodes, "a" and "b", of which the first holds a prompt that a client of the second has loaded.
 
-    ran: verbs that ended well, as a table ("") and as JSON ("--json")."""
+    ran: verbs that ended well in this test, as a table ("") and as JSON ("--json")."""
 
-    def __init__(
-        self, here: Cluster, control: Running, nodes: list[Running], capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def __init__(self, here: Cluster, control: Running, nodes: list[Running]) -> None:
         self.here = here
         self.control = control
         self.nodes = nodes
-        self.capsys = capsys
         self.ran: set[tuple[str, str]] = set()
+        self.capsys: pytest.CaptureFixture[str]
         self.writer: AsyncClient
         self.reader: AsyncClient
+
+    def begin(self, capsys: pytest.CaptureFixture[str]) -> "Operator":
+        """For the next test."""
+        self.capsys = capsys
+        self.ran = set()
+        return self
 
     async def fill(self) -> None:
         self.writer, self.reader = [await self.here.client(node) for node in self.nodes]
@@ -125,27 +129,28 @@ def runs(*tested: str) -> Callable[[Test], Test]:
 
     def decorate(test: Test) -> Test:
         @wraps(test)
-        async def whole(operator: Operator) -> None:
+        async def whole(**fixture: Operator) -> None:
+            (operator,) = fixture.values()
             await test(operator)
             left = {(verb, form) for verb in tested for form in ("", "--json")} - operator.ran
             assert not left, f"never ran: {sorted(left)}"
 
-        return whole
+        marked: Test = pytest.mark.asyncio(loop_scope="module")(whole)
+        return marked
 
     return decorate
 
 
 @asynccontextmanager
-async def operator_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Operator]:
+async def operator_of(folder: Path) -> AsyncIterator[Operator]:
     """Each node has a device of its own, in a directory that both could mount."""
     async with cluster(folder) as here:
         control = await here.control(heartbeat_ms="50", node_lost_ms="1000")
         options = {"dram_bytes": "64MiB", "slab_bytes": "4MiB", "nvme_bytes": "17MiB", "nvme_slab_bytes": "4MiB"}
         options |= {"nvme_free_bytes_min": "0", "control": control.address}
-        nodes = [
-            await here.node(name, flags=("--nvme-shared",), nvme_paths=str(folder / name), **options)
-            for name in ("a", "b")
-        ]
-        operator = Operator(here, control, nodes, capsys)
+        starting = (
+            here.node(name, flags=("--nvme-shared",), nvme_paths=str(folder / name), **options) for name in ("a", "b")
+        )
+        operator = Operator(here, control, await asyncio.gather(*starting))
         await operator.fill()
         yield operator

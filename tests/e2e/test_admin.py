@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.e2e.operating import BLOCKS, SOURCE, TESTED, Operator, operator_of, runs, verbs
 from tests.waiting import eventually
@@ -14,10 +15,23 @@ from tests.waiting import eventually
 BOTH = {"TIER_DRAM": str(BLOCKS), "TIER_NVME": str(BLOCKS)}
 
 
-@pytest.fixture
-async def operator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Operator]:
-    async with operator_of(tmp_path, capsys) as operator:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Operator]:
+    async with operator_of(tmp_path_factory.mktemp("shared")) as operator:
         yield operator
+
+
+@pytest.fixture
+def operator(shared: Operator, capsys: pytest.CaptureFixture[str]) -> Operator:
+    """Of a cluster that several tests share: the same blocks are there after each, and no rule, pin or quota."""
+    return shared.begin(capsys)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Operator]:
+    """Of a cluster that the test may change as it likes."""
+    async with operator_of(tmp_path) as operator:
+        yield operator.begin(capsys)
 
 
 def test_every_verb_has_a_test() -> None:
@@ -115,6 +129,7 @@ async def test_what_is_logged(operator: Operator) -> None:
     assert (await operator.json("log-level", "a", "debug"))["before"] == "info"
     assert await operator.run("log-level", "a", "info") == "the level was debug\n"
     assert (await operator.json("log-level", "control", "warning"))["before"] == "info"
+    assert (await operator.json("log-level", "control", "info"))["before"] == "warning"
     await operator.run("log-level", "nobody", "debug", code=2)
 
 
@@ -166,55 +181,55 @@ async def test_what_is_pinned(operator: Operator) -> None:
 
 
 @runs("purge")
-async def test_what_is_purged(operator: Operator) -> None:
+async def test_what_is_purged(alone: Operator) -> None:
     """Counted first, then gone from the node, tier by tier; by prefix, namespace and tenant."""
-    await eventually(lambda: durable(operator))
-    keys = await keys_of(operator)
-    counted = await operator.json("purge", "--prefix", *operator.prompt(), "--skip-blocks", "1")
+    await eventually(lambda: durable(alone))
+    keys = await keys_of(alone)
+    counted = await alone.json("purge", "--prefix", *alone.prompt(), "--skip-blocks", "1")
     first, second = counted["nodes"]
     assert (counted["dry_run"], first["purged"]["blocks"], second["purged"]["blocks"]) == (True, str(BLOCKS - 1), "0")
-    assert "would be dropped" in await operator.run("purge", "--prefix", keys[-1])
-    assert "here" in await operator.run("explain", *keys)
-    assert "1 blocks were dropped" in await operator.run("purge", "--prefix", keys[-1], "--yes")
-    explained = await operator.json("explain", *keys)
+    assert "would be dropped" in await alone.run("purge", "--prefix", keys[-1])
+    assert "here" in await alone.run("explain", *keys)
+    assert "1 blocks were dropped" in await alone.run("purge", "--prefix", keys[-1], "--yes")
+    explained = await alone.json("explain", *keys)
     assert [block["verdict"] for block in explained["blocks"]] == ["here"] * (BLOCKS - 1) + ["purged"]
 
-    namespace_id = operator.writer.namespace.id.hex()
-    purged = (await operator.json("purge", "--namespace", namespace_id, "--yes"))["nodes"][0]["purged"]
+    namespace_id = alone.writer.namespace.id.hex()
+    purged = (await alone.json("purge", "--namespace", namespace_id, "--yes"))["nodes"][0]["purged"]
     assert {tier["tier"]: tier["copies"] for tier in purged["tiers"]} == dict.fromkeys(BOTH, str(BLOCKS - 1))
-    await operator.store()
-    assert f"{BLOCKS} blocks were dropped" in await operator.run("purge", "--tenant", "default", "--yes")
-    gone = (await usage_of(operator, "a"))["tiers"][0]["gone"]
+    await alone.store()
+    assert f"{BLOCKS} blocks were dropped" in await alone.run("purge", "--tenant", "default", "--yes")
+    gone = (await usage_of(alone, "a"))["tiers"][0]["gone"]
     assert gone == {"purged": str(2 * BLOCKS)}
-    assert "purged" in await operator.run("stats")
-    for words in (["--tenant", "default", "--skip-blocks", "1"], ["--prefix", operator.prompt()[0]]):
-        await operator.run("purge", *words, code=2)
+    assert "purged" in await alone.run("stats")
+    for words in (["--tenant", "default", "--skip-blocks", "1"], ["--prefix", alone.prompt()[0]]):
+        await alone.run("purge", *words, code=2)
 
 
 @runs("quota set", "quota get", "quota remove")
-async def test_what_tenants_may_hold(operator: Operator) -> None:
+async def test_what_tenants_may_hold(alone: Operator) -> None:
     """The tenant gives up what is over it, and stats shows both figures."""
     half = SOURCE.nbytes // 2
-    told = await operator.json("quota", "set", "default", "--dram", str(half), "--nvme", "1GiB")
+    told = await alone.json("quota", "set", "default", "--dram", str(half), "--nvme", "1GiB")
     assert told["book"]["quotas"] == {"default": {"dram_bytes": str(half), "nvme_bytes": str(2**30)}}
     assert [node["error"] for node in told["nodes"]] == ["", ""]
-    assert "2 of 2 nodes follow" in await operator.run("quota", "set", "other", "--dram", "0")
+    assert "2 of 2 nodes follow" in await alone.run("quota", "set", "other", "--dram", "0")
 
     async def held() -> Any:
-        known = await operator.json("quota", "get", "default")
+        known = await alone.json("quota", "get", "default")
         (usage,) = known["nodes"][0]["tenants"]
         return usage if usage["dram_bytes"] == str(half) else None
 
     assert (await eventually(held))["quota"]["dram_bytes"] == str(half)
-    assert "100%" in await operator.run("quota", "get")
-    assert "quotas" in await operator.run("stats")
-    usage = await usage_of(operator, "a")
+    assert "100%" in await alone.run("quota", "get")
+    assert "quotas" in await alone.run("stats")
+    usage = await usage_of(alone, "a")
     assert {each["tenant"]: each["dram_bytes"] for each in usage["tenants"]} == {"default": str(half), "other": "0"}
     assert usage["tiers"][0]["gone"] == {"evicted_quota": str(BLOCKS // 2)}
-    assert "2 of 2 nodes follow" in await operator.run("quota", "remove", "other")
-    assert set((await operator.json("quota", "remove", "default"))["book"]["quotas"]) == set()
+    assert "2 of 2 nodes follow" in await alone.run("quota", "remove", "other")
+    assert set((await alone.json("quota", "remove", "default"))["book"]["quotas"]) == set()
     for words in (["remove", "other"], ["set", "other"]):
-        await operator.run("quota", *words, code=2)
+        await alone.run("quota", *words, code=2)
 
 
 @runs("export", "import")
@@ -232,31 +247,31 @@ async def test_into_a_file_and_back(operator: Operator) -> None:
 
 
 @runs("drain", "undrain")
-async def test_a_node_is_emptied_for_its_end(operator: Operator) -> None:
+async def test_a_node_is_emptied_for_its_end(alone: Operator) -> None:
     """What it has is moved to the other one, and it may be stopped; or it is put into service again."""
-    assert "it is in service" in await operator.run("drain", "a", "--status")
-    told = await operator.json("drain", "a", "--yes")
+    assert "it is in service" in await alone.run("drain", "a", "--status")
+    told = await alone.json("drain", "a", "--yes")
     assert (told["done"], told["moved_blocks"], told["left"]) == (True, str(BLOCKS), "0")
-    assert (await operator.json("undrain", "a"))["draining"] is False
-    assert "in service" in await operator.run("undrain", "a")
-    await operator.run("drain", "nobody", code=2)
+    assert (await alone.json("undrain", "a"))["draining"] is False
+    assert "in service" in await alone.run("undrain", "a")
+    await alone.run("drain", "nobody", code=2)
 
 
 @runs("adopt")
-async def test_a_directory_of_a_node_that_is_gone(operator: Operator) -> None:
+async def test_a_directory_of_a_node_that_is_gone(alone: Operator) -> None:
     """Refused while it lives; then its blocks are served by the other one, and given back."""
-    await eventually(lambda: durable(operator))
-    path = str(operator.here.folder / "a")
-    await operator.run("adopt", "b", path, code=2)
-    await operator.nodes[0].kill()
+    await eventually(lambda: durable(alone))
+    path = str(alone.here.folder / "a")
+    await alone.run("adopt", "b", path, code=2)
+    await alone.nodes[0].kill()
 
     async def lost() -> bool:
-        return [node["alive"] for node in (await operator.json("nodes"))["nodes"]].count(False) == 1
+        return [node["alive"] for node in (await alone.json("nodes"))["nodes"]].count(False) == 1
 
     await eventually(lost)
-    adopted = await operator.json("adopt", "b", path)
+    adopted = await alone.json("adopt", "b", path)
     assert adopted["blocks"] == str(BLOCKS)
-    await operator.load()
+    await alone.load()
     assert "0 blocks of the directory are served" in " ".join(
-        (await operator.run("adopt", "b", path, "--release")).split()
+        (await alone.run("adopt", "b", path, "--release")).split()
     )
