@@ -60,6 +60,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._pinning = Pinning(self._asking)
         self._purging = Purging(self._asking)
 
+    async def close(self) -> None:
+        """No call is under way any more."""
+        await self._asking.close()
+
     @unary
     async def Stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsReply:
         usages = await asyncio.gather(*(self._usage(state, request.check) for state in self._directory.nodes()))

@@ -64,6 +64,7 @@ class ControlServer:
         address: str,
         server: grpc.aio.Server,
         health_: health.aio.HealthServicer,
+        admin: AdminService,
         index: Index,
         tick: "Tick",
         page: PageServer | None,
@@ -76,6 +77,7 @@ class ControlServer:
         self._events = events
         self._server = server
         self._health = health_
+        self._admin = admin
         self._index = index
         self._tick = asyncio.create_task(tick.run(), name="control tick")
 
@@ -90,9 +92,8 @@ class ControlServer:
         membership, events = Membership(), Events(clock)
         control = ControlService(config, index, directory, membership, events, clock, KeyRing() if door.shut else None)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
-        admin_pb2_grpc.add_AdminServicer_to_server(
-            AdminService(index, directory, control.counters, events, clock, door), server
-        )
+        admin = AdminService(index, directory, control.counters, events, clock, door)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         health_ = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_, server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -113,7 +114,7 @@ class ControlServer:
             await health_.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("control plane on %s", address)
         tick = Tick(config, directory, Sweeper(index, directory), membership, events, clock)
-        return cls(address, server, health_, index, tick, page, metrics, events)
+        return cls(address, server, health_, admin, index, tick, page, metrics, events)
 
     async def stop(self) -> None:
         """Ends: health says so, calls in progress get a second, the index is closed. Idempotent."""
@@ -125,6 +126,7 @@ class ControlServer:
         self._events.close()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_GRACE_S)
+        await self._admin.close()
         await self._index.close()
 
     def __repr__(self) -> str:
