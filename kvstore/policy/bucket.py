@@ -1,28 +1,30 @@
-"""A token bucket: how much may be taken per second on average, and at once."""
+"""A token bucket: how much may be taken on average, and at once."""
 
 
 class Bucket:
-    """per_s: what flows in; at once it holds `burst`. Decides and never waits; `now_s` never falls."""
+    """rate: what flows in per unit of time, in which `now` is given too; at once it holds `burst`. It begins full.
+    Decides and never waits; `now` never falls."""
 
-    def __init__(self, per_s: float, burst: float, now_s: float) -> None:
-        self._per_s = per_s
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
         self._burst = burst
         self._level = burst
-        self._filled_s = now_s
+        self._filled = now
 
-    def take(self, now_s: float, debt_max: float = 0.0) -> float:
-        """Takes one and returns 0, or returns after how many seconds it is worth asking again.
+    def wait(self, amount: float, now: float, debt_max: float = 0.0) -> float:
+        """After how long it is worth asking for `amount` again; 0 when it may be taken now. More than the bucket holds
+        may be taken when it is full.
 
         debt_max: what may be missing afterwards: for what is better done now, and paid for by what follows.
         """
-        self._level = min(self._burst, self._level + (now_s - self._filled_s) * self._per_s)
-        self._filled_s = now_s
-        missing = 1 - debt_max - self._level
-        if missing > 0:
-            return missing / self._per_s
-        self._level -= 1
-        return 0.0
+        self._level = min(self._burst, self._level + (now - self._filled) * self._rate)
+        self._filled = now
+        return max(0.0, (min(amount, self._burst) - debt_max - self._level) / self._rate)
 
-    def is_full(self, now_s: float) -> bool:
+    def take(self, amount: float) -> None:
+        """Only what need not wait now."""
+        self._level -= amount
+
+    def is_full(self, now: float) -> bool:
         """Whether nothing is owed or missing: a new bucket would do as well."""
-        return self._level + (now_s - self._filled_s) * self._per_s >= self._burst
+        return self._level + (now - self._filled) * self._rate >= self._burst

@@ -1,5 +1,6 @@
 """How many bytes a day may be written to a disk: flash wears out."""
 
+from kvstore.policy.bucket import Bucket
 from kvstore.policy.recent import HOUR_NS
 
 _DAY_NS = 24 * HOUR_NS
@@ -13,19 +14,14 @@ class ByteBudget:
     """
 
     def __init__(self, bytes_per_day: int, now_ns: int) -> None:
-        self.bytes_per_day = bytes_per_day
-        self._room_bytes = bytes_per_day * _BURST_PART
-        self._seen_ns = now_ns
+        bounded = bytes_per_day > 0
+        self._bucket = Bucket(bytes_per_day / _DAY_NS, bytes_per_day * _BURST_PART, now_ns) if bounded else None
 
     def allows(self, length: int, now_ns: int) -> bool:
         """Whether `length` bytes may be taken now. A piece larger than an hour's part goes when the bucket is full."""
-        if not self.bytes_per_day:
-            return True
-        full_bytes = self.bytes_per_day * _BURST_PART
-        filled = self._room_bytes + (now_ns - self._seen_ns) * self.bytes_per_day / _DAY_NS
-        self._room_bytes, self._seen_ns = min(filled, full_bytes), now_ns
-        return self._room_bytes >= min(length, full_bytes)
+        return self._bucket is None or not self._bucket.wait(length, now_ns)
 
     def take(self, length: int) -> None:
         """They are written; only what was allowed just now."""
-        self._room_bytes -= length
+        if self._bucket is not None:
+            self._bucket.take(length)

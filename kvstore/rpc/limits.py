@@ -57,9 +57,10 @@ class Limits:
         if bucket is None:
             self._forget_full(now_s)
             bucket = self._buckets[who] = Bucket(self._per_s, burst, now_s)
-        retry_after_s = bucket.take(now_s, burst if rpc in _SETTLES else 0.0)
+        retry_after_s = bucket.wait(1, now_s, burst if rpc in _SETTLES else 0.0)
         if retry_after_s:
             raise Refused(f"{who} makes more than {self._per_s} calls per second here", retry_after_s)
+        bucket.take(1)
 
     def _forget_full(self, now_s: float) -> None:
         if len(self._buckets) >= _BUCKETS_MAX:
