@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from kvstore.blocks.digest import BUCKETS
-from kvstore.blocks.keys import KEY_BYTES, Chain, chain
-from kvstore.cli.admin_prefix import hex_key, read_tokens
+from kvstore.blocks.keys import KEY_BYTES, Chain
+from kvstore.cli.admin_prefix import hex_key, keys_within
 from kvstore.cli.archive import ArchivedBlock, Bytes, Header
 from kvstore.cli.archive_file import written
 from kvstore.cli.asking import connected
@@ -135,23 +135,12 @@ def _blocks_of(reply: node_pb2.ListBlocksReply) -> Iterator[ArchivedBlock]:
 def _chosen(shards: Shards, header: Header, prefix: Sequence[str] | None) -> dict[tuple[int, int], list[ArchivedBlock]]:
     """The blocks to export, in their order. Raises InvalidInput for tokens that are none; BlocksMissing."""
     if prefix is not None:
-        keys = _keys(prefix, header)
+        keys = keys_within(prefix, header.namespace.id, header.layout.block_tokens)
         shards = {shard: with_ancestors(blocks, keys) for shard, blocks in shards.items()}
     chosen = {shard: list(in_order(blocks)) for shard, blocks in shards.items() if blocks}
     if not chosen:
         raise BlocksMissing(f"no node that is alive has blocks of {'the prefix' if prefix else 'the namespace'}")
     return chosen
-
-
-def _keys(prefix: Sequence[str], header: Header) -> list[bytes]:
-    keys: list[bytes] = []
-    for word in prefix:
-        try:
-            keys.append(hex_key(word))
-        except argparse.ArgumentTypeError:
-            tokens = read_tokens(Path(word))
-            keys += chain(header.namespace.id, tokens, header.layout.block_tokens).keys
-    return keys
 
 
 async def _read(

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,11 +73,27 @@ def named(words: Sequence[str], namespace_id: bytes | None, namespace_json: Path
         if len(words) > 1:
             raise InvalidInput("one file of tokens is needed beside --namespace-json")
         return prompt(namespace_json, Path(words[0]))
-    try:
-        keys = tuple(hex_key(word) for word in words)
-    except argparse.ArgumentTypeError as error:
-        raise InvalidInput(f"{error}; a file of tokens needs --namespace-json") from error
-    return Prefix(namespace_id or b"", keys)
+
+    def no_file(word: str) -> Sequence[bytes]:
+        raise InvalidInput(f"{word!r} is no key, and a file of tokens needs --namespace-json")
+
+    return Prefix(namespace_id or b"", _keys_of_words(words, no_file))
+
+
+def keys_within(words: Sequence[str], namespace_id: bytes, block_tokens: int) -> tuple[bytes, ...]:
+    """Keys, and those of prompts, whose tokens are in files, in a namespace that is known. Raises InvalidInput."""
+    return _keys_of_words(words, lambda word: chain(namespace_id, read_tokens(Path(word)), block_tokens).keys)
+
+
+def _keys_of_words(words: Sequence[str], of_file: Callable[[str], Sequence[bytes]]) -> tuple[bytes, ...]:
+    """Each word is a key, or the name of a file."""
+    keys: list[bytes] = []
+    for word in words:
+        try:
+            keys.append(hex_key(word))
+        except argparse.ArgumentTypeError:
+            keys += of_file(word)
+    return tuple(keys)
 
 
 def prompt(namespace_json: Path, tokens_file: Path) -> Prefix:

@@ -2,8 +2,9 @@
 
 from kvstore.control import wire
 from kvstore.control.asking import NODE_CALLER, Asking, why
-from kvstore.errors import InvalidInput, KVStoreError
+from kvstore.errors import KVStoreError
 from kvstore.pb import admin_pb2, node_pb2
+from kvstore.rpc.purge_target import purge_keys
 
 PURGE_DEADLINE_S = 600.0
 """Of a node that walks through all that it holds."""
@@ -17,12 +18,10 @@ class Purging:
         self._asking = asking
 
     async def purge(self, request: admin_pb2.PurgeStoredRequest) -> admin_pb2.PurgeStoredReply:
-        """Raises InvalidInput. A node that does not answer is named; what it holds stays."""
+        """Raises InvalidInput, TooLarge. A node that does not answer is named; what it holds stays."""
         if request.namespace_id:
             wire.check_namespace(request.namespace_id)
-        keys = wire.check_keys(request.keys)
-        if bool(request.tenant) + bool(request.namespace_id or keys) != 1:
-            raise InvalidInput("purge: a namespace, a tenant or keys are needed, and one of them alone")
+        purge_keys(request)
         asked = node_pb2.PurgeRequest(
             caller=NODE_CALLER,
             namespace_id=request.namespace_id,

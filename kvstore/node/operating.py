@@ -14,6 +14,7 @@ from kvstore.pb import node_pb2
 from kvstore.policy.rules import TTL_MS_MAX
 from kvstore.rpc.enums import pb_tier
 from kvstore.rpc.keys import keys_of
+from kvstore.rpc.purge_target import purge_keys
 
 PIN_ID_BYTES = 8
 _PURGED_AT_ONCE = 8
@@ -60,7 +61,7 @@ class Operating:
 
     async def purge(self, request: node_pb2.PurgeRequest) -> node_pb2.PurgeReply:
         """In steps, between which others have their turn. What is dropped is dropped in the devices' indexes too when
-        this returns; it may be cancelled at any time, and begun again. Raises InvalidInput."""
+        this returns; it may be cancelled at any time, and begun again. Raises as `purge_keys`."""
         # What a device had is found by its bucket, once it is in there.
         while self._catalog.hash_records(_HASHED_AT_ONCE):  # noqa: ASYNC110 - it is work, not waiting
             await asyncio.sleep(0)
@@ -82,9 +83,7 @@ class Operating:
         return more
 
     def _begun(self, request: node_pb2.PurgeRequest) -> Purge:
-        keys = keys_of(request.keys)
-        if bool(request.tenant) + bool(request.namespace_id or keys) != 1:
-            raise InvalidInput("purge: a namespace, a tenant or keys are needed, and one of them alone")
+        keys = purge_keys(request)
         if keys:
             return self._catalog.purge_prefix(request.namespace_id, keys, dry=request.dry_run)
         chosen = [
