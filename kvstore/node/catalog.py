@@ -390,9 +390,8 @@ class Catalog:
         return self._operator_pins.used_bytes, self._operator_pins.bytes_max
 
     def _pinned_by_operator(self, pin: OperatorPin, now_ns: int) -> PinnedByOperator:
-        slot_bytes = self._operator_pins.slot_bytes(pin)
         remaining_ns = max(0, pin.end_ns - now_ns)
-        return PinnedByOperator(pin.id, pin.namespace_id, pin.last_key, len(pin.blocks), slot_bytes, remaining_ns)
+        return PinnedByOperator(pin.id, pin.namespace_id, pin.last_key, len(pin.blocks), pin.bytes, remaining_ns)
 
     # ---- loads' landing places ---------------------------------------------------------------------------------------
 

@@ -21,13 +21,15 @@ _NS_PER_S = 1_000_000_000
 
 @dataclass(eq=False, slots=True)
 class OperatorPin:
-    """id: the same on all nodes. namespace_id, last_key: of the deepest block. blocks: those that are still here."""
+    """id: the same on all nodes. namespace_id, last_key: of the deepest block. blocks: those that are still here.
+    bytes: of the slots that it keeps now."""
 
     id: bytes
     end_ns: int
     namespace_id: bytes
     last_key: bytes
     blocks: dict[Block, None] = field(default_factory=dict)
+    bytes: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -38,6 +40,10 @@ class _Kept:
     slot: Slot
     deadline_ns: int
     pins: list[OperatorPin] = field(default_factory=list)
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.slot.slab.size_class.slot_bytes
 
 
 class OperatorPins:
@@ -63,10 +69,6 @@ class OperatorPins:
 
     def find(self, pin_id: bytes) -> OperatorPin | None:
         return self._pins.get(pin_id)
-
-    def slot_bytes(self, pin: OperatorPin) -> int:
-        """What a pin keeps now."""
-        return sum(self._kept[block].slot.slab.size_class.slot_bytes for block in pin.blocks)
 
     def add(self, pin_id: bytes, blocks: Iterable[Block], now_ns: int, end_ns: int) -> OperatorPin | None:
         """Pins live blocks; None where there are none. An id that is known pins these too, until its own end.
@@ -98,11 +100,15 @@ class OperatorPins:
 
     def violations(self) -> Iterator[str]:
         """What should never be; for checks."""
-        used_bytes = sum(slot.slab.size_class.slot_bytes for slot in self.slots())
+        used_bytes = sum(kept.slot_bytes for kept in self._kept.values())
         if used_bytes != self.used_bytes:
             yield f"operators' pins keep {used_bytes} B, counted {self.used_bytes}"
         if {block for pin in self for block in pin.blocks} != set(self._kept):
             yield "operators' pins keep other blocks than they name"
+        for pin in self:
+            kept_bytes = sum(self._kept[block].slot_bytes for block in pin.blocks if block in self._kept)
+            if kept_bytes != pin.bytes:
+                yield f"operators' pin {pin.id.hex()} keeps {kept_bytes} B, counted {pin.bytes}"
         for block, kept in self._kept.items():
             if (kept.tier, kept.slot) not in block.slots:
                 yield f"{block} is pinned by an operator, in a slot that is not its own"
@@ -129,9 +135,10 @@ class OperatorPins:
         if kept is None:
             tier, slot = block.slots[0]
             kept = self._kept[block] = _Kept(tier, slot, block.deadline_ns)
-            self._hold(slot)
+            self._hold(kept)
         kept.pins.append(pin)
         pin.blocks[block] = None
+        pin.bytes += kept.slot_bytes
         if pin.end_ns > block.deadline_ns:
             self._stock.set_deadline(block, pin.end_ns, now_ns)
 
@@ -155,7 +162,7 @@ class OperatorPins:
         self._release(kept)
         if block.slots:
             kept.tier, kept.slot = block.slots[0]
-            self._hold(kept.slot)
+            self._hold(kept)
             return
         del self._kept[block]
         for pin in kept.pins:
@@ -163,13 +170,18 @@ class OperatorPins:
             if not pin.blocks:
                 del self._pins[pin.id]
 
-    def _hold(self, slot: Slot) -> None:
-        self._stock.pin(slot)
-        self.used_bytes += slot.slab.size_class.slot_bytes
+    def _hold(self, kept: _Kept) -> None:
+        self._stock.pin(kept.slot)
+        self._count(kept, kept.slot_bytes)
 
     def _release(self, kept: _Kept) -> None:
-        self.used_bytes -= kept.slot.slab.size_class.slot_bytes
+        self._count(kept, -kept.slot_bytes)
         self._stock.unpin(kept.tier, kept.slot)
+
+    def _count(self, kept: _Kept, change_bytes: int) -> None:
+        self.used_bytes += change_bytes
+        for pin in kept.pins:
+            pin.bytes += change_bytes
 
 
 def chain_of(trees: Iterable[Tree], namespace_id: bytes, keys: Iterable[bytes], now_ns: int) -> list[Block]:
