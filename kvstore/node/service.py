@@ -442,6 +442,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             routes=self._loads.resources.traffic.routes(now_ns),
             namespaces=namespace_usages(self._custody.catalog, self._retention),
             tenants=tenant_usages(self._custody.catalog),
+            operator_pins=self._operating.pins().pins,
             ttl=ttl_histogram(self._custody.catalog, now_ns),
             copies=self._census.usage() if self._census is not None else [],
             violations=self._custody.catalog.violations() if check else [],

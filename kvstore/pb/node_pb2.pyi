@@ -1779,6 +1779,7 @@ class UsageReply(google.protobuf.message.Message):
     MOVED_FIELD_NUMBER: builtins.int
     COPIES_FIELD_NUMBER: builtins.int
     TENANTS_FIELD_NUMBER: builtins.int
+    OPERATOR_PINS_FIELD_NUMBER: builtins.int
     @property
     def routes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RouteTraffic]: ...
     @property
@@ -1817,6 +1818,10 @@ class UsageReply(google.protobuf.message.Message):
     def tenants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TenantUsage]:
         """that hold something, or have a quota"""
 
+    @property
+    def operator_pins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OperatorPin]:
+        """that have not ended"""
+
     def __init__(
         self,
         *,
@@ -1833,9 +1838,10 @@ class UsageReply(google.protobuf.message.Message):
         moved: collections.abc.Iterable[Global___LaneMoved] | None = ...,
         copies: collections.abc.Iterable[Global___NamespaceCopies] | None = ...,
         tenants: collections.abc.Iterable[Global___TenantUsage] | None = ...,
+        operator_pins: collections.abc.Iterable[Global___OperatorPin] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["node", b"node", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["copies", b"copies", "counters", b"counters", "devices", b"devices", "lanes", b"lanes", "loads", b"loads", "moved", b"moved", "namespaces", b"namespaces", "node", b"node", "routes", b"routes", "tenants", b"tenants", "tiers", b"tiers", "ttl", b"ttl", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["copies", b"copies", "counters", b"counters", "devices", b"devices", "lanes", b"lanes", "loads", b"loads", "moved", b"moved", "namespaces", b"namespaces", "node", b"node", "operator_pins", b"operator_pins", "routes", b"routes", "tenants", b"tenants", "tiers", b"tiers", "ttl", b"ttl", "violations", b"violations"]) -> None: ...
 
 Global___UsageReply: typing_extensions.TypeAlias = UsageReply
 

@@ -1,8 +1,10 @@
 """The page in a real browser, before a real cluster."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
 from kvstore.client import AsyncClient, buffers
+from kvstore.pb import admin_pb2, admin_pb2_grpc, types_pb2
+from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import LAYOUT, Cluster, Running, random_blocks, whole_match
 from tests.waiting import eventually
 
@@ -20,6 +24,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromiu
 BLOCKS = 64
 TOKENS = np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
 ACTIVE = "document.activeElement"
+QUOTA_BYTES = 2**25
+PINNED_MS = 30 * 60 * 1000
+CALLER = caller("test")
 
 
 @pytest.fixture
@@ -52,6 +59,20 @@ class Site:
         await client.store(TOKENS, buffers.contiguous(random_blocks(LAYOUT, BLOCKS), LAYOUT))
         await eventually(lambda: whole_match(client, TOKENS))
         return client
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator["admin_pb2_grpc.AdminAsyncStub"]:
+        async with open_channel(self.control.address) as channel:
+            yield admin_pb2_grpc.AdminStub(channel)
+
+    async def kept(self, client: AsyncClient) -> str:
+        """The id of a pin that keeps what was stored, whose tenant has a quota now."""
+        keys = b"".join(client.chain(TOKENS).keys)
+        async with self.admin() as admin:
+            quota = types_pb2.Quota(dram_bytes=QUOTA_BYTES, nvme_bytes=0)
+            await admin.SetQuota(admin_pb2.AdminSetQuotaRequest(caller=CALLER, tenant="default", quota=quota))
+            reply = await admin.Pin(admin_pb2.PinPrefixRequest(caller=CALLER, keys=keys, for_ms=PINNED_MS))
+        return reply.pin_id.hex()
 
     async def load(self, reader: AsyncClient) -> None:
         match = await eventually(lambda: whole_match(reader, TOKENS))  # other nodes hear of a store a moment later
@@ -174,6 +195,37 @@ async def test_namespaces_and_tenants(site: Site) -> None:
     assert await site.page.evaluate(f"{ACTIVE}.id") == "search-what"
 
 
+async def test_quotas_and_pins(site: Site) -> None:
+    """Nothing where there are none. A tenant's quota in each tier, with what is held where it is nearest; a pin, with
+    whose it is, how long it lasts, what it keeps and where; its button has the search ask for it. Both go as they
+    came."""
+    quotas, pins = site.page.locator("#quotas"), site.page.locator("#pins")
+    client = await site.stored()
+    await expect(site.page.locator("#spaces tbody tr")).to_have_count(1)
+    await expect(quotas).to_be_hidden()
+    await expect(pins).to_be_hidden()
+    pin_id = await site.kept(client)
+    held = f"{BLOCKS * LAYOUT.block_bytes / 2**20:.2f} MiB of 32.0 MiB"
+    dram = quotas.locator("[data-tenant=default] [data-tint=dram]")
+    await expect(dram.locator(".figure")).to_have_text(held)
+    await expect(dram.locator(".where")).to_have_text(re.compile("^[0-9.]+ % on near, fullest of 2 nodes$"))
+    meter = dram.get_by_role("meter", name="DRAM quota of default")
+    await expect(meter).to_have_attribute("aria-valuenow", str(100 * BLOCKS * LAYOUT.block_bytes // QUOTA_BYTES))
+    await expect(quotas.locator("[data-tint=nvme] .where")).to_have_text("nothing may be stored")
+    pin = pins.locator(f'[data-pin="{pin_id}"]')
+    for shown in (pin_id, "default", "test", "30 min left", str(BLOCKS), held.partition(" of")[0], "near"):
+        await expect(pin).to_contain_text(shown)
+    await pin.get_by_role("button").click()
+    chain = client.chain(TOKENS)
+    assert await site.page.locator("#search-what").input_value() == chain.keys[-1].hex()
+    assert await site.page.locator("#search-namespace").input_value() == chain.namespace_id.hex()
+    async with site.admin() as admin:
+        await admin.Unpin(admin_pb2.UnpinPrefixRequest(caller=CALLER, pin_id=bytes.fromhex(pin_id)))
+        await admin.SetQuota(admin_pb2.AdminSetQuotaRequest(caller=CALLER, tenant="default", remove=True))
+    await expect(pins).to_be_hidden()
+    await expect(quotas).to_be_hidden()
+
+
 async def test_a_search_shows_where_blocks_are_and_why_they_are_not(site: Site) -> None:
     """By keys, and by tokens in whichever namespace has them; a block that is nowhere ends the prefix, and the reason
     is said; so is what is no search."""
@@ -202,20 +254,23 @@ async def test_a_search_shows_where_blocks_are_and_why_they_are_not(site: Site) 
 
 
 async def test_everything_is_reached_by_keyboard(site: Site) -> None:
-    """Tab visits links, theme, spans, charts and the form in the order of the page, each with a visible focus; Enter
-    sends the search; arrows walk through a chart."""
-    await site.stored()
+    """Tab visits links, theme, spans, charts, the list of pins and the form in the order of the page, each with a
+    visible focus; Enter sends the search; arrows walk through a chart."""
+    await site.kept(await site.stored())
     page = site.page
     await expect(page.locator("#spaces tbody tr").first).to_be_visible()
+    await expect(page.locator("#pins tbody tr").first).to_be_visible()
     visited: list[str] = []
-    for _ in range(24):
+    for _ in range(32):
         await page.keyboard.press("Tab")
-        visited.append(await page.evaluate(f"{ACTIVE}.id || {ACTIVE}.getAttribute('href') || {ACTIVE}.tagName"))
+        place = f"{ACTIVE}.closest('#pins') ? 'pins' : {ACTIVE}.tagName"
+        visited.append(await page.evaluate(f"{ACTIVE}.id || {ACTIVE}.getAttribute('href') || ({place})"))
         outline = f"getComputedStyle({ACTIVE}.type === 'radio' ? {ACTIVE}.nextElementSibling : {ACTIVE}).outlineStyle"
         assert await page.evaluate(outline) != "none", visited
         if visited[-1] == "search-namespace":
             break
-    wanted = ["#cluster", "#loads", "#charts", "#spaces", "#find", "theme", "svg", "search-what", "search-namespace"]
+    links = [f"#{each}" for each in ("cluster", "loads", "charts", "events", "spaces", "quotas", "pins", "find")]
+    wanted = [*links, "theme", "svg", "pins", "search-what", "search-namespace"]
     places = [visited.index(place) for place in wanted]
     assert places == sorted(places)
     await page.keyboard.press("Enter")
@@ -262,7 +317,9 @@ async def test_a_control_plane_that_comes_back_is_followed_again(site: Site, tmp
 
 async def test_it_fits_a_phone(site: Site) -> None:
     """Nothing has to be scrolled sideways, and what one taps is large enough."""
+    await site.kept(await site.stored())
     await site.page.set_viewport_size({"width": 360, "height": 740})
+    await expect(site.page.locator("#pins tbody tr").first).to_be_visible()
     assert await site.page.evaluate("document.documentElement.scrollWidth") <= 360
     for box in [await each.bounding_box() for each in await site.page.get_by_role("button").all()]:
         assert box is not None

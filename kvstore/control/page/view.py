@@ -5,6 +5,8 @@ from typing import Any
 
 from kvstore.blocks.state import Tier
 from kvstore.control.page.history import FAULTS
+from kvstore.control.page.pins import pins
+from kvstore.control.page.quotas import quotas
 from kvstore.control.page.source import Look
 from kvstore.control.page.spaces import namespaces
 from kvstore.pb import admin_pb2, node_pb2, types_pb2
@@ -28,6 +30,8 @@ def cluster(look: Look, rates: LaneRates) -> dict[str, Any]:
         "copies": [_copies(each) for each in stats.copies],
         "loads": [_load(node.node_id, load) for node in stats.nodes for load in node.usage.loads],
         "namespaces": namespaces(stats),
+        "quotas": quotas(stats),
+        "pins": pins(stats),
     }
 
 

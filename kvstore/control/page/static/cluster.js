@@ -1,7 +1,8 @@
 // The map: a card per node, with its tiers and the lanes of its NICs and disks. Storage nodes stand above the others.
 
 import { make, Parts, put, say } from "./dom.js";
-import { bytes, count, percent, plural, rate, seconds } from "./units.js";
+import { newMeter } from "./meter.js";
+import { bytes, count, percent, plural, rate, seconds, TIER_NAMES } from "./units.js";
 
 const STANDING = { up: "up", mute: "no answer", down: "down" };
 const DENSE_FROM = 13;
@@ -78,25 +79,6 @@ function newNode(node) {
   }
   return { element, update };
 }
-
-function newMeter(label) {
-  const fill = make("i");
-  const under = make("i", { class: "under" });
-  const meter = make("div", { class: "meter", role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 },
-    under, fill);
-  return {
-    meter,
-    show(part, text, taken = 0) {
-      const shown = Math.min(100, Math.max(0, 100 * part));
-      fill.style.width = `${shown.toFixed(1)}%`;
-      under.style.width = `${Math.min(100, 100 * taken).toFixed(1)}%`;
-      put(meter, "aria-valuenow", Math.round(shown));
-      put(meter, "aria-valuetext", text);
-    },
-  };
-}
-
-const TIER_NAMES = { HBM: "HBM", DRAM: "DRAM", NVME: "NVMe" };
 
 function newTier({ tier }) {
   const { meter, show } = newMeter(TIER_NAMES[tier]);

@@ -1,7 +1,7 @@
 // The search: where the blocks of a prefix are, and why they are nowhere.
 
 import { make } from "./dom.js";
-import { plural, seconds } from "./units.js";
+import { plural, seconds, TIER_NAMES } from "./units.js";
 
 const SHOWN_MAX = 512;
 
@@ -70,7 +70,7 @@ const said = (block) => (block.text ? `${verdict(block)}, ${block.text}` : verdi
 function places(block) {
   return block.places.map((place) => {
     const shard = place.shard === "0/1" ? "" : ` shard ${place.shard}`;
-    const where = `${place.node || "a node that is gone"} ${place.tier === "NVME" ? "NVMe" : place.tier}${shard}`;
+    const where = `${place.node || "a node that is gone"} ${TIER_NAMES[place.tier]}${shard}`;
     return place.alive ? `${where}, ${seconds(place.remaining_ms)} left` : `${where}, down`;
   }).join("; ") || "–";
 }

@@ -1,7 +1,7 @@
 // Loads: those under way with each of their paths as it fills, then those that ended lately.
 
 import { make, Parts, put, say } from "./dom.js";
-import { bytes, count, percent, plural, rate, seconds } from "./units.js";
+import { bytes, count, percent, plural, rate, seconds, TIER_NAMES } from "./units.js";
 
 const RUNNING_MAX = 24;
 const ENDED_MAX = 12;
@@ -107,8 +107,7 @@ function newPath(path) {
   const name = make("span", { class: "route", "data-tint": path.route }, path.route);
   const element = make("li", { "data-route": path.route }, name, where, track, figure);
   function update(now, load) {
-    const tier = now.tier === "NVME" ? "NVMe" : now.tier;
-    say(where, `${ROUTES[now.route]?.(now, load.node) ?? now.node}${now.route === "relay" ? "" : `, ${tier}`}`);
+    say(where, `${ROUTES[now.route]?.(now, load.node) ?? now.node}${now.route === "relay" ? "" : `, ${TIER_NAMES[now.tier]}`}`);
     fill.style.width = `${((100 * now.bytes) / Math.max(1, load.bytes)).toFixed(2)}%`;
     put(track, "data-moving", now.bytes_per_s > 0);
     say(figure, `${bytes(now.bytes)} · ${percent(now.bytes / Math.max(1, load.bytes))} · ${rate(now.bytes_per_s)}`);

@@ -8,6 +8,8 @@ import { startFind } from "./find.js";
 import { History } from "./history.js";
 import { follow } from "./live.js";
 import { PathRates, startLoads } from "./loads.js";
+import { startPins } from "./pins.js";
+import { startQuotas } from "./quotas.js";
 import { startSpaces } from "./spaces.js";
 import { startTheme } from "./theme.js";
 import { startTiles } from "./tiles.js";
@@ -21,10 +23,9 @@ const showCluster = startCluster(part("map"));
 const showWires = startWires(part("map"));
 const showLoads = startLoads(part("loads"));
 const pathRates = new PathRates();
-const showSpaces = startSpaces(part("spaces"), (id) => {
-  part("search-namespace").value = id;
-  part("search-what").focus();
-});
+const showSpaces = startSpaces(part("spaces"), search);
+const showQuotas = startQuotas(part("quotas"));
+const showPins = startPins(part("pins"), search);
 const showCharts = startCharts(part("plots"), part("spans"));
 let lastMs = null;
 
@@ -32,6 +33,12 @@ const showEvents = startEvents(part("events"));
 
 startTheme(part("theme"));
 startFind(part("search"), part("found"));
+
+function search(namespace, what = part("search-what").value) {
+  part("search-namespace").value = namespace;
+  part("search-what").value = what;
+  part("search-what").focus();
+}
 
 function notice(text) {
   const element = part("notice");
@@ -53,6 +60,8 @@ follow("/api/events", {
     showLoads(state);
     showCharts(state, history);
     showSpaces(state);
+    showQuotas(state);
+    showPins(state);
     put(part("main"), "aria-busy", false);
     say(part("foot"), `as of ${clock(state.at_ms)}`);
   },

@@ -1,6 +1,7 @@
 // Numbers as people read them: three digits that matter, and a unit.
 
 const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+export const TIER_NAMES = { HBM: "HBM", DRAM: "DRAM", NVME: "NVMe" };
 const DECIMAL = ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"];
 
 function scaled(value, step, units) {
@@ -29,4 +30,12 @@ export function seconds(ms) {
 }
 
 export const clock = (ms) => new Date(ms).toLocaleTimeString("en-GB");
+
+// A clock where it is today, else with its day.
+export function moment(ms) {
+  const then = new Date(ms);
+  if (then.toDateString() === new Date().toDateString()) return clock(ms);
+  return then.toLocaleString("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+}
+
 export const plural = (number, word, many = `${word}s`) => `${count(number)} ${number === 1 ? word : many}`;
