@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kvstore import pages
 from kvstore.blocks.state import SLAB_CLOSED
 from kvstore.client import cuda
 from kvstore.errors import KVStoreError, NodeUnavailable, PermissionRefused, SessionLost, StaleGeneration
 from kvstore.pb import node_pb2
 
 _REPLY_BYTES_MAX = 4096
-_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # <sys/mman.h>; not in the mmap module of Python 3.11
 
 
 @dataclass(slots=True, eq=False)
@@ -119,9 +119,9 @@ class Slabs:
             os.close(generations_fd)
         with contextlib.suppress(OSError):
             data.madvise(mmap.MADV_HUGEPAGE)  # whoever touches a page first decides its size
-            # Page tables now rather than in the first copy.
-            data.madvise(_MADV_POPULATE_READ if self._read_only else _MADV_POPULATE_WRITE)
-        return Slab(np.frombuffer(data, np.uint8), np.frombuffer(words, np.uint64), reply.slot_bytes)
+        mapped = np.frombuffer(data, np.uint8)
+        pages.find(mapped)  # now rather than in the first copy
+        return Slab(mapped, np.frombuffer(words, np.uint64), reply.slot_bytes)
 
     def _ask(self, slab_id: int) -> tuple[node_pb2.SlabReply, list[int]]:
         self._socket.sendall(node_pb2.SlabRequest(session_id=self._session_id, slab_id=slab_id).SerializeToString())

@@ -139,7 +139,7 @@ class NodeServer:
         rules = NamespaceRules.of_node(config)
         slab_ids = count(1)
         spaces: dict[Tier, Space] = {Tier.DRAM: SlotSpace(config.dram_bytes, config.slab_bytes, slab_ids)}
-        dram = DramMemory(hugepages=config.hugepages)
+        dram = DramMemory(hugepages=config.hugepages, ahead_bytes=config.dram_bytes)
         memories[Tier.DRAM] = dram
         if config.hbm_bytes:
             spaces[Tier.HBM] = SlotSpace(config.hbm_bytes, config.slab_bytes, slab_ids)

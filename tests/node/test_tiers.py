@@ -29,6 +29,11 @@ def mapped_slabs() -> int:
     return Path("/proc/self/maps").read_text().count("/memfd:kvstore-")
 
 
+def pages_there(memory: DramMemory, slab_id: int) -> int:
+    """How many pages of a slab have been made."""
+    return os.fstat(memory.share(slab_id, read_only=True).slab_fd).st_blocks * 512 // mmap.PAGESIZE
+
+
 class TestDramMemory(TierContract):
     """Shared memory."""
 
@@ -37,6 +42,28 @@ class TestDramMemory(TierContract):
         memory = DramMemory(hugepages=True)
         yield memory
         memory.close()
+
+    def test_the_next_slab_is_ready_before_it_is_asked_for(self) -> None:
+        """Its pages are there, for the node and for whoever maps it: nobody waits for 64 MiB to be cleared. As long as
+        there is room for one, and it is as large as the last; what is left is let go of."""
+        before = mapped_slabs(), open_fds()
+        memory = DramMemory(hugepages=False, ahead_bytes=3 * SLAB_BYTES)
+        memory.open_slab(1, SLAB_BYTES, SLOT_BYTES, "")
+        memory._ahead._made.result(5)
+        memory.open_slab(2, SLAB_BYTES, SLOT_BYTES, "")
+        assert pages_there(memory, 1) == 0
+        assert pages_there(memory, 2) == SLAB_BYTES // mmap.PAGESIZE
+        assert not memory.view(2, 0, SLAB_BYTES).any()
+        memory._ahead._made.result(5)
+        memory.open_slab(3, SLAB_BYTES // 2, SLOT_BYTES, "")
+        assert pages_there(memory, 3) == 0
+        memory._ahead._made.result(5)
+        memory.open_slab(4, SLAB_BYTES // 2, SLOT_BYTES, "")
+        assert pages_there(memory, 4) == SLAB_BYTES // 2 // mmap.PAGESIZE
+        assert memory._ahead._made is None
+        memory.close()
+        del memory
+        assert (mapped_slabs(), open_fds()) == before
 
     def test_another_process_sees_bytes_and_generations(self, memory: DramMemory) -> None:
         """It maps the two descriptors, and nothing else connects them."""
