@@ -78,6 +78,10 @@ class Cluster:
         options = {"node_id": name, "socket": str(self.folder / f"{name}.sock"), "control": control, **options}
         return await self._start("node", options, prefix, flags)
 
+    async def nodes(self, *names: str, control: str = "", **options: str) -> list[Running]:
+        """Several alike, started at the same time."""
+        return await asyncio.gather(*(self.node(name, control, **options) for name in names))
+
     async def client(
         self, node: Running, layout: Layout = LAYOUT, model: str = "test", **options: object
     ) -> AsyncClient:

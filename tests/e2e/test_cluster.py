@@ -13,8 +13,7 @@ pytestmark = pytest.mark.ucx
 async def test_blocks_travel_between_nodes(processes: Cluster) -> None:
     """What one engine stores another one, on another node, matches and loads, byte for byte."""
     control = await processes.control()
-    prefill = await processes.node("prefill", control.address)
-    decode = await processes.node("decode", control.address)
+    prefill, decode = await processes.nodes("prefill", "decode", control=control.address)
     writer, reader = await processes.client(prefill), await processes.client(decode)
     tokens = np.arange(64 * 10 + 5, dtype=np.uint32)
     source, target = random_blocks(LAYOUT, 10), np.zeros((10, LAYOUT.block_bytes), np.uint8)

@@ -27,7 +27,7 @@ async def built(tmp_path: Path) -> AsyncIterator[Cluster]:
 async def test_a_killed_node_takes_nothing_with_it(built: Cluster) -> None:
     """Three nodes, two copies: one is killed, every block is still read byte for byte, and soon it has two copies."""
     control = await built.control(heartbeat_ms="100", node_lost_ms="1000")
-    nodes = [await built.node(f"n{i}", control.address, **NODE) for i in range(3)]
+    nodes = await built.nodes("n0", "n1", "n2", control=control.address, **NODE)
     source = random_blocks(LAYOUT, BLOCKS, 5)
     tokens = np.arange(64 * BLOCKS, dtype=np.uint32)
     clients = [await built.client(node, rules={"copies": 2}) for node in nodes]
@@ -70,7 +70,7 @@ async def test_no_read_fails_when_an_owner_is_killed(built: Cluster) -> None:
     """Read again and again over a third node while one of the two that have the blocks is killed: each read has every
     block, byte for byte, and none takes longer than a second."""
     control = await built.control(heartbeat_ms="100", node_lost_ms="1000")
-    nodes = [await built.node(f"n{i}", control.address, **NODE) for i in range(3)]
+    nodes = await built.nodes("n0", "n1", "n2", control=control.address, **NODE)
     source = random_blocks(LAYOUT, BLOCKS, 6)
     tokens = np.arange(64 * BLOCKS, dtype=np.uint32)
     writer = await built.client(nodes[0], rules={"copies": 2})

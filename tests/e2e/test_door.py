@@ -42,9 +42,7 @@ async def test_blocks_travel_behind_a_shut_door(processes: Cluster, tmp_path: Pa
     """Store at one node, match and load at another, ask as an operator; who shows no certificate is told nothing."""
     certs = Certs(tmp_path / "certs")
     control = await processes.control(**options(certs.door("control")))
-    nodes = [
-        await processes.node(name, control.address, **options(certs.door("node"))) for name in ("writer", "reader")
-    ]
+    nodes = await processes.nodes("writer", "reader", control=control.address, **options(certs.door("node")))
     content, tokens = random_blocks(LAYOUT, BLOCKS), np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
     writer, reader = [await processes.client(node, door=certs.door("client")) for node in nodes]
     await writer.store(tokens, buffers.contiguous(content, LAYOUT))
@@ -67,9 +65,7 @@ async def test_blocks_travel_where_tokens_are_asked(processes: Cluster, tmp_path
     certs = Certs(tmp_path / "certs")
     tenant, reader = certs.holder("engine", tenant="default"), certs.holder("anna", admin="read")
     control = await processes.control(**options(certs.server("control")))
-    nodes = [
-        await processes.node(name, control.address, **options(certs.server("node"))) for name in ("writer", "reader")
-    ]
+    nodes = await processes.nodes("writer", "reader", control=control.address, **options(certs.server("node")))
     content, tokens = random_blocks(LAYOUT, BLOCKS), np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
     near, far = [await processes.client(node, door=tenant) for node in nodes]
     await near.store(tokens, buffers.contiguous(content, LAYOUT))

@@ -22,7 +22,7 @@ async def test_a_node_is_drained_and_stopped(processes: Cluster, capfd: pytest.C
     """First what there would be to move; then it moves; the node is shown as draining, and is stopped; its blocks are
     read from the others, also by a client whose control plane was restarted."""
     control = await processes.control(heartbeat_ms="50", node_lost_ms="500")
-    nodes = [await processes.node(name, control=control.address, **SIZES) for name in ("a", "b", "c")]
+    nodes = await processes.nodes("a", "b", "c", control=control.address, **SIZES)
     client = await processes.client(nodes[0])
     for seed in range(3):
         source = random_blocks(LAYOUT, BLOCKS, seed)

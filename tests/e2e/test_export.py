@@ -59,9 +59,10 @@ async def registered(admin: Admin, control: Running) -> bool:
 
 
 async def filled(here: Cluster) -> tuple[Running, Running]:
-    """A control plane and two nodes, each with a prompt of its own; a third prompt branches off from the first."""
+    """A control plane and two nodes, of which the first is given, each with a prompt of its own; a third prompt
+    branches off from the first one's."""
     control = await here.control(heartbeat_ms="50")
-    nodes = [await here.node(name, control=control.address, **SIZES) for name in ("a", "b")]
+    nodes = await here.nodes("a", "b", control=control.address, **SIZES)
     for seed, node in enumerate(nodes):
         client = await here.client(node)
         await store(client, seed)
@@ -69,7 +70,7 @@ async def filled(here: Cluster) -> tuple[Running, Running]:
     client = await here.client(nodes[0])
     await client.store(_branch(), buffers.contiguous(_branch_source(), LAYOUT))
     await eventually(lambda: whole_match(client, _branch()))
-    return control, nodes[1]
+    return control, nodes[0]
 
 
 def _branch() -> Any:
@@ -201,10 +202,9 @@ def _door(door: DoorConfig) -> dict[str, str]:
 
 async def test_an_export_that_is_interrupted(processes: Cluster) -> None:
     """Ctrl-C, while the node that has the blocks stands still: nothing is left of the file; no traceback is shown."""
-    control, _ = await filled(processes)
+    control, holder = await filled(processes)
     folder = processes.folder / "out"
     folder.mkdir()
-    holder = processes.running[1]
     argv = [sys.executable, "-m", "kvstore", "admin", "export", str(folder / "x.kv")]
     argv += ["--namespace", NAMESPACE.id.hex(), "--node", "b", "--control", control.address]
     process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)

@@ -92,7 +92,7 @@ async def write_all(writer: Writer, step: int = LAYOUT.layers) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     async with cluster(tmp_path_factory.mktemp("pair")) as built:
-        prefill, decode = await asyncio.gather(built.node("prefill", **NODE), built.node("decode", **NODE))
+        prefill, decode = await built.nodes("prefill", "decode", **NODE)
         yield Pair(built, prefill, await built.client(prefill, LAYOUT), decode, await built.client(decode, LAYOUT))
 
 

@@ -1,6 +1,5 @@
 """Servers that several modules share: each test leaves them as it found them."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -29,7 +28,7 @@ async def shared(built: Cluster) -> Shared:
 async def pair(built: Cluster) -> Pair:
     """Two nodes that reach each other by UCX. The landing memory holds eight blocks."""
     options = {**SMALL, "dram_bytes": "8MiB", "landing_bytes_max": "1MiB", "piece_bytes": "128KiB"}
-    prefill, decode = await asyncio.gather(built.node("prefill", **options), built.node("decode", **options))
+    prefill, decode = await built.nodes("prefill", "decode", **options)
     return Pair(built, prefill, decode, await built.client(prefill), await built.client(decode))
 
 

@@ -54,9 +54,8 @@ async def test_one_line_per_load(processes: Cluster, tmp_path: Path) -> None:
     fields of docs/logs.md. A level that an operator changes holds at once: for one logger, and for all."""
     with written(tmp_path / "stderr") as lines:
         control = await processes.control(log_format="json")
-        first = await processes.node("n0", control.address, log_format="json")
-        second = await processes.node("n1", control.address, log_format="json")
-    writer, reader = await processes.client(first), await processes.client(second)
+        nodes = await processes.nodes("n0", "n1", control=control.address, log_format="json")
+    writer, reader = [await processes.client(node) for node in nodes]
     await writer.store(tokens(2), buffers.contiguous(random_blocks(LAYOUT, 2), LAYOUT))
 
     await load(reader)
