@@ -40,17 +40,26 @@ class Figure:
 
 
 _LESS_IS_BETTER = re.compile(
-    r"(^|_)(ms|us|ns|s|seconds|failed|lost|missing|refused|stale|wrong|in_rpcs|max_vs_mean|first_group_share)$"
+    r"(^|_)(ms|us|ns|s|seconds|in_rpcs|vs_mean|vs_alone|first_group_share)$"
+    r"|(^|_)(failed|lost|missing|refused|stale|wrong)(_|$)"
     r"|^(single_)?overhead_|(^|_)cpu_s_|bytes_per_block|_bytes_each$"
 )
 _MORE_IS_BETTER = re.compile(
-    r"_per_s$|(^|_)vs_|(^|_)of_(limit|optimum)$|of the ideal$|(^|_)(goodput|hit_ratio|attainment|of_oracle)(_|$)"
+    r"_per_s$|(^|_)vs_(?!mean$|alone$)|(^|_)of_(limit|optimum)$|of the ideal$"
+    r"|(^|_)(goodput|hit_ratio|attained|of_oracle)(_|$)"
 )
+_TAIL = re.compile(r"(^|_)p9\d(_|$)")
+_AT_GOODPUT = re.compile(r"^(ttft|tpot|second)_p50_s$")
+"""Latencies at the goodput of a way: they may rise because it has."""
+_SEARCHED = re.compile(r"^goodput_|_vs_|_of_oracle$")
+"""Goodputs, and ratios of two, where the settings name the `tolerance` of a search."""
 
 
 def better(name: str) -> int:
     """1 where more of it is better, -1 where less is, 0 where its name does not say."""
-    if _MORE_IS_BETTER.search(name) and not name.endswith("max_vs_mean"):
+    if _AT_GOODPUT.search(name):
+        return 0
+    if _MORE_IS_BETTER.search(name):
         return 1
     return -1 if _LESS_IS_BETTER.search(name) else 0
 
@@ -65,15 +74,27 @@ def judge(name: str, old: Figure, new: Figure, at_least: float) -> Verdict:
 
 
 def figures(of: Result) -> dict[Name, Figure]:
-    """All numbers of a result: those of its points, its ratios, its headlines. What has no spread of its own gets the
-    median of the others'."""
+    """The numbers of a result that are judged: those of its points, its ratios, its headlines; none of the tails.
+
+    What has no spread of its own gets the median of the others'; what was searched, as far as a search may err.
+    """
     found = {name: figure for row in of.measurements for name, figure in _of_point(of.keys, row)}
     for name, value in (of.ratios | of.extras).items():
         if _is_number(value):
             found[Name("", name)] = Figure(value, None)
     known = [figure.spread for figure in found.values() if figure.spread is not None]
     usual = statistics.median(known) if known else 0.0
-    return {name: Figure(figure.value, usual) if figure.spread is None else figure for name, figure in found.items()}
+    tolerance = of.settings.get("tolerance")
+    searched = max(usual, 2 * tolerance) if _is_number(tolerance) else usual
+    return {
+        name: figure if figure.spread is not None else Figure(figure.value, _spread(name.figure, usual, searched))
+        for name, figure in found.items()
+        if not _TAIL.search(name.figure)
+    }
+
+
+def _spread(name: str, usual: float, searched: float) -> float:
+    return searched if _SEARCHED.search(name) else usual
 
 
 def _of_point(keys: Sequence[str], row: Mapping[str, Any]) -> Iterator[tuple[Name, Figure]]:

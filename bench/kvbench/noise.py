@@ -40,7 +40,10 @@ def is_summary(figure: Any) -> bool:
 
 
 def warnings(keys: Sequence[str], measurements: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One sentence, where repetitions of some figures differ by more than NOISY_SPREAD."""
+    """One sentence, where repetitions of some figures differ by more than NOISY_SPREAD, or where there are none."""
+    figures = [figure for row in measurements for figure in row.values() if is_summary(figure)]
+    if figures and all(figure["count"] == 1 for figure in figures):
+        yield "everything was measured once: how far repetitions would differ is not known"
     noisy = [
         (figure["spread"], ", ".join(str(row[key]) for key in keys if key in row), name)
         for row in measurements

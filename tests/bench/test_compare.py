@@ -72,7 +72,7 @@ def test_what_moves_beyond_both_ranges_is_told(value: float, old: float, new: fl
         ("goodput_vs_single", 1),
         ("lru, 10000 blocks, ttl none: of the ideal", 1),
         ("ms", -1),
-        ("p99_ms", -1),
+        ("p50_ms", -1),
         ("cpu_s_per_gb", -1),
         ("open_s", -1),
         ("failed", -1),
@@ -80,6 +80,13 @@ def test_what_moves_beyond_both_ranges_is_told(value: float, old: float, new: fl
         ("overhead_seconds", -1),
         ("first_group_share", -1),
         ("snic_max_vs_mean", -1),
+        ("handoff_p50_vs_alone", -1),
+        ("lost_sets", -1),
+        ("missing_blocks", -1),
+        ("attained", 1),
+        ("goodput_per_s", 1),
+        ("dual_of_oracle", 1),
+        ("ttft_p50_s", 0),
         ("memory_bytes_per_block", -1),
         ("blocks", 0),
         ("items", 0),
@@ -118,6 +125,31 @@ def test_ratios_have_the_noise_of_the_run() -> None:
     old = example([2.0, 2.1, 2.2], [4.0, 4.2, 4.4])
     assert compare.compared(old, replace(old, ratios={"vs_y": 0.46}), 0.0).exit_code == 0
     assert compare.compared(old, replace(old, ratios={"vs_y": 0.4}), 0.0).exit_code == 1
+
+
+def serving(goodput: float, ratio: float, **more: float) -> Result:
+    row: dict[str, object] = {"way": "dual path", "goodput_per_s": goodput, "lost_sets": 0, **more}
+    return Result("agents", {}, {"tolerance": 0.12}, ("way",), [row], {"dual_vs_single": ratio})
+
+
+def test_a_goodput_is_as_exact_as_its_search() -> None:
+    """What two searches may differ by is no change; latencies rise with the goodput, and tails are not judged."""
+    old = serving(4.0, 1.8, ttft_p50_s=1.0, ttft_p99_s=2.0)
+    assert compare.compared(old, serving(3.5, 1.5), 0.05).exit_code == 0
+    assert compare.compared(old, serving(3.0, 1.8), 0.05).exit_code == 1
+    assert compare.compared(old, serving(4.0, 1.3), 0.05).exit_code == 1
+    faster = compare.compared(old, serving(6.0, 1.8, ttft_p50_s=1.5, ttft_p99_s=4.0), 0.05)
+    assert {row["figure"]: row["verdict"] for row in faster.measurements} == {
+        "goodput_per_s": "better",
+        "ttft_p50_s": "changed",
+    }
+
+
+def test_lost_blocks_fail() -> None:
+    """Also where none were lost before, which has no change in percent."""
+    old = serving(4.0, 1.8)
+    new = replace(old, measurements=[{**old.measurements[0], "lost_sets": 1}])
+    assert compare.compared(old, new, 0.05).exit_code == 1
 
 
 def test_all_shows_what_is_the_same() -> None:

@@ -94,6 +94,9 @@ def test_noise_is_warned_of() -> None:
     assert "gb_per_s of b" in said
     assert "25%" in said
     assert "67%" in said
+    (said,) = noise.warnings(("path",), [{"path": "a", "seconds": noise.summary([3.0])}])
+    assert "measured once" in said
+    assert list(noise.warnings(("path",), [{"path": "a", "hit_ratio": 0.5}])) == []
 
 
 def test_a_slow_transport_is_warned_of() -> None:
