@@ -2,8 +2,9 @@
 
 A figure has moved where its medians lie further apart than half of the range of each run's repetitions together, and by
 more than `--at-least` of their mean. What was measured once, and ratios, have no range of their own: theirs is taken
-from the median spread of all figures of the run; goodputs, and ratios of two, are known to the tolerance of their search.
-Percentiles above the median are not judged; latencies at a way's goodput are neither better nor worse.
+from the median spread of all figures of the run; goodputs and ratios of two are known to the tolerance of their
+search. Percentiles above the median are not judged. Neither better nor worse are latencies at a way's goodput, and what
+the machine itself does, or another system.
 
 The exit code is 1 where something is worse, 0 where nothing is, 2 where the two cannot be compared.
 """

@@ -23,6 +23,7 @@ from kvbench.dualpath_rounds import Measured, Plan, Round, measure
 from kvbench.paired import interval
 from kvbench.result import Result
 from kvbench.topology import COMPUTE, DEVICES, STORAGE, engine_hosts
+from kvbench.yardsticks import ALL_SOCKETS, READERS_SOCKETS
 from kvstore.cli.options import size
 from kvstore.errors import InvalidInput
 
@@ -121,10 +122,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 def rows(plan: Plan, rounds: list[Round]) -> Iterator[dict[str, Any]]:
     """One row per way and per NIC of each way; medians over the rounds."""
     yield {
-        "path": "sockets, readers' NICs",
+        "path": READERS_SOCKETS,
         "gb_per_s": noise.summary([sum(each.own.values()) / 1e9 for each in rounds]),
     }
-    yield {"path": "sockets, all NICs", "gb_per_s": noise.summary([sum(each.every.values()) / 1e9 for each in rounds])}
+    yield {"path": ALL_SOCKETS, "gb_per_s": noise.summary([sum(each.every.values()) / 1e9 for each in rounds])}
     for paths in ALL:
         loads = [each.loads[paths.name] for each in rounds]
         struck = [load.fault_s for load in loads if load.fault_s is not None]

@@ -4,12 +4,13 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
 from kvbench import noise
 from kvbench.result import Result
+from kvbench.yardsticks import MACHINE, RIVALS
 
 
 class Verdict(Enum):
@@ -29,10 +30,12 @@ class Name(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """spread: of its repetitions, a part of their median; None where it has no repetitions."""
+    """spread: of its repetitions, a part of their median; None where it has no repetitions. ours: of kvstore; what the
+    machine itself does, or another system, is neither better nor worse for us."""
 
     value: float
     spread: float | None
+    ours: bool = True
 
     @property
     def range(self) -> float:
@@ -48,6 +51,7 @@ _MORE_IS_BETTER = re.compile(
     r"_per_s$|(^|_)vs_(?!mean$|alone$)|(^|_)of_(limit|optimum)$|of the ideal$"
     r"|(^|_)(goodput|hit_ratio|attained|of_oracle)(_|$)"
 )
+_BESIDE = MACHINE | RIVALS
 _TAIL = re.compile(r"(^|_)p9\d(_|$)")
 _AT_GOODPUT = re.compile(r"^(ttft|tpot|second)_p50_s$")
 """Latencies at the goodput of a way: they may rise because it has."""
@@ -69,7 +73,7 @@ def judge(name: str, old: Figure, new: Figure, at_least: float) -> Verdict:
     moved = abs(new.value - old.value)
     if moved <= (old.range + new.range) / 2 or moved <= at_least * (abs(old.value) + abs(new.value)) / 2:
         return Verdict.SAME
-    sign = better(name) * (1 if new.value > old.value else -1)
+    sign = better(name) * (1 if new.value > old.value else -1) if new.ours else 0
     return {1: Verdict.BETTER, -1: Verdict.WORSE, 0: Verdict.CHANGED}[sign]
 
 
@@ -84,10 +88,10 @@ def figures(of: Result) -> dict[Name, Figure]:
             found[Name("", name)] = Figure(value, None)
     known = [figure.spread for figure in found.values() if figure.spread is not None]
     usual = statistics.median(known) if known else 0.0
-    tolerance = of.settings.get("tolerance")
+    tolerance: Any = of.settings.get("tolerance")
     searched = max(usual, 2 * tolerance) if _is_number(tolerance) else usual
     return {
-        name: figure if figure.spread is not None else Figure(figure.value, _spread(name.figure, usual, searched))
+        name: figure if figure.spread is not None else replace(figure, spread=_spread(name.figure, usual, searched))
         for name, figure in found.items()
         if not _TAIL.search(name.figure)
     }
@@ -99,13 +103,15 @@ def _spread(name: str, usual: float, searched: float) -> float:
 
 def _of_point(keys: Sequence[str], row: Mapping[str, Any]) -> Iterator[tuple[Name, Figure]]:
     point = ", ".join(str(row[key]) for key in keys if key in row)
+    beside = any(row.get(key) in _BESIDE for key in keys if isinstance(row.get(key), str))
     for name, value in row.items():
         if name in keys:
             continue
+        ours = not beside and not name.startswith("limit_")
         if noise.is_summary(value):
-            yield Name(point, name), Figure(value["median"], value["spread"] if value["count"] > 1 else None)
+            yield Name(point, name), Figure(value["median"], value["spread"] if value["count"] > 1 else None, ours)
         elif _is_number(value):
-            yield Name(point, name), Figure(value, None)
+            yield Name(point, name), Figure(value, None, ours)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from kvbench import noise, options, result
 from kvbench.result import Result
+from kvbench.yardsticks import HASH
 from kvstore.blocks.keys import chain
 from kvstore.blocks.layout import BLOCK_TOKENS
 
@@ -28,11 +29,11 @@ def run(args: argparse.Namespace) -> Result:
     blocks = args.tokens // args.block_tokens
     return result.of_this_machine(
         "keys",
-        settings={"tokens": args.tokens, "block_tokens": args.block_tokens, "rounds": args.rounds},
+        settings={"tokens": args.tokens, "block_tokens": args.block_tokens, "rounds": args.rounds, "seed": args.seed},
         keys=("what",),
         measurements=[
             {"what": "chain", "blocks": blocks, "ms": chained, "block_us": chained["p50"] * 1e3 / blocks},
-            {"what": "blake2b, one piece", "blocks": 1, "ms": bare},
+            {"what": HASH, "blocks": 1, "ms": bare},
         ],
         ratios={"vs_blake2b": bare["p50"] / chained["p50"]},
         extras={"p50_ms": chained["p50"], "p99_ms": chained["p99"]},

@@ -19,6 +19,7 @@ import xxhash
 
 from kvbench import noise, options, progress, result
 from kvbench.result import Result
+from kvbench.yardsticks import MEMCPY, MEMCPY_XXH3
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.cli.spawn import server
@@ -49,7 +50,13 @@ def run(args: argparse.Namespace) -> Result:
     }
     return result.of_this_machine(
         "local",
-        settings={"bytes": args.bytes, "rounds": args.rounds, "warm_up": _WARM_UP_ROUNDS, "threads": 1},
+        settings={
+            "bytes": args.bytes,
+            "rounds": args.rounds,
+            "warm_up": _WARM_UP_ROUNDS,
+            "threads": 1,
+            "seed": args.seed,
+        },
         keys=("path", "block_bytes"),
         measurements=[row for size_bytes, rounds in measured.items() for row in _rows(rounds, args.bytes, size_bytes)],
         ratios=_ratios(measured[max(measured)]),
@@ -91,16 +98,14 @@ def _ratios(rounds: list[Round]) -> dict[str, float]:
 
 def _rows(rounds: list[Round], asked_bytes: int, block_bytes: int) -> list[dict[str, Any]]:
     paths: dict[str, Callable[[Round], Timed]] = {
-        "memcpy + xxh3": lambda each: each.memcpy_xxh3,
+        MEMCPY_XXH3: lambda each: each.memcpy_xxh3,
         "store": lambda each: each.store[False],
         "store, checksums": lambda each: each.store[True],
         "load": lambda each: each.load[False],
         "load, checksums": lambda each: each.load[True],
     }
     count_bytes = asked_bytes // block_bytes * block_bytes
-    rows = [
-        _row("memcpy", block_bytes, [count_bytes / path(each).memcpy for each in rounds for path in paths.values()])
-    ]
+    rows = [_row(MEMCPY, block_bytes, [count_bytes / path(each).memcpy for each in rounds for path in paths.values()])]
     return rows + [
         _row(name, block_bytes, [count_bytes / path(each).seconds for each in rounds]) for name, path in paths.items()
     ]

@@ -21,13 +21,14 @@ from kvbench.nvme_tier import TierOnDisk
 from kvbench.options import list_of, one_of
 from kvbench.result import Result
 from kvbench.storage_point import READ_PERCENT, SYNC_BYTES, Storage, StoragePoint, Took
+from kvbench.yardsticks import FIO
 from kvstore.config import MIB
 from kvstore.errors import InvalidInput
 from kvstore.node.storage.entry import PLAIN, ZSTD, ZSTD_SHUFFLED
 
 OPERATIONS = ("read", "write", "mixed")
 CODECS = {"plain": PLAIN, "zstd": ZSTD, "zstd-shuffled": ZSTD_SHUFFLED}
-FIO, TIER = "fio", "tier"
+TIER = "tier"
 RATIO_BLOCK_BYTES = 2 * MIB
 
 

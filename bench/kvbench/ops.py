@@ -21,6 +21,7 @@ from kvbench import noise, options, progress, result
 from kvbench.ops_cluster import OPERATIONS, Cluster, Timed, cluster
 from kvbench.options import list_of, one_of
 from kvbench.result import Result
+from kvbench.yardsticks import MEMCPY
 from kvstore.blocks.layout import Layout
 from kvstore.cli.options import shown_size
 from kvstore.errors import InvalidInput
@@ -110,7 +111,7 @@ def points(
             operation,
             0 if operation in SIZELESS else size,
             0 if operation == "rpc" else batch,
-            1 if operation == "memcpy" else count,
+            1 if operation == MEMCPY else count,
         )
         for size, operation, batch, count in drawn
     )
@@ -169,14 +170,14 @@ def ratios(measured: dict[OpsPoint, list[Timed]]) -> dict[str, float]:
     found: dict[str, float] = {}
     rpc_ms = lone.get(OpsPoint("rpc", 0, 0, 1))
     for operation in dict.fromkeys(point.operation for point in lone):
-        if operation in ("rpc", "memcpy"):
+        if operation in ("rpc", MEMCPY):
             continue
         name = operation.replace("-", "_")
         own = [point for point in lone if point.operation == operation]
         least, most = min(own, key=lambda each: each.call_bytes), max(own, key=lambda each: each.call_bytes)
         if rpc_ms:
             found[f"{name}_in_rpcs"] = lone[least] / rpc_ms
-        memcpy_ms = lone.get(OpsPoint("memcpy", most.block_bytes, most.batch, 1))
+        memcpy_ms = lone.get(OpsPoint(MEMCPY, most.block_bytes, most.batch, 1))
         if memcpy_ms:
             found[f"{name}_vs_memcpy"] = memcpy_ms / lone[most]
     return found

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kvbench.load_pair import published
+from kvbench.yardsticks import MEMCPY
 from kvstore.blocks.keys import KEY_BYTES, Chain, unpack_keys
 from kvstore.blocks.layout import BLOCK_TOKENS, Layout
 from kvstore.blocks.namespace import Namespace
@@ -24,7 +25,7 @@ from kvstore.config import MIB, NodeConfig
 from kvstore.errors import KVStoreError
 from kvstore.rpc.channel import open_channel
 
-OPERATIONS = ("put", "get", "get-remote", "match", "rpc", "memcpy")
+OPERATIONS = ("put", "get", "get-remote", "match", "rpc", MEMCPY)
 _CALL_S = 60.0
 _SLABS_MIN = 4
 _FILL_BYTES = 4 * MIB
@@ -91,7 +92,7 @@ class Cluster:
         async with AsyncExitStack() as stack:
             if operation == "rpc":
                 call = await self._smallest_calls(stack)
-            elif operation == "memcpy":
+            elif operation == MEMCPY:
                 call = _copies(source)
             elif operation == "put":
                 call = _puts(self._writer, source)

@@ -20,12 +20,13 @@ from kvbench import options, result
 from kvbench.options import list_of, one_of
 from kvbench.peers_faults import metadata_killed, storage_killed
 from kvbench.peers_site import sites
-from kvbench.peers_speed import FABRIC, MOONCAKE_ENGINE, MOVERS, NIXL, Batch, Seconds, movers, ratio, rows, stores
+from kvbench.peers_speed import FABRIC, MOVERS, Batch, Seconds, movers, ratio, rows, stores
 from kvbench.peers_stores import STORES, KVStoreCluster, MooncakeCluster, UncheckedCluster
 from kvbench.progress import bar
 from kvbench.result import Result
 from kvbench.rivals_installed import Installed
 from kvbench.testbed import why_not as why_no_testbed
+from kvbench.yardsticks import MOONCAKE_ENGINE, NIXL
 
 CONTESTS = ("store", "transfer", "faults")
 

@@ -21,6 +21,7 @@ from kvbench.bed_cluster import cpu_seconds
 from kvbench.peers_site import Client, Site, client
 from kvbench.peers_stores import Cluster, opened
 from kvbench.rivals_installed import Installed
+from kvbench.yardsticks import MOONCAKE_ENGINE, NIXL
 from kvstore.errors import KVStoreError
 
 _LIVE_SETS = 4
@@ -31,7 +32,7 @@ _WARM_UP = _CAPACITY_SETS + 1
 """Rounds until each byte of that memory has been written once: nothing is measured that has to make pages first."""
 _READABLE_S = 10.0
 
-FABRIC, MOONCAKE_ENGINE, NIXL = "kvstore fabric", "mooncake transfer engine", "nixl"
+FABRIC = "kvstore fabric"
 
 
 @dataclass(frozen=True, slots=True)

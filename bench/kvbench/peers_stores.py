@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from kvbench.peers_site import Client, Site, client, listens, program
 from kvbench.rivals_installed import Installed
+from kvbench.yardsticks import MOONCAKE_STORE
 from kvstore.cli.spawn import Server, running
 
 _LOG = ("--log-level", "error")
@@ -125,7 +126,7 @@ class UncheckedCluster(KVStoreCluster):
 class MooncakeCluster(Cluster):
     """Master, and a client per host that lends memory; the reader lends none."""
 
-    name = "mooncake store"
+    name = MOONCAKE_STORE
     settings: ClassVar[dict[str, str]] = {
         "MC_STORE_MEMCPY": "1",
         "MC_TCP_ENABLE_CONNECTION_POOL": "1",

@@ -5,6 +5,7 @@ from typing import Any
 
 from kvbench.plotting import Lines, Picture, at, draw_bars, draw_lines, legend, lines, log_axis, panels, size_axis
 from kvbench.result import Result
+from kvbench.yardsticks import FIO, MEMCPY, MEMCPY_XXH3, PERFTEST, SOCKET
 from kvstore.cli.options import shown_size
 
 _PANELS = 3
@@ -24,7 +25,7 @@ def transfer(results: Sequence[Result]) -> Iterator[Picture]:
             x="size_bytes",
             panel="in_flight",
             panel_title="{} in flight",
-            limits=("socket", "ucx_perftest"),
+            limits=(SOCKET, PERFTEST),
         )
 
 
@@ -41,12 +42,12 @@ def ops(results: Sequence[Result]) -> Iterator[Picture]:
             x="block_bytes",
             panel="batch",
             panel_title="batch of {}",
-            limits=("memcpy",),
+            limits=(MEMCPY,),
             log=True,
         )
         batches = _drawn(result.measurements, "batch")
         yield from _over_sizes(
-            [row for row in _with_floor(result.measurements, batches[:1]) if row.get("operation") != "memcpy"],
+            [row for row in _with_floor(result.measurements, batches[:1]) if row.get("operation") != MEMCPY],
             name=f"ops-latency-{number + 1}",
             title="Operations of the fewest blocks: latency",
             caption="Median milliseconds of a call, by the size of a block, for so many calls at once; both axes are"
@@ -88,7 +89,7 @@ def nvme(results: Sequence[Result]) -> Iterator[Picture]:
             x="block_bytes",
             panel="operation",
             panel_title="{}",
-            limits=("fio",),
+            limits=(FIO,),
         )
 
 
@@ -98,7 +99,9 @@ def local(results: Sequence[Result]) -> Iterator[Picture]:
         if paths:
             sizes = _drawn(result.measurements, "block_bytes")
             figure, (axes,) = panels(1, 3.6)
-            draw_bars(axes, [shown_size(size) for size in sizes], _heights(paths, sizes), [*paths], "memcpy")
+            draw_bars(
+                axes, [shown_size(size) for size in sizes], _heights(paths, sizes), [*paths], (MEMCPY, MEMCPY_XXH3)
+            )
             axes.set_ylabel("GB/s")
             axes.set_xlabel("size of a block")
             legend(figure, [axes])
@@ -142,7 +145,7 @@ def tiers(results: Sequence[Result]) -> Iterator[Picture]:
         names = [f"{row.get('source', '?')} → {row.get('target', '?')}" for row in pairs]
         figure, (axes,) = panels(1, 3.8)
         bars = {"kvstore": _medians(pairs, "gb_per_s"), "limit": _medians(pairs, "limit_gb_per_s")}
-        draw_bars(axes, [name.replace(" → ", "\n→ ") for name in names], bars, [*bars], "limit")
+        draw_bars(axes, [name.replace(" → ", "\n→ ") for name in names], bars, [*bars], ("limit",))
         axes.set_ylabel("GB/s")
         legend(figure, [axes])
         yield Picture(

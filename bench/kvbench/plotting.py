@@ -30,6 +30,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LIMIT_STYLES: tuple[Any, ...] = ("--", ":", "-.")
 _LIMIT_COLOUR = "#333333"
+_LIMIT_BARS = ("#AAAAAA", "#777777")
+_AROUND_POINT = 0.8
 _PANELS_MAX = 3
 _LETTERS_PER_IN = 11
 _SIGN_LETTERS = 6  # the piece of line before a legend's text, and what separates two of them
@@ -119,6 +121,8 @@ def draw_lines(axes: Axes, drawn: Lines, order: Sequence[str], limits: Sequence[
     for name, points in drawn.items():
         xs, ys = [point.x for point in points], [point.y for point in points]
         if name in limits:
+            if len({*xs}) == 1:  # a line that has no length would not be seen
+                xs, ys = [xs[0] * _AROUND_POINT, xs[0] / _AROUND_POINT], [ys[0], ys[0]]
             style = _LIMIT_STYLES[[*limits].index(name) % len(_LIMIT_STYLES)]
             axes.plot(xs, ys, linestyle=style, color=_LIMIT_COLOUR, label=name, linewidth=1.4)
             continue
@@ -130,11 +134,15 @@ def draw_lines(axes: Axes, drawn: Lines, order: Sequence[str], limits: Sequence[
 
 
 def draw_bars(
-    axes: Axes, groups: Sequence[str], bars: Mapping[str, Sequence[float | None]], order: Sequence[str], limit: str = ""
+    axes: Axes,
+    groups: Sequence[str],
+    bars: Mapping[str, Sequence[float | None]],
+    order: Sequence[str],
+    limits: Sequence[str] = (),
 ) -> None:
-    """bars: heights by name, one for each group, each with its number above it. order: as for lines. limit: the one
-    that is drawn grey."""
-    own = [name for name in order if name != limit]
+    """bars: heights by name, one for each group, each with its number above it. order and limits: as for lines, but
+    that limits are grey bars."""
+    own = [name for name in order if name not in limits]
     width = 0.8 / max(1, len(bars))
     for number, (name, heights) in enumerate(bars.items()):
         places = [place + (number - (len(bars) - 1) / 2) * width for place in range(len(groups))]
@@ -143,7 +151,7 @@ def draw_bars(
             [place for place, _ in known],
             [height for _, height in known],
             width * 0.92,
-            color="#AAAAAA" if name == limit else _COLOURS[own.index(name) % len(_COLOURS)],
+            color=_limit_bar(limits.index(name)) if name in limits else _COLOURS[own.index(name) % len(_COLOURS)],
             label=name,
         )
         axes.bar_label(drawn, fmt="{:.2g}", padding=1.5, fontsize=7.5)
@@ -151,6 +159,10 @@ def draw_bars(
     axes.xaxis.set_major_formatter(FixedFormatter([*groups]))
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.12)
+
+
+def _limit_bar(number: int) -> str:
+    return _LIMIT_BARS[number % len(_LIMIT_BARS)]
 
 
 def log_axis(axis: Axis) -> None:

@@ -16,6 +16,7 @@ from kvbench.ops_cluster import Bytes, cluster
 from kvbench.pair import Point
 from kvbench.socket_pair import sockets
 from kvbench.storage_point import StoragePoint
+from kvbench.yardsticks import FIO, MEMCPY, SOCKET
 from kvstore.blocks.keys import KEY_BYTES, Chain, unpack_keys
 from kvstore.blocks.layout import BLOCK_TOKENS, Layout
 from kvstore.blocks.namespace import Namespace
@@ -27,7 +28,7 @@ from kvstore.errors import DeadlineExceeded, KVStoreError
 from kvstore.node.storage.entry import PLAIN
 
 HBM, DRAM, NVME, REMOTE = PLACES = ("HBM", "DRAM", "NVMe", "remote")
-MEMCPY, SOCKET, FIO_READ, FIO_WRITE = "memcpy", "socket", "fio read", "fio write"
+FIO_READ, FIO_WRITE = f"{FIO} read", f"{FIO} write"
 _MEMORY_BYTES_MIN = 4 * NodeConfig().slab_bytes
 _SPILL_S = 60.0
 _LOAD_S = 60.0

@@ -22,9 +22,10 @@ from kvbench.perftest import UcxPerftest
 from kvbench.progress import track
 from kvbench.result import Result
 from kvbench.socket_pair import sockets
+from kvbench.yardsticks import PERFTEST, SOCKET
 from kvstore.config import MIB, FabricConfig
 
-FABRIC, CHECKED, SOCKET, PERFTEST = "fabric", "fabric, checksums", "socket", "ucx_perftest"
+FABRIC, CHECKED = "fabric", "fabric, checksums"
 LOAD, LOAD_CHECKED = "client.load", "client.load, checksums"
 
 RATIOS = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvbench import compare, figures, noise
+from kvbench import compare, figures, noise, yardsticks
 from kvbench.cli import main
 from kvbench.figures import Figure, Verdict, judge
 from kvbench.result import Result
@@ -143,6 +143,20 @@ def test_a_goodput_is_as_exact_as_its_search() -> None:
         "goodput_per_s": "better",
         "ttft_p50_s": "changed",
     }
+
+
+@pytest.mark.parametrize("name", [yardsticks.SOCKET, yardsticks.NIXL, yardsticks.FIO])
+def test_what_stands_beside_is_no_regression(name: str) -> None:
+    """A slower disk, or another system that is slower, is no fault of ours, and no merit; nor is another limit."""
+    rows = [{"contestant": name, "gb_per_s": 2.0}, {"contestant": "fabric", "gb_per_s": 1.0, "limit_gb_per_s": 4.0}]
+    old = Result("x", {}, {}, ("contestant",), rows, {})
+    for factor in (0.5, 2.0):
+        moved = [{**rows[0], "gb_per_s": 2.0 * factor}, {**rows[1], "limit_gb_per_s": 4.0 * factor}]
+        found = compare.compared(old, replace(old, measurements=moved), 0.05)
+        assert found.exit_code == 0
+        assert [row["verdict"] for row in found.measurements] == ["changed", "changed"]
+    slower = replace(old, measurements=[rows[0], {**rows[1], "gb_per_s": 0.5}])
+    assert compare.compared(old, slower, 0.05).exit_code == 1
 
 
 def test_lost_blocks_fail() -> None:

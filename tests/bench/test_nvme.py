@@ -9,9 +9,10 @@ import pytest
 
 from kvbench import nvme
 from kvbench.cli import main
-from kvbench.nvme import FIO, TIER, Measured
+from kvbench.nvme import TIER, Measured
 from kvbench.nvme_tier import TierOnDisk
 from kvbench.storage_point import StoragePoint, Took
+from kvbench.yardsticks import FIO
 from kvstore.config import MIB
 from kvstore.errors import ChecksumMismatch
 from kvstore.node.storage.entry import PLAIN, ZSTD_SHUFFLED

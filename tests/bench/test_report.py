@@ -106,6 +106,26 @@ def test_a_line_goes_through_its_medians() -> None:
     assert dict(zip(map(int, line.get_xdata()), line.get_ydata(), strict=True)) == wanted  # type: ignore[arg-type]
 
 
+def test_a_limit_at_one_size_is_seen() -> None:
+    """A line through one point has no length, and no marker; the contestants' have one."""
+    result = results_drawn.nvme()
+    rows = [row for row in result.measurements if row["block_bytes"] == 2 * 2**20]
+    (picture,) = plots_bandwidth.nvme([replace(result, measurements=rows)])
+    for axes in picture.figure.axes:
+        (limit,) = [line for line in axes.lines if line.get_label() == "fio"]
+        assert len({*map(float, limit.get_xdata())}) == 2  # type: ignore[arg-type]
+        assert len({*map(float, limit.get_ydata())}) == 1  # type: ignore[arg-type]
+
+
+def test_limits_are_grey() -> None:
+    """Bars of the machine's own are told from those of kvstore, and from each other."""
+    (picture,) = plots_bandwidth.local([results_drawn.local()])
+    colours = {bars.get_label(): bars[0].get_facecolor()[:3] for bars in picture.figure.axes[0].containers}
+    grey = {name for name, colour in colours.items() if len({*colour}) == 1}
+    assert grey == {"memcpy", "memcpy + xxh3"}
+    assert len({*colours.values()}) == len(colours)
+
+
 def test_gain_is_drawn_over_helpers_and_faults_are_left_out() -> None:
     """A killed helper is no point of the curve."""
     runs = [results_drawn.dualpath(2), results_drawn.dualpath(1), results_drawn.dualpath(3, {"kind": "kill"})]

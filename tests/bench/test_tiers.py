@@ -9,7 +9,8 @@ import pytest
 from kvbench import tiers
 from kvbench.cli import main
 from kvbench.tiers import Measured
-from kvbench.tiers_ways import DRAM, HBM, MEMCPY, NVME, PLACES, REMOTE, Way
+from kvbench.tiers_ways import DRAM, HBM, NVME, PLACES, REMOTE, Way
+from kvbench.yardsticks import MEMCPY
 
 
 @pytest.mark.ucx

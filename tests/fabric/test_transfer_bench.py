@@ -7,7 +7,8 @@ import pytest
 
 from kvbench.cli import main
 from kvbench.pair import Point
-from kvbench.transfer import CHECKED, FABRIC, LOAD, LOAD_CHECKED, PERFTEST, SOCKET, Contestant, alternate, ratios
+from kvbench.transfer import CHECKED, FABRIC, LOAD, LOAD_CHECKED, Contestant, alternate, ratios
+from kvbench.yardsticks import PERFTEST, SOCKET
 
 MIB = 1024 * 1024
 AGREED = Point(4 * MIB, 8, 64 * MIB)

@@ -1,0 +1,9 @@
+"""What stands beside kvstore in results, by the names of the contestants: the machine itself, and other systems."""
+
+SOCKET, PERFTEST, FIO = "socket", "ucx_perftest", "fio"
+MEMCPY, MEMCPY_XXH3, HASH = "memcpy", "memcpy + xxh3", "blake2b, one piece"
+READERS_SOCKETS, ALL_SOCKETS = "sockets, readers' NICs", "sockets, all NICs"
+MOONCAKE_STORE, MOONCAKE_ENGINE, NIXL = "mooncake store", "mooncake transfer engine", "nixl"
+
+MACHINE = frozenset((SOCKET, PERFTEST, FIO, MEMCPY, MEMCPY_XXH3, HASH, READERS_SOCKETS, ALL_SOCKETS))
+RIVALS = frozenset((MOONCAKE_STORE, MOONCAKE_ENGINE, NIXL))
