@@ -7,7 +7,7 @@ until the send has settled.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -83,12 +83,26 @@ class Outgoing:
         """Whether something is under way to the reader."""
         return bool(self._sends)
 
-    def heard(self) -> None:
-        """The reader has said something."""
-        self._heard = True
+    async def listen(
+        self, requests: AsyncIterator[node_pb2.TransferUp], on_corrupt: Callable[[Sequence[int]], Awaitable[None]]
+    ) -> None:
+        """Does what the reader says, until it ends the stream, and the transfer with it. on_corrupt: told of blocks
+        whose bytes it found wrong. Raises InvalidInput, TooLarge for more credits than anybody needs."""
+        async for request in requests:
+            self._heard = True
+            kind = request.WhichOneof("message")
+            if kind == "credits":
+                self._grant(request.credits)
+            elif kind == "corrupt":
+                await on_corrupt(request.corrupt.blocks)
+            elif kind == "refused":
+                self._end_receives(request.refused.tags)
+            elif kind == "withdrawn":
+                self._withdraw()
+        self._tell(None)
 
-    def grant(self, credits: node_pb2.Credits) -> None:
-        """Serves credits, in their order. Raises InvalidInput, TooLarge for more than anybody needs."""
+    def _grant(self, credits: node_pb2.Credits) -> None:
+        """Serves credits, in their order."""
         columns = (credits.tags, credits.blocks, credits.offsets, credits.lengths)
         if len({len(column) for column in columns}) > 1:
             raise InvalidInput("transfer: the columns of the credits differ in length")
@@ -147,19 +161,19 @@ class Outgoing:
         settled = node_pb2.Settled(tags=[tag], outcomes=bytes([outcome]))
         self._tell(node_pb2.TransferDown(settled=settled))
 
-    def end_receives(self, tags: Sequence[int]) -> None:
+    def _end_receives(self, tags: Sequence[int]) -> None:
         """The reader knows that these pieces do not come; one byte ends the receive that waits for each."""
         for tag in tags:
             if tag in self._refused:
                 self._refused.discard(tag)
                 self._end(tag)
 
-    def withdraw(self) -> None:
+    def _withdraw(self) -> None:
         """The reader takes nothing more: what is not being sent yet is not sent, and the receives for it end."""
         self._withdrawn = True
         for serving in self._serving:
             serving.cancel()
-        self.end_receives(list(self._refused))
+        self._end_receives(list(self._refused))
 
     def _end(self, tag: int) -> None:
         end = self._peer.send(tag, _ONE_BYTE)

@@ -195,25 +195,14 @@ class Relayed:
     def work(self, requests: AsyncIterator[node_pb2.TransferUp]) -> Sequence[Coroutine[Any, Any, None]]:
         assert self._outgoing is not None
         return (
-            self._listen(requests, self._outgoing),
+            self._outgoing.listen(requests, self._report_corrupt),
             self._read(),
             self._outgoing.watch(),
             self._tell_alive(self._outgoing),
         )
 
-    async def _listen(self, requests: AsyncIterator[node_pb2.TransferUp], outgoing: Outgoing) -> None:
-        async for request in requests:
-            outgoing.heard()
-            kind = request.WhichOneof("message")
-            if kind == "credits":
-                outgoing.grant(request.credits)
-            elif kind == "corrupt":
-                self._incoming.report_corrupt(request.corrupt.blocks)
-            elif kind == "refused":
-                outgoing.end_receives(request.refused.tags)
-            elif kind == "withdrawn":
-                outgoing.withdraw()
-        self.outbox.put_nowait(None)
+    async def _report_corrupt(self, blocks: Sequence[int]) -> None:
+        self._incoming.report_corrupt(blocks)
 
     async def _read(self) -> None:
         try:

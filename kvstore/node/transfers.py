@@ -244,7 +244,7 @@ class _Owned:
 
     def work(self, requests: AsyncIterator[node_pb2.TransferUp]) -> Sequence[Coroutine[Any, Any, None]]:
         assert self._outgoing is not None
-        listening, announcing = self._listen(requests, self._outgoing), self._announce()
+        listening, announcing = self._outgoing.listen(requests, self._drop_corrupt), self._announce()
         return listening, announcing, self._outgoing.watch(), self._tell_alive()
 
     async def _tell_alive(self) -> None:
@@ -279,21 +279,6 @@ class _Owned:
             if handoff.complete:
                 return
             await changed.wait()
-
-    async def _listen(self, requests: AsyncIterator[node_pb2.TransferUp], outgoing: Outgoing) -> None:
-        """Reads the stream until the reader ends it."""
-        async for request in requests:
-            outgoing.heard()
-            kind = request.WhichOneof("message")
-            if kind == "credits":
-                outgoing.grant(request.credits)
-            elif kind == "corrupt":
-                await self._drop_corrupt(request.corrupt.blocks)
-            elif kind == "refused":
-                outgoing.end_receives(request.refused.tags)
-            elif kind == "withdrawn":
-                outgoing.withdraw()
-        self.outbox.put_nowait(None)
 
     async def _fetch(self, block: int, offset: int, length: int) -> Held:
         place = self._granted(block, offset, length)

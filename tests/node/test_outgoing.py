@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from unittest.mock import Mock
+from collections.abc import AsyncIterator
+from unittest.mock import AsyncMock, Mock
 
 import numpy as np
 import pytest
@@ -29,13 +30,18 @@ async def test_what_waits_behind_others_bytes_is_late_and_its_reader_is_there(ot
     outgoing = Outgoing(
         config, peer, moves, lane, TrafficClass.LOAD, fetch, time.monotonic_ns, counters, lambda message: told.set()
     )
-    outgoing.grant(node_pb2.Credits(tags=[1], blocks=[0], offsets=[0], lengths=[8]))
+
+    async def said() -> AsyncIterator[node_pb2.TransferUp]:
+        yield node_pb2.TransferUp(credits=node_pb2.Credits(tags=[1], blocks=[0], offsets=[0], lengths=[8]))
+        for _ in range(30):
+            moves.count += others_move
+            await asyncio.sleep(0.01)
+            yield node_pb2.TransferUp()
+        assert told.is_set() != others_move
+
     watch = asyncio.create_task(outgoing.watch())
-    for _ in range(30):
-        moves.count += others_move
-        await asyncio.sleep(0.01)
-        outgoing.heard()
-    assert told.is_set() != others_move
+    await outgoing.listen(said(), AsyncMock())
+    assert told.is_set()  # the reader has ended the stream
     watch.cancel()
     send.set_result(None)
     await outgoing.settle()
