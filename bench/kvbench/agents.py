@@ -12,11 +12,9 @@ Ways: no cache (everything is computed), single path (history over the prefill n
 """
 
 import argparse
-import asyncio
-import os
 from functools import partial
 
-from kvbench import options, progress, result, serving_options, serving_result, serving_run, testbed, testbed_options
+from kvbench import options, serving_bench, serving_options, testbed_options
 from kvbench.result import Result
 from kvbench.serving_options import Load
 from kvbench.serving_run import Plan
@@ -26,8 +24,6 @@ from kvstore.errors import InvalidInput
 _SKIP_PART = 0.2
 """Of a trial's time: requests of its beginning find no queue, and are not counted."""
 _WARM_UP_S = 3.0
-_TRIALS = 4
-"""Of one way, for the bar."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,21 +78,15 @@ def run(args: argparse.Namespace) -> Result:
         warm_up=partial(draw, _WARM_UP_S),
         guess=guess.of,
     )
-    testbed.require()
-    with progress.bar("agents", len(args.ways) * _TRIALS) as shown:
-        found = asyncio.run(serving_run.measure(plan, args.ways, shown))
-    return result.of_this_machine(
+    return serving_bench.run(
         "agents",
-        settings={
-            "shape": args.shape,
-            "turns": args.turns,
-            "turn_gap": args.turn_gap,
-            "pool": args.pool,
-            "duration": args.duration,
-            **serving_options.settings(args, scale, guess),
-        },
-        keys=("way",),
-        measurements=[serving_result.row(each) for each in found],
-        ratios=serving_result.ratios(found),
-        warnings=tuple(serving_result.warnings(found, len(os.sched_getaffinity(0)))),
+        args,
+        plan,
+        scale,
+        guess,
+        shape=args.shape,
+        turns=args.turns,
+        turn_gap=args.turn_gap,
+        pool=args.pool,
+        duration=args.duration,
     )

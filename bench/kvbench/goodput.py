@@ -11,11 +11,9 @@ fast.
 """
 
 import argparse
-import asyncio
-import os
 from pathlib import Path
 
-from kvbench import progress, result, serving_options, serving_result, serving_run, testbed, testbed_options, trace
+from kvbench import serving_bench, serving_options, testbed_options, trace
 from kvbench.result import Result
 from kvbench.serving_options import Load
 from kvbench.serving_run import Plan
@@ -24,8 +22,6 @@ from kvbench.workload import Traced
 from kvstore.errors import InvalidInput
 
 _WARM_UP_REQUESTS = 6
-_TRIALS = 4
-"""Of one way, for the bar."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,23 +74,17 @@ def run(args: argparse.Namespace) -> Result:
         warm_up=warm.workload,
         guess=guess.of,
     )
-    testbed.require()
-    with progress.bar("goodput", len(args.ways) * (1 if args.speed else _TRIALS)) as shown:
-        found = asyncio.run(serving_run.measure(plan, args.ways, shown))
-    return result.of_this_machine(
+    return serving_bench.run(
         "goodput",
-        settings={
-            "trace": args.trace.name,
-            "skip": args.skip,
-            "requests": args.requests,
-            "speed": args.speed,
-            "trace_rate_per_s": traced.rate,
-            **serving_options.settings(args, scale, guess),
-        },
-        keys=("way",),
-        measurements=[serving_result.row(each) for each in found],
-        ratios=serving_result.ratios(found),
-        warnings=tuple(serving_result.warnings(found, len(os.sched_getaffinity(0)))),
+        args,
+        plan,
+        scale,
+        guess,
+        trace=args.trace.name,
+        skip=args.skip,
+        requests=args.requests,
+        speed=args.speed,
+        trace_rate_per_s=traced.rate,
     )
 
 
