@@ -33,13 +33,7 @@ RATIO_BLOCK_BYTES = 2 * MIB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--operations",
-        type=list_of(one_of(OPERATIONS)),
-        default=",".join(OPERATIONS),
-        metavar="NAME,…",
-        help="(default: %(default)s)",
-    )
+    options.add_names(parser, "--operations", OPERATIONS)
     options.add_sizes(parser, "256KiB,2MiB")
     parser.add_argument("--depths", type=list_of(int), default="8", metavar="N,…", help="(default: %(default)s)")
     parser.add_argument(

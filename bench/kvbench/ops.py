@@ -19,7 +19,7 @@ from typing import Any
 
 from kvbench import noise, options, progress, result
 from kvbench.ops_cluster import OPERATIONS, Cluster, Timed, cluster
-from kvbench.options import list_of, one_of
+from kvbench.options import list_of
 from kvbench.result import Result
 from kvbench.yardsticks import MEMCPY
 from kvstore.blocks.layout import Layout
@@ -44,13 +44,7 @@ class OpsPoint:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--operations",
-        type=list_of(one_of(OPERATIONS)),
-        default=",".join(OPERATIONS),
-        metavar="NAME,…",
-        help="(default: %(default)s)",
-    )
+    options.add_names(parser, "--operations", OPERATIONS)
     options.add_sizes(parser, "4KiB,64KiB,1MiB,20MiB")
     parser.add_argument(
         "--batches",

@@ -46,6 +46,13 @@ def add_sizes(parser: argparse.ArgumentParser, default: str) -> None:
     add_model(group, "blocks of this model instead; kvbench models lists them")
 
 
+def add_names(parser: "argparse._ActionsContainer", option: str, names: Collection[str]) -> None:
+    """Some of these, or all."""
+    parser.add_argument(
+        option, type=list_of(one_of(names)), default=",".join(names), metavar="NAME,…", help="(default: %(default)s)"
+    )
+
+
 def add_model(parser: "argparse._ActionsContainer", help: str, default: str | None = None) -> None:
     parser.add_argument("--model", type=models.named, default=default, metavar="NAME", help=help)
 

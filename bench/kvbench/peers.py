@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import options, result
-from kvbench.options import list_of, one_of
 from kvbench.peers_faults import metadata_killed, storage_killed
 from kvbench.peers_site import sites
 from kvbench.peers_speed import FABRIC, MOVERS, Batch, Seconds, movers, ratio, rows, stores
@@ -35,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sizes(parser, "1MiB,4MiB")
     parser.add_argument("--blocks", type=int, default=32, metavar="N", help="of one call (default: %(default)s)")
     options.add_rounds(parser, 9)
-    parser.add_argument(
-        "--contests", type=list_of(one_of(CONTESTS)), default=",".join(CONTESTS), help="(default: %(default)s)"
-    )
+    options.add_names(parser, "--contests", CONTESTS)
 
 
 def run(args: argparse.Namespace) -> Result:

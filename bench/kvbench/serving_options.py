@@ -15,7 +15,6 @@ from typing import Any
 
 from kvbench import engine_model, options, testbed_options
 from kvbench.engine_model import ENGINES, EngineModel
-from kvbench.options import list_of, one_of
 from kvbench.serving_engine import LAYERS
 from kvbench.serving_run import WAYS
 from kvbench.slo import Slo
@@ -55,13 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--block-tokens", type=int, default=256, metavar="N", help="tokens of one block (default: %(default)s)"
     )
-    group.add_argument(
-        "--ways",
-        type=list_of(one_of(WAYS)),
-        default=",".join(WAYS),
-        metavar="NAME,…",
-        help="(default: %(default)s)",
-    )
+    options.add_names(group, "--ways", WAYS)
     group.add_argument("--ttft", type=float, default=4.0, metavar="S", help="objective: first token (default: 4)")
     group.add_argument("--tpot", type=float, default=0.05, metavar="S", help="objective: per token (default: 0.05)")
     group.add_argument(
