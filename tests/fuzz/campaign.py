@@ -6,6 +6,7 @@ What it says of a finding: the file that holds the input (and how to run it agai
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ _FOLDER = Path(".fuzz")
 _HANG_S = 10
 _MEMORY_MIB = 512
 _RUNS = re.compile(r"^(?:#|stat::number_of_executed_units:\s*)(\d+)", re.MULTILINE)
-_ARTIFACT = re.compile(r"Test unit written to (\S+)")
+_ARTIFACT = re.compile(r"Test unit written to (.+)")
 
 
 class Target(NamedTuple):
@@ -83,10 +84,11 @@ def _guided(parser: Parser, runs: int, seed: int) -> Target:
     count = max(map(int, _RUNS.findall(done.stdout)), default=0)
     if done.returncode == 0:
         return Target(parser.name, count)
-    print(done.stdout, flush=True)
+    told = [line for line in done.stdout.splitlines() if not line.startswith(("INFO:", "WARNING:", "#"))]
+    print("\n".join(told), flush=True)
     written = _ARTIFACT.search(done.stdout)
-    again = f"python -m tests.fuzz.guided '{parser.name}' '{written[1]}'" if written else "see above"
-    return Target(parser.name, count, f"FOUND ({done.returncode}): {again}")
+    again = shlex.join(["python", "-m", "tests.fuzz.guided", parser.name, written[1]]) if written else "see above"
+    return Target(parser.name, count, f"FOUND: {again}")
 
 
 def _tests(seconds: float, seed: int) -> Iterator[Target]:

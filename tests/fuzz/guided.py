@@ -8,7 +8,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["kvstore"]):
+with atheris.instrument_imports(include=["kvstore", "tomllib"]):
     from tests.fuzz.parsers import parsers, refuses_or_reads
 
 
