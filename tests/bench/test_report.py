@@ -4,9 +4,12 @@ import base64
 import json
 import re
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -48,19 +51,26 @@ def write(results: list[Result], folder: Path) -> tuple[Page, str]:
     return Page(page.read_text()), page.with_suffix(".md").read_text()
 
 
-def test_a_report_of_everything_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `report --json` says when it has made a report of files of all benches; its pictures take seconds."""
+    folder = tmp_path_factory.mktemp("everything")
+    files = [folder / f"{number}.json" for number, _ in enumerate(results_drawn.all_of_them())]
+    for file, result in zip(files, results_drawn.all_of_them(), strict=True):
+        file.write_text(result.to_json())
+    with redirect_stdout(StringIO()) as said:
+        assert main(["report", *map(str, files), "--out", str(folder / "out"), "--json"]) == 0
+    assert {path.name for path in (folder / "out").iterdir()} >= {"report.html", "report.md"}
+    told: dict[str, Any] = json.loads(said.getvalue())
+    return told
+
+
+def test_a_report_of_everything_stands_alone(everything: dict[str, Any]) -> None:
     """From files to one page without anything to load, with every picture; the Markdown's pictures lie beside it."""
-    files = []
-    for number, result in enumerate(results_drawn.all_of_them()):
-        files.append(tmp_path / f"{number}.json")
-        files[-1].write_text(result.to_json())
-    assert main(["report", *map(str, files), "--out", str(tmp_path / "out")]) == 0
-    page = Path(capsys.readouterr().out.strip())
-    assert main(["report", *map(str, files), "--out", str(tmp_path / "out"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["page"], set(told["benches"])) == (str(page), {each.bench for each in results_drawn.all_of_them()})
+    page = Path(everything["page"])
+    assert (page.name, page.parent.name) == ("report.html", "out")
+    assert set(everything["benches"]) == {each.bench for each in results_drawn.all_of_them()}
     found = Page(page.read_text())
-    assert page == tmp_path / "out" / "report.html"
     assert all(link.startswith("#") for link in found.loads)
     assert len(found.pictures) == 15
     for picture in found.pictures:
@@ -165,10 +175,18 @@ def test_warnings_and_what_was_left_out_are_shown(tmp_path: Path) -> None:
     assert page.index("peers: not installed") < page.index("noisy machine") < page.index("<table")
 
 
-def test_equal_results_make_equal_pictures(tmp_path: Path) -> None:
+def test_equal_results_make_equal_pictures(everything: dict[str, Any], tmp_path: Path) -> None:
     """So that a report in a repository changes only where figures do."""
-    one, other = (report.write(results_drawn.all_of_them(), tmp_path / name).read_text() for name in "ab")
-    assert one == other
+    again = report.write(results_drawn.all_of_them(), tmp_path)
+    assert again.read_text() == Path(everything["page"]).read_text()
+
+
+def test_without_json_the_page_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing else is printed."""
+    file = tmp_path / "x.json"
+    file.write_text(results_drawn.models().to_json())
+    assert main(["report", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'report.html'}\n"
 
 
 def test_a_page_may_be_named(tmp_path: Path) -> None:
