@@ -105,7 +105,7 @@ async def test_what_was_durable_is_served_after_a_kill(here: Cluster) -> None:
 async def test_killed_at_any_moment_it_serves_no_wrong_byte(here: Cluster) -> None:
     """Under load, again and again; and what was durable before the load began is there every time."""
     chance = random.Random(7)
-    kept = range(2)
+    kept, tried = range(2), list[int]()
     for round_ in range(KILLS):
         node = await node_on(here)
         client = await here.client(node)
@@ -114,7 +114,7 @@ async def test_killed_at_any_moment_it_serves_no_wrong_byte(here: Cluster) -> No
                 await put(client, seed)
             await durable(here, node)
         assert [await get(client, seed) for seed in kept] == [CHAIN] * len(kept), f"round {round_}"
-        loading = asyncio.create_task(_load(client, kept.stop + 100 * round_))
+        loading = asyncio.create_task(_load(client, kept.stop + 100 * round_, tried))
         await asyncio.sleep(chance.uniform(0.05, 0.6))
         await node.kill()
         loading.cancel()
@@ -122,16 +122,17 @@ async def test_killed_at_any_moment_it_serves_no_wrong_byte(here: Cluster) -> No
         assert not isinstance(ended, AssertionError), ended
     node = await node_on(here)
     client = await here.client(node)
-    for seed in range(KILLS * 100 + 10):
+    for seed in (*kept, *tried):
         await get(client, seed)
     await client.close()
     usage = await here.clean(node)
     assert usage.counters["corrupt_on_disk"] == 0
 
 
-async def _load(client: AsyncClient, first: int) -> None:
-    """Puts and gets until the node is gone."""
+async def _load(client: AsyncClient, first: int, tried: list[int]) -> None:
+    """Puts and gets until the node is gone. tried: chains that it may have stored."""
     for seed in range(first, first + 10_000):
+        tried.append(seed)
         try:
             await put(client, seed)
             await get(client, seed - 1)
