@@ -14,7 +14,6 @@ from kvstore.rpc.certificates import Role
 from kvstore.rpc.decoding import Decoding
 from kvstore.rpc.guarded import GuardedChannel
 from kvstore.rpc.tokens import bearing, shown_token
-from kvstore.rpc.tracing import traced
 
 OPEN_DOOR = DoorConfig()
 
@@ -68,7 +67,7 @@ def open_channel(
         channel: grpc.aio.Channel = GuardedChannel(address, options, door, serves)
     else:
         channel = grpc.aio.insecure_channel(address, options=options)
-    return traced(bearing(channel, show) if show() else channel)
+    return tracing.traced(bearing(channel, show) if show() else channel)
 
 
 def make_server(

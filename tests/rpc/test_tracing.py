@@ -1,4 +1,4 @@
-"""Traces: a request, its calls, and the calls that those make are one tree of spans; nothing where nobody asked."""
+"""Traces: a request, its calls, and the calls that those make are one tree of spans."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 
 from kvstore.errors import ConfigError
 from kvstore.rpc import tracing
-from kvstore.rpc.channel import open_channel
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
@@ -48,19 +47,8 @@ def test_a_relayed_load_is_one_trace(tmp_path: Path) -> None:
     assert (("Node/Transfer", server), ("Node/Transfer", client), *owner) in paths  # through the helper
 
 
-async def test_nothing_unless_set_up() -> None:
-    """Where nobody has set OpenTelemetry up, channels are as gRPC makes them and servers have no interceptor."""
-    assert not tracing.is_set_up()
-    assert tracing.interceptors() == []
-    async with open_channel("127.0.0.1:1") as channel:
-        assert not set(vars(channel)) & {"unary_unary", "stream_stream"}
-
-
-def test_nothing_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra nothing is imported or wrapped, and who asks for traces is told what is missing."""
-    monkeypatch.setattr(tracing, "trace", None)
-    assert not tracing.is_set_up()
-    assert tracing.interceptors() == []
+def test_who_asks_for_traces_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the extra is not installed; who asks for none needs none."""
     tracing.set_up("node", "none")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigError, match=r"kvstore\[otel\]"):
