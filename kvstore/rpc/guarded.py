@@ -1,7 +1,9 @@
 """A channel that proves who calls, and takes renewed files into use without being opened anew by its owner."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 import grpc.aio
@@ -10,10 +12,15 @@ from kvstore.config import DoorConfig
 from kvstore.rpc.certificates import Pem, Role, certificates, channel_credentials
 from kvstore.rpc.renewed import Renewed
 
+_LAST_CALL_S = 365 * 86_400.0
+
 
 class GuardedChannel(grpc.aio.Channel):
     """Like gRPC's own. Calls that are under way when files are renewed end on the connection on which they began; that
-    one is closed with the channel, or by gRPC after half an hour without calls."""
+    one is closed after the last of them. Else one that the other side no longer believes would be tried again each
+    second.
+
+    retired: what closes connections on which such calls are still under way."""
 
     def __init__(self, address: str, options: Sequence[tuple[str, Any]], door: DoorConfig, serves: Role) -> None:
         self._address = address
@@ -21,7 +28,8 @@ class GuardedChannel(grpc.aio.Channel):
         self._files: Renewed[Pem] = certificates(door)
         self._shown = self._files()
         self._channel = self._opened()
-        self._retired: list[grpc.aio.Channel] = []
+        self._calls: WeakSet[Any] = WeakSet()
+        self.retired: dict[asyncio.Task[None], WeakSet[Any]] = {}
 
     def _opened(self) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(self._address, channel_credentials(self._shown), options=self._options)
@@ -30,9 +38,14 @@ class GuardedChannel(grpc.aio.Channel):
         pem = self._files()
         if pem is not self._shown:
             self._shown = pem
-            self._retired.append(self._channel)
+            self._retire()
             self._channel = self._opened()
         return self._channel
+
+    def _retire(self) -> None:
+        closing = asyncio.create_task(self._channel.close(_LAST_CALL_S), name="retired channel")
+        self.retired[closing], self._calls = self._calls, WeakSet()
+        closing.add_done_callback(self.retired.pop)
 
     def _calling(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         made_for: grpc.aio.Channel | None = None
@@ -43,7 +56,9 @@ class GuardedChannel(grpc.aio.Channel):
             channel = self._current()
             if channel is not made_for:
                 made_for, call = channel, getattr(channel, kind)(method, *args, **kwargs)
-            return call(*call_args, **call_kwargs)
+            begun = call(*call_args, **call_kwargs)
+            self._calls.add(begun)
+            return begun
 
         return made
 
@@ -69,8 +84,11 @@ class GuardedChannel(grpc.aio.Channel):
         await self._channel.channel_ready()
 
     async def close(self, grace: float | None = None) -> None:
-        for channel in (*self._retired, self._channel):
-            await channel.close(grace)
+        await self._channel.close(grace)
+        for calls in self.retired.values():
+            for call in list(calls):
+                call.cancel()
+        await asyncio.gather(*self.retired)
 
     async def __aenter__(self) -> "GuardedChannel":
         return self

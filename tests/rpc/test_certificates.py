@@ -18,8 +18,10 @@ from kvstore.rpc import renewed
 from kvstore.rpc.bind import bind
 from kvstore.rpc.certificates import Role, certificates
 from kvstore.rpc.channel import OPEN_DOOR, make_server, open_channel
+from kvstore.rpc.guarded import GuardedChannel
 from kvstore.rpc.renewed import Renewed
 from tests.certs import Certs
+from tests.waiting import eventually
 
 DEADLINE_S = 5.0
 
@@ -30,9 +32,11 @@ def certs(tmp_path: Path) -> Certs:
 
 
 @asynccontextmanager
-async def serving(door: DoorConfig, listen: str = "127.0.0.1:0") -> AsyncIterator[str]:
+async def serving(
+    door: DoorConfig, listen: str = "127.0.0.1:0", service: health.aio.HealthServicer | None = None
+) -> AsyncIterator[str]:
     server = make_server()
-    service = health.aio.HealthServicer()
+    service = service or health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(service, server)
     await service.set("", health_pb2.HealthCheckResponse.SERVING)
     address = bind(server, "test.listen", listen, insecure=False, door=door)
@@ -112,13 +116,56 @@ async def test_renewed_files_are_taken_into_use(certs: Certs, monkeypatch: pytes
         for copy in copies:
             copy.write_bytes((own / copy.name.removeprefix("old-")).read_bytes())
         old = DoorConfig(*map(str, copies))
-        (own / "ca.key").unlink()
-        make_ca(own)
-        for role in ("node", "client"):
-            make_certificate(own, role, [role])
+        renew(own)
         assert not await gets_in(address, replace(old, ca=door.ca))
         assert await gets_in(address, before)
         assert await ask(channel) == health_pb2.HealthCheckResponse.SERVING
+
+
+def renew(own: Path) -> None:
+    """Another authority, and certificates of its."""
+    (own / "ca.key").unlink()
+    make_ca(own)
+    for role in ("node", "client"):
+        make_certificate(own, role, [role])
+
+
+async def test_a_connection_of_renewed_files_ends_after_its_last_call(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream goes on with the certificate with which it began; when it has ended nobody shows that one again."""
+    monkeypatch.setattr(renewed, "LOOK_S", 0.0)
+    door, service = certs.door("node"), health.aio.HealthServicer()
+    async with serving(door, service=service) as address, open_channel(address, door=door) as channel:
+        assert isinstance(channel, GuardedChannel)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
+        seen = aiter(watch)
+        assert (await anext(seen)).status == health_pb2.HealthCheckResponse.SERVING
+        old = channel._channel
+        renew(certs.folder / "cluster")
+        await ask(channel)
+        assert len(channel.retired) == 1
+        await service.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert (await anext(seen)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        await eventually(lambda: not channel.retired)
+        assert old.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+
+
+async def test_a_channel_closes_those_of_renewed_files(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the calls that are still under way there."""
+    monkeypatch.setattr(renewed, "LOOK_S", 0.0)
+    door = certs.door("node")
+    async with serving(door) as address:
+        channel = open_channel(address, door=door)
+        assert isinstance(channel, GuardedChannel)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
+        await anext(aiter(watch))
+        renew(certs.folder / "cluster")
+        await ask(channel)
+        await channel.close()
+        assert await watch.code() is grpc.StatusCode.CANCELLED
+        assert not channel.retired
 
 
 @pytest.mark.parametrize(
