@@ -13,7 +13,8 @@ from kvstore.cli.layers import Layer, combined, layers, source_of
 from kvstore.cli.options import add_config_file, add_options
 from kvstore.cli.toml import toml_string
 from kvstore.config import Config
-from kvstore.policy.policies import eviction_of_tiers
+from kvstore.fabric import check_fabric
+from kvstore.policy.policies import admission, eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.rpc.bind import expect_accepted
@@ -51,6 +52,10 @@ def check(config: Config) -> None:
             setting = f"{name}.metrics_listen"
             expect_accepted(setting, process.metrics_listen, insecure=process.insecure, door=OPEN_DOOR)
     eviction_of_tiers(config.node)
+    admission(config.node)
+    for network in (config.node.compute, config.node.storage):
+        if network is not None:
+            check_fabric(network)
     RuleBook(NamespaceRules.of_node(config.node), config.namespaces)
 
 

@@ -61,7 +61,7 @@ from kvstore.observe.endpoint import Metrics
 from kvstore.observe.events import Kind, Outbox, make_event
 from kvstore.observe.families import Families
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
-from kvstore.policy.policies import eviction_of_tiers
+from kvstore.policy.policies import admission, eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace, Space
@@ -74,7 +74,6 @@ from kvstore.rpc.transfer_tickets import KnownKeys
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_S = 0.5
-_ADMISSIONS = {"all": 1, "second-hit": 2}
 _BIND_ATTEMPTS = 5  # of connect_ms each
 
 
@@ -156,7 +155,7 @@ class NodeServer:
             operator_pinned_bytes_max=config.operator_pinned_bytes_max or config.dram_bytes // 4,
             new_id=lambda: secrets.token_bytes(16),
             rules=rules,
-            spill_from_hits=_admission(config) if devices else 0,
+            spill_from_hits=admission(config) if devices else 0,
             eviction=eviction_of_tiers(config),
         )
         self.retention = Retention(self.catalog, RuleBook(rules, namespaces))
@@ -361,13 +360,6 @@ class NodeServer:
                 self.kept.tick()
             except Exception:
                 log.exception("tick failed")
-
-
-def _admission(config: NodeConfig) -> int:
-    """At which touch a block is owed to NVMe. Raises ConfigError."""
-    if config.nvme_admit not in _ADMISSIONS:
-        raise ConfigError(f"nvme_admit must be one of {', '.join(_ADMISSIONS)}, not {config.nvme_admit!r}")
-    return _ADMISSIONS[config.nvme_admit]
 
 
 def _tier(config: NodeConfig, devices: Sequence[tuple[Path, Device | None]]) -> NvmeTier:

@@ -1,4 +1,4 @@
-"""Eviction policies by the names that the configuration knows."""
+"""Policies by the names that the configuration knows: of eviction, and of what goes to NVMe."""
 
 import difflib
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from kvstore.policy.evict import EvictionPolicy, Lru
 from kvstore.policy.likely import LeastLikely
 
 EVICTION: dict[str, Callable[[], EvictionPolicy[Any]]] = {"lru": Lru, "likely": LeastLikely}
+_ADMISSIONS = {"all": 1, "second-hit": 2}
 
 
 def check_eviction(name: str, place: str) -> None:
@@ -28,3 +29,10 @@ def eviction_of_tiers(config: NodeConfig) -> dict[Tier, EvictionPolicy[Any]]:
         check_eviction(name, f"node.{tier.name.lower()}_evict")
     policies = {name: EVICTION[name]() for name in names.values()}
     return {tier: policies[name] for tier, name in names.items()}
+
+
+def admission(config: NodeConfig) -> int:
+    """At which touch a block is owed to NVMe. Raises ConfigError."""
+    if config.nvme_admit not in _ADMISSIONS:
+        raise ConfigError(f"node.nvme_admit must be one of {', '.join(_ADMISSIONS)}, not {config.nvme_admit!r}")
+    return _ADMISSIONS[config.nvme_admit]

@@ -211,7 +211,7 @@ async def test_two_nodes_never_share_a_device(here: Site, tmp_path: Path) -> Non
     twice = (str(tmp_path / "x"), str(tmp_path / "x"))
     with pytest.raises(ConfigError, match="twice"):
         await node_on(here, tmp_path, node_id="third", nvme_paths=twice)
-    with pytest.raises(ConfigError, match="nvme_admit"):
+    with pytest.raises(ConfigError, match=r"node\.nvme_admit"):
         await node_on(here, tmp_path, nvme_paths=(str(tmp_path / "y"),), nvme_admit="sometimes")
 
 
