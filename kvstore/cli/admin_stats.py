@@ -12,6 +12,7 @@ from kvstore.cli.tables import shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
 
 SPANS_S = {"1 min": 60, "10 min": 600, "60 min": 3600}
+_CELLS = (*(f"in {tier.name}" for tier in Tier), "hit ratio", "gone")
 
 
 def stats_tables(reply: admin_pb2.StatsReply) -> list[Table]:
@@ -62,6 +63,7 @@ class _Held:
             blocks, length = self.blocks[tier], self.bytes[tier]
             yield f"{blocks:,} · {shown_bytes(length)}" if blocks else "–"
         yield ratio(self.matched, self.asked)
+        yield ", ".join(f"{reason} {count:,}" for reason, count in self.gone.most_common()) or "–"
 
 
 def _held(reply: admin_pb2.StatsReply) -> dict[bytes, _Held]:
@@ -79,11 +81,10 @@ def _held(reply: admin_pb2.StatsReply) -> dict[bytes, _Held]:
 
 def _namespaces(reply: admin_pb2.StatsReply) -> Table:
     rows = (
-        (name.hex() or "others", held.tenant or "–", held.model or "–", *held.cells(), _reasons(held.gone))
+        (name.hex() or "others", held.tenant or "–", held.model or "–", *held.cells())
         for name, held in sorted(_held(reply).items())
     )
-    tiers = (f"in {tier.name}" for tier in Tier)
-    return table(("namespace", "tenant", "model", *tiers, "hit ratio", "gone"), rows, title="namespaces")
+    return table(("namespace", "tenant", "model", *_CELLS), rows, title="namespaces")
 
 
 def _tenants(reply: admin_pb2.StatsReply) -> Table:
@@ -93,14 +94,11 @@ def _tenants(reply: admin_pb2.StatsReply) -> Table:
             tenant = tenants.setdefault(held.tenant, _Held())
             tenant.blocks.update(held.blocks)
             tenant.bytes.update(held.bytes)
+            tenant.gone.update(held.gone)
             tenant.asked += held.asked
             tenant.matched += held.matched
     rows = ((name, *held.cells()) for name, held in sorted(tenants.items()))
-    return table(("tenant", *(f"in {tier.name}" for tier in Tier), "hit ratio"), rows, title="tenants")
-
-
-def _reasons(gone: "Counter[str]") -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in gone.most_common()) or "–"
+    return table(("tenant", *_CELLS), rows, title="tenants")
 
 
 def _routes(nodes: Iterable[admin_pb2.NodeUsage]) -> Iterator[Sequence[str]]:

@@ -1,0 +1,35 @@
+"""What `kvstore admin stats` adds up, of answers that are made here."""
+
+from rich.table import Table
+
+from kvstore.cli.admin_stats import stats_tables
+from kvstore.pb import admin_pb2, node_pb2, types_pb2
+
+FIRST, SECOND = bytes(16), bytes([1] * 16)
+
+
+def usage(space: bytes, blocks: int, **gone: int) -> node_pb2.NamespaceUsage:
+    held = node_pb2.NamespaceTier(tier=types_pb2.TIER_DRAM, blocks=blocks, bytes=blocks * 1000)
+    return node_pb2.NamespaceUsage(namespace_id=space, tenant="acme", model="m", tiers=[held], gone=gone)
+
+
+def rows(found: Table) -> list[tuple[str, ...]]:
+    return list(zip(*(map(str, column.cells) for column in found.columns), strict=True))
+
+
+def test_a_tenant_is_the_sum_of_its_namespaces() -> None:
+    """Over all nodes: what it holds, how much of what it asked for was there, and what went, why."""
+    spaces = [[usage(FIRST, 3, expired=1), usage(SECOND, 2, purged=5)], [usage(FIRST, 1, expired=2)]]
+    reply = admin_pb2.StatsReply(
+        nodes=[
+            admin_pb2.NodeUsage(node_id=name, reachable=True, usage=node_pb2.UsageReply(namespaces=held))
+            for name, held in zip("ab", spaces, strict=True)
+        ],
+        namespaces=[
+            admin_pb2.NamespaceMatches(namespace_id=FIRST, asked_blocks=6, matched_blocks=6),
+            admin_pb2.NamespaceMatches(namespace_id=SECOND, asked_blocks=2),
+        ],
+    )
+    tables = {str(table.title): rows(table) for table in stats_tables(reply)}
+    assert tables["tenants"] == [("acme", "–", "6 · 6 kB", "–", "75.0%", "purged 5, expired 3")]
+    assert [row[-1] for row in tables["namespaces"]] == ["expired 3", "purged 5"]
