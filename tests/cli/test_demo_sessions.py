@@ -75,6 +75,7 @@ def test_a_partial_id_is_a_prefix_of_the_whole_one() -> None:
     [
         ("{", "line 2: not a request"),
         ("[]", "line 2: not a request"),
+        (line([1], float("inf")), "line 2: not a request"),
         ('{"input_length": 5, "output_length": 1}', "hash_ids"),
         (line([1, 2], 512), "2 ids do not cover 512 tokens"),
         (line([], 0), "0 ids do not cover 0 tokens"),
