@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from kvbench import table
+from kvbench.options import result_file
 from kvbench.result import Result
 from kvstore.cli.commands import Command, run_program
 from kvstore.errors import InvalidInput
@@ -53,7 +53,7 @@ def _add_shared(name: str, parser: argparse.ArgumentParser) -> None:
     if name in _MAKE_PAGES:
         return
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object to a file as well")
+    parser.add_argument("--out", type=result_file, metavar="FILE", help="write the JSON object to a file as well")
 
 
 def _finish(result: Result, args: argparse.Namespace) -> int:

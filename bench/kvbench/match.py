@@ -202,6 +202,7 @@ def _result(
             "tokens": args.tokens,
             "prompt_blocks": args.tokens // BLOCK_TOKENS,
             "rounds": args.rounds,
+            "warm_up": args.warm_up,
             "tier": Tier.DRAM.name,
             "seed": args.seed,
         },

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from kvbench import models
@@ -31,6 +32,23 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def natural(text: str) -> int:
+    """A whole number of 0 or more. Raises ArgumentTypeError."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
+def result_file(text: str) -> Path:
+    """A file that can be made: known before anything is measured. Raises ArgumentTypeError."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent}: no such directory")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: a directory")
+    return path
 
 
 def add_sizes(parser: argparse.ArgumentParser, default: str) -> None:
@@ -67,7 +85,7 @@ def add_rounds(parser: argparse.ArgumentParser, default: int, what: str = "repet
 
 def add_warm_up(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
-        "--warm-up", type=int, default=default, metavar="N", help="repetitions before those (default: %(default)s)"
+        "--warm-up", type=natural, default=default, metavar="N", help="repetitions before those (default: %(default)s)"
     )
 
 
@@ -78,7 +96,9 @@ def add_duration(parser: argparse.ArgumentParser, default: float) -> None:
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of all that is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=natural, default=1, metavar="N", help="of all that is drawn (default: %(default)s)"
+    )
 
 
 def layouts(sizes: Sequence[int], model: models.Model | None) -> dict[int, Layout]:

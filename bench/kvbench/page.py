@@ -100,18 +100,30 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 def machines(sections: Sequence[Section]) -> list[str]:
     """One line for each machine that results are from."""
     lines = dict.fromkeys(
-        f"{table.machine_in_a_line(result.machine)}; {_versions(result.machine)}"
+        f"{table.machine_in_a_line(result.machine)}; {_devices(result.machine)}; {_versions(result.machine)}"
         for section in sections
         for result in section.results
     )
     return [*lines]
 
 
+def _devices(machine: Mapping[str, Any]) -> str:
+    memory, nics, disks = (machine.get(name) for name in ("memory_bytes", "nics", "disks"))
+    known = [f"{memory / 2**30:.0f} GiB"] if isinstance(memory, int) else []
+    known += [f"{name} ({speed})" for name, speed in nics.items()] if isinstance(nics, Mapping) else []
+    known += [_disk(disk) for disk in disks if isinstance(disk, Mapping)] if isinstance(disks, list) else []
+    return ", ".join([*known, *map(str, machine.get("gpus") or ["no GPU"])])
+
+
+def _disk(disk: Mapping[str, Any]) -> str:
+    size = f"{disk['bytes'] / 1e9:.0f} GB" if isinstance(disk.get("bytes"), int) else "size unknown"
+    return " ".join(str(part) for part in ("disk", disk.get("name", "?"), disk.get("model", ""), f"({size})") if part)
+
+
 def _versions(machine: Mapping[str, Any]) -> str:
     versions = machine.get("versions")
-    gpus = machine.get("gpus") or ["no GPU"]
     known = [f"{name} {version}" for name, version in versions.items()] if isinstance(versions, Mapping) else []
-    return ", ".join([*map(str, gpus), *known])
+    return ", ".join(known)
 
 
 def _settings(result: Result) -> str:

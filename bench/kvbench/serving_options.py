@@ -85,8 +85,6 @@ def check(args: argparse.Namespace) -> None:
         raise InvalidInput("--block-tokens must be a multiple of 16, the tokens of a page")
     if args.helpers < 1:
         raise InvalidInput("--helpers must be 1 or more: a decode node is where a request goes on")
-    if args.seed < 0:
-        raise InvalidInput("--seed must be 0 or more")
 
 
 def scaled(args: argparse.Namespace) -> Scaled:

@@ -31,15 +31,20 @@ def machine_in_a_line(machine: Mapping[str, Any]) -> str:
 
 
 def flat(measurements: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of text. A summary is its median with its spread, and its percentiles where it has many."""
+    """Columns and rows of text. A summary is its median with its spread, and its percentiles where it has many; named
+    parts of a whole stand in one cell."""
     cells = [dict(pair for name, value in row.items() for pair in _cells(name, value)) for row in measurements]
     columns = list(dict.fromkeys(name for row in cells for name in row))
     return columns, [[row.get(name, "") for name in columns] for row in cells]
 
 
 def _cells(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, list) or (isinstance(value, Mapping) and not noise.is_summary(value)):
+    if isinstance(value, Mapping) and not noise.is_summary(value):
+        if value and all(isinstance(part, int | float) for part in value.values()):
+            yield name, "; ".join(f"{part} {shown(share)}" for part, share in value.items())
         return  # curves: for programs and for the report
+    if isinstance(value, list):
+        return
     if not isinstance(value, Mapping):
         yield name, shown(value)
         return

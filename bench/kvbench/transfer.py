@@ -73,11 +73,12 @@ def run(args: argparse.Namespace) -> Result:
             point: alternate(rivals, point, args.rounds, args.warm_up)
             for point in track(points, "transfer", len(points))
         }
+    chosen = transports.chosen(config)
     return result.of_this_machine(
         "transfer",
         settings={
             "transport": args.transport,
-            "chosen": transports.chosen(config),
+            "chosen": chosen,
             "bytes": args.bytes,
             "rounds": args.rounds,
             "warm_up": args.warm_up,
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> Result:
         keys=("contestant", "size_bytes", "in_flight"),
         measurements=[row for point, seconds in measured.items() for row in _rows(point, seconds)],
         ratios=ratios(measured),
+        warnings=tuple(transports.fallen_back(args.transport, chosen)),
     )
 
 

@@ -29,5 +29,12 @@ def slow(used: str, rdma_devices: int) -> Iterator[str]:
         )
 
 
+def fallen_back(asked: str, used: str) -> Iterator[str]:
+    """A sentence, where two processes of one host talk over sockets though shared memory was asked for, or whatever UCX
+    thinks best. Pure."""
+    if asked != "tcp" and set(used.split("+")) <= {"tcp", "self"}:
+        yield f"slow transport: {asked} was asked for between two processes of one host, and UCX uses {used}"
+
+
 def rdma_devices() -> list[str]:
     return sorted(path.name for path in _INFINIBAND.iterdir()) if _INFINIBAND.is_dir() else []

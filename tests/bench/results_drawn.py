@@ -13,6 +13,9 @@ MACHINE = {
     "cpu": "Some CPU",
     "kernel": "6.18",
     "transports": "tcp",
+    "memory_bytes": 24 * 2**30,
+    "nics": {"eth0": "25000 Mbit/s", "lo": "speed unknown"},
+    "disks": [{"name": "nvme0n1", "model": "Some SSD", "bytes": 960_197_124_096, "rotates": False}],
     "gpus": [],
     "versions": {"kvstore": "0.1.0", "grpcio": "1.85.3"},
 }

@@ -175,6 +175,18 @@ def test_warnings_and_what_was_left_out_are_shown(tmp_path: Path) -> None:
     assert page.index("peers: not installed") < page.index("noisy machine") < page.index("<table")
 
 
+def test_the_machine_is_named(tmp_path: Path) -> None:
+    """All that a figure depends on; what a file leaves out, or has in another form, does no harm."""
+    page, text = write([results_drawn.models()], tmp_path)
+    shown = " ".join(page.texts)
+    for part in ("Some CPU", "6.18", "UCX over tcp", "24 GiB", "eth0 (25000 Mbit/s)", "Some SSD (960 GB)", "no GPU"):
+        assert part in shown
+    assert "Some SSD" in text
+    for odd in ({}, {"nics": 7, "disks": [7, {"name": "vda"}], "memory_bytes": "much", "gpus": ["H200"]}):
+        page, _ = write([replace(results_drawn.models(), machine=odd)], tmp_path)
+        assert "? CPUs" in " ".join(page.texts)
+
+
 def test_equal_results_make_equal_pictures(everything: dict[str, Any], tmp_path: Path) -> None:
     """So that a report in a repository changes only where figures do."""
     again = report.write(results_drawn.all_of_them(), tmp_path)

@@ -107,6 +107,16 @@ def test_a_slow_transport_is_warned_of() -> None:
     assert "2 RDMA devices" in said
 
 
+def test_a_transport_that_was_not_asked_for_is_warned_of() -> None:
+    """Between two processes of one host sockets are slow, unless it was they that were asked for."""
+    assert list(transports.fallen_back("tcp", "tcp")) == []
+    assert list(transports.fallen_back("shm", "posix+cma")) == []
+    assert list(transports.fallen_back("auto", "tcp+sysv")) == []
+    for asked in ("shm", "auto"):
+        (said,) = transports.fallen_back(asked, "self+tcp")
+        assert f"{asked} was asked for" in said
+
+
 def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     """Standard error is no terminal here; the items come all the same."""
     assert list(progress.track("abc", "x", 3)) == ["a", "b", "c"]

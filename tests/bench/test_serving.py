@@ -69,7 +69,6 @@ def test_an_estimate_is_what_ends_first() -> None:
         (["--ttft", "0"], "--ttft"),
         (["--tolerance", "-1"], "--tolerance"),
         (["--duration", "0"], "--duration"),
-        (["--seed", "-1"], "--seed"),
         (["--turns", "0"], "--turns"),
         (["--tpot", "0.001"], "--tpot"),
         (["--engine", "gpt"], "--engine"),

@@ -1,14 +1,18 @@
 """`kvbench transfer`: what it measures, and how ratios come about."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
 
+from kvbench import transfer, transports
 from kvbench.cli import main
 from kvbench.pair import Point
 from kvbench.transfer import CHECKED, FABRIC, LOAD, LOAD_CHECKED, Contestant, alternate, ratios
 from kvbench.yardsticks import PERFTEST, SOCKET
+from kvstore.config import FabricConfig
 
 MIB = 1024 * 1024
 AGREED = Point(4 * MIB, 8, 64 * MIB)
@@ -68,3 +72,20 @@ def test_nonsense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture
     """Nothing is started for a point that cannot be measured."""
     assert main(["transfer", *arguments]) == 2
     assert "positive" in capsys.readouterr().err
+
+
+def test_sockets_instead_of_what_was_asked_for_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The transport of the run itself is looked at, not that of the defaults alone."""
+
+    @contextmanager
+    def contestants(config: FabricConfig, total_bytes: int) -> Iterator[list[Contestant]]:
+        yield [Contestant(FABRIC, lambda point: 0.1)]
+
+    monkeypatch.setattr(transfer, "contestants", contestants)
+    monkeypatch.setattr(transports, "chosen", lambda config: "tcp")
+    for asked, warned in (("shm", True), ("tcp", False)):
+        assert main(["transfer", "--transport", asked, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert any("shm was asked for" in said for said in found["warnings"]) == warned
