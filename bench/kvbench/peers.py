@@ -19,7 +19,7 @@ from typing import Any
 from kvbench import options, result
 from kvbench.peers_faults import metadata_killed, storage_killed
 from kvbench.peers_site import sites
-from kvbench.peers_speed import FABRIC, MOVERS, Batch, Seconds, movers, ratio, rows, stores
+from kvbench.peers_speed import FABRIC, MOVERS, WARM_UP, Batch, Seconds, movers, ratio, rows, stores
 from kvbench.peers_stores import STORES, KVStoreCluster, MooncakeCluster, UncheckedCluster
 from kvbench.progress import bar
 from kvbench.result import Result
@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     sizes = list(options.layouts(args.sizes, args.model)) if args.model else args.sizes
-    options.check_positive(sizes=min(sizes), blocks=args.blocks, rounds=args.rounds)
+    options.check_sizes(sizes, 2)
+    options.check_positive(blocks=args.blocks, rounds=args.rounds)
     measurements, ratios = asyncio.run(_run(args.contests, sizes, args.blocks, args.rounds))
     rivals = [Installed(name) for name in ("mooncake", "nixl")]
     variables = {store.name: store.settings for store in STORES if not store.why_not()}
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> Result:
             "sizes": sizes,
             "blocks": args.blocks,
             "rounds": args.rounds,
+            "warm_up": WARM_UP,
             "contests": args.contests,
             "hosts": "processes on the loopback device" if why_no_testbed() else "network namespaces",
             "variables": variables,

@@ -28,8 +28,9 @@ _LIVE_SETS = 4
 _CAPACITY_SETS = 6
 """Of memory, so that both kinds of store go through more of it than caches hold: one that makes room by itself does so,
 from another the oldest set is removed."""
-_WARM_UP = _CAPACITY_SETS + 1
-"""Rounds until each byte of that memory has been written once: nothing is measured that has to make pages first."""
+WARM_UP = {"store": _CAPACITY_SETS + 1, "transfer": 1}
+"""Rounds before those that count; of stores until each byte of that memory has been written once: nothing is measured
+that has to make pages first."""
 _READABLE_S = 10.0
 
 FABRIC = "kvstore fabric"
@@ -70,10 +71,10 @@ async def stores(kinds: Sequence[type[Cluster]], hosts: Sequence[Site], batch: B
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-peers-")))
             cluster = await stack.enter_async_context(opened(kind, folder, hosts, _CAPACITY_SETS * batch.bytes))
             racing.append((cluster, await cluster.start_reader(), Seconds(kind.name)))
-        for number in range(_WARM_UP + rounds):
+        for number in range(WARM_UP["store"] + rounds):
             for cluster, reader, seconds in racing:
                 put_s, get_s = await _store_round(cluster, reader, batch, number)
-                if number >= _WARM_UP:
+                if number >= WARM_UP["store"]:
                     seconds.add("put", put_s)
                     seconds.add("get", get_s)
         return [seconds for _, _, seconds in racing]
@@ -131,13 +132,13 @@ async def movers(kinds: Sequence[Mover], hosts: Sequence[Site], batch: Batch, ro
             stack.callback(_signal, ends, signal.SIGCONT)  # a stopped process hears no farewell
             _signal(ends, signal.SIGSTOP)
             racing.append((ends, Seconds(kind.name)))
-        for number in range(1 + rounds):
+        for number in range(WARM_UP["transfer"] + rounds):
             for ends, seconds in racing:
                 # Who waits for its turn is stopped: one of them polls, and would take a core from the others.
                 _signal(ends, signal.SIGCONT)
                 took_s, cpu_s = await _mover_round(seconds.name, *ends, batch, number)
                 _signal(ends, signal.SIGSTOP)
-                if number:
+                if number >= WARM_UP["transfer"]:
                     seconds.add("transfer", took_s)
                     seconds.cpu_s.append(cpu_s)
         return [seconds for _, seconds in racing]

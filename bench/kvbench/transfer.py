@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     sizes = list(options.layouts(args.sizes, args.model)) if args.model else args.sizes
-    options.check_positive(sizes=min(sizes), in_flight=min(args.in_flight), bytes=args.bytes, rounds=args.rounds)
+    options.check_sizes(sizes, 2)
+    options.check_positive(in_flight=min(args.in_flight), bytes=args.bytes, rounds=args.rounds)
     config = TRANSPORTS[args.transport]
     points = [Point(size, count, args.bytes) for size in sizes for count in args.in_flight]
     with contestants(config, args.bytes) as rivals:

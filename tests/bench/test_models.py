@@ -3,9 +3,14 @@
 import argparse
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvbench import models, options
+from kvbench.cli import main
+from kvbench.layouts import layout_of
 from kvbench.models import MODELS
+from kvstore.blocks.layout import GRANULE_BYTES_MAX
 
 KIB = 1024
 
@@ -43,6 +48,23 @@ def test_models_are_named_in_whatever_case() -> None:
     assert models.named("Llama-2-70B") is MODELS["llama-2-70b"]
     with pytest.raises(argparse.ArgumentTypeError, match="deepseek-v3"):
         models.named("gpt-2")
+
+
+@given(st.integers(1, 2**25) | st.sampled_from([model.layout.block_bytes // 2 for model in MODELS.values()]))
+def test_blocks_are_exactly_as_large_as_asked_for(half_bytes: int) -> None:
+    """Benches that know a model by the bytes of its blocks alone move each of them; whole granules are layers."""
+    layout = layout_of(2 * half_bytes)
+    assert layout.block_bytes == 2 * half_bytes
+    assert layout.layers <= max(1, 2 * half_bytes // GRANULE_BYTES_MAX)
+    assert layout_of(64 * GRANULE_BYTES_MAX).layers == 64
+
+
+@pytest.mark.parametrize("bench", ["transfer", "peers"])
+def test_sizes_that_no_block_has(bench: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys and values are equally large; it is refused before a process is started."""
+    for size in ("1001", "0"):
+        assert main([bench, "--sizes", size]) == 2
+        assert "--sizes" in capsys.readouterr().err
 
 
 def test_a_model_stands_in_for_sizes() -> None:

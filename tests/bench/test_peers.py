@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from kvbench.cli import main
 from kvbench.peers_faults import STORAGE, Read, summary
 from kvbench.peers_site import Site, client, sites
-from kvbench.peers_speed import MOVERS, Batch, Mover, Seconds, movers, ratio
+from kvbench.peers_speed import MOVERS, WARM_UP, Batch, Mover, Seconds, movers, ratio, stores
 from kvbench.peers_stores import STORES, Cluster, opened
 from kvbench.rivals.content import Blocks, Bytes, differing, fill
 from kvbench.rivals.stores import actions
@@ -160,6 +161,56 @@ def test_a_scene_without_its_fault_is_none() -> None:
         summary(STORAGE, "x", [Read(0.0, 0.1, "no"), *(Read(1.0 + n, 0.1, "") for n in range(9))], 0.5)
     with pytest.raises(KVStoreError, match="after the fault"):
         summary(STORAGE, "x", [Read(float(n), 0.1, "") for n in range(30)], 99.0)
+
+
+class _Recorded(Cluster):
+    """A store whose processes are none: what was asked of it, and of whom."""
+
+    settings: ClassVar[dict[str, str]] = {}
+    asked: ClassVar[list[tuple[str, str]]] = []
+    differing: ClassVar[int] = 0
+
+    @classmethod
+    def why_not(cls) -> str:
+        return ""
+
+    async def open(self) -> None:
+        self.writer = self  # type: ignore[assignment]
+
+    async def start_reader(self) -> Any:
+        return self
+
+    async def start_metadata(self) -> None:
+        raise NotImplementedError
+
+    kill_metadata = kill_storage = start_metadata
+
+    async def ask(self, op: str, **blocks: Any) -> dict[str, Any]:
+        self.asked.append((self.name, op))
+        ended_s = {"put": 1.0, "readable": 3.0, "get": 0.5}.get(op, 0.0)
+        count = self.differing if op == "differing" else blocks["count"]
+        return {"blocks": count, "began_s": 0.0, "ended_s": ended_s}
+
+
+class _One(_Recorded):
+    name = "one"
+
+
+class _Other(_Recorded):
+    name = "other"
+
+
+async def test_stores_take_turns_and_a_put_ends_when_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A B A B, also while they warm up; every get is compared, and a difference is an error and no figure."""
+    monkeypatch.setattr(_Recorded, "asked", [])
+    measured = await stores([_One, _Other], (), Batch(4, KIB), 2)
+    assert [seconds.took for seconds in measured] == [{"put": [3.0, 3.0], "get": [0.5, 0.5]}] * 2
+    gets = [name for name, op in _Recorded.asked if op == "get"]
+    assert gets == ["one", "other"] * (WARM_UP["store"] + 2)
+    assert [name for name, op in _Recorded.asked if op == "differing"] == gets
+    monkeypatch.setattr(_Other, "differing", 1)
+    with pytest.raises(KVStoreError, match=r"other: .* 1 differ"):
+        await stores([_One, _Other], (), Batch(4, KIB), 2)
 
 
 def test_a_ratio_is_of_rounds() -> None:

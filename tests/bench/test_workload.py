@@ -1,5 +1,6 @@
 """Sessions: drawn from a shape, or taken from a trace."""
 
+import math
 import statistics
 from itertools import pairwise
 
@@ -74,6 +75,14 @@ def test_a_rate_is_what_was_asked_for() -> None:
     drawn = agents(turns=2).workload(5.0, 400.0, 4.0, 1)
     at_s = [session.at_s + 5.0 * turn for session in drawn.sessions for turn in range(len(session.turns))]
     assert sum(at < 400 for at in at_s) / 400 == pytest.approx(5.0, rel=0.05)
+
+
+def test_arrivals_are_a_poisson_process() -> None:
+    """Gaps vary as much as they last, and gaps shorter than a tenth of the mean come as often as they should."""
+    at = [session.at_s for session in agents(turns=1, pool=8).workload(20.0, 200.0, 1.0, 1).sessions]
+    gaps = np.diff(at)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.1)
+    assert (gaps < gaps.mean() / 10).mean() == pytest.approx(1 - math.exp(-0.1), abs=0.03)
 
 
 def test_runs_differ_in_what_is_new_only() -> None:
