@@ -18,7 +18,6 @@ from kvstore.policy.policies import admission, eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.rpc.bind import expect_accepted
-from kvstore.rpc.channel import OPEN_DOOR
 from kvstore.rpc.guard import expect_whole
 
 _TABLES = ("control", "node", "client", "door")
@@ -50,7 +49,7 @@ def check(config: Config) -> None:
     for name, process in (("control", config.control), ("node", config.node)):
         if process.metrics_listen:
             setting = f"{name}.metrics_listen"
-            expect_accepted(setting, process.metrics_listen, insecure=process.insecure, door=OPEN_DOOR)
+            expect_accepted(setting, process.metrics_listen, insecure=process.insecure, door=None)
     eviction_of_tiers(config.node)
     admission(config.node)
     for network in (config.node.compute, config.node.storage):

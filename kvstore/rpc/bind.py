@@ -11,6 +11,14 @@ from kvstore.rpc.certificates import server_credentials
 from kvstore.rpc.channel import OPEN_DOOR
 
 log = logging.getLogger(__name__)
+_OPEN_DOOR = (
+    ": listen on 127.0.0.1 or unix:PATH, shut the door (--door-cert, docs/security.md), or say --insecure"
+    " (insecure = true) if everyone who reaches it may read, change and delete what is stored"
+)
+_NO_DOOR = (
+    ", behind a shut door neither: listen on 127.0.0.1, or say --insecure (insecure = true) if everyone who reaches it"
+    " may read what it shows"
+)
 
 
 def bind(server: grpc.aio.Server, setting: str, listen: str, *, insecure: bool, door: DoorConfig = OPEN_DOOR) -> str:
@@ -37,14 +45,15 @@ def bind(server: grpc.aio.Server, setting: str, listen: str, *, insecure: bool, 
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 
-def expect_accepted(setting: str, listen: str, *, insecure: bool, door: DoorConfig) -> None:
-    """Raises ConfigError for an address that other hosts reach by an open door, unless the operator accepts that."""
-    if not is_local(listen) and not insecure and not door.shut:
-        raise ConfigError(
-            f"{setting} {listen}: other hosts may reach this address, and calls are neither encrypted nor"
-            " authenticated: listen on 127.0.0.1 or unix:PATH, shut the door (--door-cert, docs/security.md), or say"
-            " --insecure (insecure = true) if everyone who reaches it may read, change and delete what is stored"
-        )
+def expect_accepted(setting: str, listen: str, *, insecure: bool, door: DoorConfig | None) -> None:
+    """Raises ConfigError for an address that other hosts reach by an open door, unless the operator accepts that.
+    door: None where there is no door to shut."""
+    if is_local(listen) or insecure or (door is not None and door.shut):
+        return
+    raise ConfigError(
+        f"{setting} {listen}: other hosts may reach this address, and calls are neither encrypted nor authenticated"
+        f"{_NO_DOOR if door is None else _OPEN_DOOR}"
+    )
 
 
 def is_local(listen: str) -> bool:

@@ -12,7 +12,6 @@ import uvicorn
 from kvstore.config import DoorConfig
 from kvstore.errors import ConfigError
 from kvstore.rpc.bind import expect_accepted, is_local
-from kvstore.rpc.channel import OPEN_DOOR
 from kvstore.rpc.https import ClientsOnly, server_context
 
 _REQUESTS_MAX = 256
@@ -38,17 +37,19 @@ class HttpServer:
         *,
         insecure: bool,
         warning: str,
-        door: DoorConfig = OPEN_DOOR,
+        door: DoorConfig | None = None,
     ) -> "HttpServer":
         """Serves at host:port. setting: the address's name in messages. door: where it is shut, connections are
         encrypted, and only those come in who show a client's certificate, or, where the door has tokens, none: then the
-        application asks for one. warning: what everyone may do who reaches an open one.
+        application asks for one; None: there is no door to shut. warning: what everyone may do who reaches an open one.
 
         Raises ConfigError for an address that cannot be bound, or that other hosts reach through an open door without
         `insecure`, and for certificates that are none.
         """
-        context = server_context(door) if door.shut else None
-        listener = _bound(setting, listen, insecure=insecure, warning=warning, door=door)
+        context = server_context(door) if door is not None and door.shut else None
+        listener = _bound(setting, listen, insecure=insecure, door=door)
+        if context is None and not is_local(listen):
+            log.warning("%s %s is insecure: everyone who reaches it may %s", setting, listen, warning)
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
             application,
@@ -84,18 +85,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _bound(setting: str, listen: str, *, insecure: bool, warning: str, door: DoorConfig) -> socket.socket:
+def _bound(setting: str, listen: str, *, insecure: bool, door: DoorConfig | None) -> socket.socket:
     host, colon, port = listen.rpartition(":")
     if not colon or listen.startswith("unix:") or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{setting} {listen}: HOST:PORT is needed")
     expect_accepted(setting, listen, insecure=insecure, door=door)
     host = host.removeprefix("[").removesuffix("]")
     try:
-        listener = socket.create_server(
+        return socket.create_server(
             (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
         )
     except OSError as error:
         raise ConfigError(f"{setting}: cannot listen on {listen}: {error.strerror}") from error
-    if not is_local(listen) and not door.shut:
-        log.warning("%s %s is insecure: everyone who reaches it may %s", setting, listen, warning)
-    return listener

@@ -113,6 +113,11 @@ def test_sources_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     [
         ('[node]\nlisten = "0.0.0.0:1"', "node.listen 0.0.0.0:1: other hosts"),
         ('[control]\nlisten = "0.0.0.0:1"', "control.listen 0.0.0.0:1: other hosts"),
+        (
+            '[node]\nmetrics_listen = "0.0.0.0:1"',
+            "node.metrics_listen 0.0.0.0:1: other hosts may reach this address, and calls are neither encrypted nor"
+            " authenticated, behind a shut door neither",
+        ),
         ('[node]\ndram_evict = "fifo"', "fifo"),
         ('[node]\nnvme_admit = "some"', "node.nvme_admit must be one of all, second-hit, not 'some'"),
         ('[node.compute]\nkind = "rdma"', "kind must be ucx, loopback or auto, not 'rdma'"),
