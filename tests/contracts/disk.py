@@ -35,6 +35,15 @@ class DiskContract:
         disk.allocate(fd, LENGTH)
         return fd
 
+    def test_a_file_is_its_owners_alone(self, disk: Disk, directory: Path) -> None:
+        """Also where the umask would let others read."""
+        umask = os.umask(0)
+        try:
+            disk.close(disk.open(directory / "own", create=True))
+        finally:
+            os.umask(umask)
+        assert (directory / "own").stat().st_mode & 0o777 == 0o600
+
     def read(self, disk: Disk, fd: int, offset: int, length: int) -> Bytes:
         out = aligned_empty(length)
         assert disk.preadv(fd, [out], offset) == length

@@ -181,14 +181,15 @@ async def test_a_load_that_does_not_finish_is_failed(tmp_path: Path) -> None:
         await writer.store(tokens(2), kv)
         match = await found(reader)
         fabric_of(first).faults.stalled = True
-        with pytest.raises(DeadlineExceeded):
-            await reader.load(match, kv, deadline_s=0.2).result()
-        fabric_of(first).faults.stalled = False
 
         async def counted() -> bool:
-            return value(await scraped(second.metrics.url), "kvstore_load_seconds_count", outcome="failed") == 1
+            """On a busy host a load's time can be over before the node has heard of it."""
+            with pytest.raises(DeadlineExceeded):
+                await reader.load(match, kv, deadline_s=0.2).result()
+            return value(await scraped(second.metrics.url), "kvstore_load_seconds_count", outcome="failed") >= 1
 
         await eventually(counted)
+        fabric_of(first).faults.stalled = False
 
 
 async def test_no_endpoint_unless_asked_for(tmp_path: Path) -> None:
