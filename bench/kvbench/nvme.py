@@ -22,6 +22,7 @@ from kvbench.options import list_of, one_of
 from kvbench.result import Result
 from kvbench.storage_point import READ_PERCENT, SYNC_BYTES, Storage, StoragePoint, Took
 from kvbench.yardsticks import FIO
+from kvstore.cli.options import shown_size
 from kvstore.config import MIB
 from kvstore.errors import InvalidInput
 from kvstore.node.storage.entry import PLAIN, ZSTD, ZSTD_SHUFFLED
@@ -30,6 +31,7 @@ OPERATIONS = ("read", "write", "mixed")
 CODECS = {"plain": PLAIN, "zstd": ZSTD, "zstd-shuffled": ZSTD_SHUFFLED}
 TIER = "tier"
 RATIO_BLOCK_BYTES = 2 * MIB
+_NO_RATIOS = f"no ratios: they are of blocks of {shown_size(RATIO_BLOCK_BYTES)} that are not compressed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> Result:
     fio.require()
     with tempfile.TemporaryDirectory(prefix="kvbench-nvme-", dir=args.path) as folder:
         measured = list(_measure(args, blocks, Path(folder)))
+    found = ratios(measured)
     return result.of_this_machine(
         "nvme",
         settings={
@@ -86,7 +89,8 @@ def run(args: argparse.Namespace) -> Result:
         },
         keys=("contestant", "operation", "block_bytes", "depth", "compression"),
         measurements=[row for each in measured for row in _rows(each)],
-        ratios=ratios(measured),
+        ratios=found,
+        warnings=() if found else (_NO_RATIOS,),
     )
 
 

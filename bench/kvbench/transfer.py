@@ -23,6 +23,7 @@ from kvbench.progress import track
 from kvbench.result import Result
 from kvbench.socket_pair import sockets
 from kvbench.yardsticks import PERFTEST, SOCKET
+from kvstore.cli.options import shown_size
 from kvstore.config import MIB, FabricConfig
 
 FABRIC, CHECKED = "fabric", "fabric, checksums"
@@ -37,6 +38,7 @@ RATIOS = {
 }
 RATIO_SIZE_BYTES = 4 * MIB
 RATIO_IN_FLIGHT = 8
+_NO_RATIOS = f"no ratios: they are of blocks of {shown_size(RATIO_SIZE_BYTES)}, {RATIO_IN_FLIGHT} in flight"
 
 TRANSPORTS = {
     "tcp": FabricConfig(kind="ucx", transports="tcp", device="lo"),
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> Result:
             point: alternate(rivals, point, args.rounds, args.warm_up)
             for point in track(points, "transfer", len(points))
         }
-    chosen = transports.chosen(config)
+    chosen, found = transports.chosen(config), ratios(measured)
     return result.of_this_machine(
         "transfer",
         settings={
@@ -87,8 +89,8 @@ def run(args: argparse.Namespace) -> Result:
         },
         keys=("contestant", "size_bytes", "in_flight"),
         measurements=[row for point, seconds in measured.items() for row in _rows(point, seconds)],
-        ratios=ratios(measured),
-        warnings=tuple(transports.fallen_back(args.transport, chosen)),
+        ratios=found,
+        warnings=(*transports.fallen_back(args.transport, chosen), *([] if found else [_NO_RATIOS])),
     )
 
 

@@ -95,6 +95,16 @@ def test_every_operation_is_measured_beside_fio(tmp_path: Path, capsys: pytest.C
     assert not list(tmp_path.iterdir())
 
 
+def test_without_ratios_it_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are of one size, so that runs can be compared: whoever measures others is told."""
+    monkeypatch.setattr(nvme, "_measure", lambda args, blocks, folder: [])
+    monkeypatch.setattr(nvme.fio, "require", lambda: None)
+    assert main(["nvme", "--sizes", "256KiB", "--path", str(tmp_path), "--json"]) == 0
+    assert any("of 2MiB" in said for said in json.loads(capsys.readouterr().out)["warnings"])
+
+
 def test_without_fio_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is written."""
     monkeypatch.setenv("PATH", "/nowhere")

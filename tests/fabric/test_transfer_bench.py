@@ -74,18 +74,34 @@ def test_nonsense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture
     assert "positive" in capsys.readouterr().err
 
 
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contestants that move nothing."""
+
+    @contextmanager
+    def contestants(config: FabricConfig, total_bytes: int) -> Iterator[list[Contestant]]:
+        yield [Contestant(name, lambda point: 0.1) for name in (FABRIC, SOCKET)]
+
+    monkeypatch.setattr(transfer, "contestants", contestants)
+
+
+@pytest.mark.usefixtures("instant")
 def test_sockets_instead_of_what_was_asked_for_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The transport of the run itself is looked at, not that of the defaults alone."""
-
-    @contextmanager
-    def contestants(config: FabricConfig, total_bytes: int) -> Iterator[list[Contestant]]:
-        yield [Contestant(FABRIC, lambda point: 0.1)]
-
-    monkeypatch.setattr(transfer, "contestants", contestants)
     monkeypatch.setattr(transports, "chosen", lambda config: "tcp")
     for asked, warned in (("shm", True), ("tcp", False)):
         assert main(["transfer", "--transport", asked, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert any("shm was asked for" in said for said in found["warnings"]) == warned
+
+
+@pytest.mark.usefixtures("instant")
+@pytest.mark.parametrize(("sizes", "ratios"), [("4MiB", {"vs_socket"}), ("1MiB", set())])
+def test_without_ratios_it_says_why(sizes: str, ratios: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """They are of one point, so that runs can be compared: whoever measures others is told."""
+    assert main(["transfer", "--sizes", sizes, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["ratios"]) == ratios
+    assert any("no ratios" in said for said in found["warnings"]) == (not ratios)
