@@ -10,10 +10,11 @@ import pytest
 
 from kvstore import errors
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
-from kvstore.rpc.channel import caller, make_server
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, make_server
 from kvstore.rpc.status import from_rpc
 from tests.contracts.index import key
 from tests.control.conftest import DEADLINE_S, NAMESPACE, FakeNode, match
+from tests.waiting import eventually
 
 KEYS = [key(i) for i in range(6)]
 CALLER = caller("test")
@@ -109,6 +110,34 @@ async def test_long_gaps_end_no_listing(admin: admin_pb2_grpc.AdminStub, node: F
     request = admin_pb2.PrefixBlocksRequest(caller=CALLER, namespace_id=NAMESPACE, keys=b"".join(keys))
     reply = await admin.PrefixBlocks(request, timeout=DEADLINE_S)
     assert [len(block.locations) for block in reply.blocks] == [0] * 1999 + [1]
+
+
+async def test_what_has_expired_is_not_looked_for_on_a_silent_node(
+    control: control_pb2_grpc.ControlStub, admin: admin_pb2_grpc.AdminStub
+) -> None:
+    """While its time lasts a block is on the node that does not answer; then nobody knows what became of it."""
+    node = FakeNode(control)
+    await node.register()
+    await node.add(KEYS[:1])
+    node.remaining_ms = 1
+    await node.add(KEYS[1:2])
+    request = admin_pb2.ExplainPrefixRequest(caller=CALLER, keys=b"".join(KEYS[:2]))
+
+    async def over() -> admin_pb2.ExplainPrefixReply | None:
+        reply = await admin.Explain(request, timeout=DEADLINE_S)
+        return None if any(place.remaining_ms for place in reply.blocks[1].locations) else reply
+
+    reply = await eventually(over)
+    assert [block.verdict for block in reply.blocks] == ["node_down", "unknown"]
+
+
+async def test_an_explanation_is_bounded(admin: admin_pb2_grpc.AdminStub) -> None:
+    """By its keys times their shards."""
+    keys = bytes(16 * (KEYS_PER_MESSAGE_MAX // 2 + 1))
+    request = admin_pb2.ExplainPrefixRequest(caller=CALLER, keys=keys, shard_count=2)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await admin.Explain(request, timeout=DEADLINE_S)
+    assert type(from_rpc(failed.value)) is errors.TooLarge
 
 
 async def test_bad_input_is_refused(admin: admin_pb2_grpc.AdminStub) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvstore.control.explain import DEPARTURES, Asked, Hint, Verdict, near, verdicts
+from kvstore.control.explain import DEPARTURES, NEAR_MAX, Asked, Hint, Verdict, near, verdicts
 from kvstore.pb import node_pb2, types_pb2
 
 HERE = node_pb2.KeyState(tiers=[types_pb2.TIER_DRAM])
@@ -96,13 +96,15 @@ def test_a_shard_that_is_missing() -> None:
 
 
 def test_namespaces_that_are_near() -> None:
-    """What differs least comes first; the same one of several nodes comes once."""
+    """What differs least comes first; the same one of several nodes comes once, and so many do."""
 
     def known(number: int, **fields: str) -> node_pb2.KnownNamespace:
         named = types_pb2.Namespace(**{"tenant": "t", "model": "m", **fields})
         return node_pb2.KnownNamespace(namespace_id=bytes([number]) * 16, namespace=named, block_tokens=64)
 
     far, close = known(1, model="x", tenant="u"), known(2, adapter="lora")
+    many = [known(number, model=f"m{number}") for number in range(NEAR_MAX + 1)]
+    assert len(near(types_pb2.Namespace(), {"a": many})) == NEAR_MAX
     found = near(types_pb2.Namespace(tenant="t", model="m"), {"b": [far, close], "a": [close]})
     assert [(each.namespace_id[0], nodes, differs) for each, nodes, differs in found] == [
         (2, ["a", "b"], ["adapter: 'lora' there, '' asked"]),
