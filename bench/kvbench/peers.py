@@ -19,7 +19,7 @@ from typing import Any
 from kvbench import options, result
 from kvbench.peers_faults import metadata_killed, storage_killed
 from kvbench.peers_site import sites
-from kvbench.peers_speed import FABRIC, MOVERS, WARM_UP, Batch, Seconds, movers, ratio, rows, stores
+from kvbench.peers_speed import FABRIC, MOVERS, WARM_UP, Batch, Seconds, check_stores, movers, ratio, rows, stores
 from kvbench.peers_stores import STORES, KVStoreCluster, MooncakeCluster, UncheckedCluster
 from kvbench.progress import bar
 from kvbench.result import Result
@@ -70,9 +70,11 @@ async def _run(
     measurements: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
     batches = [Batch(blocks, size_bytes) for size_bytes in sizes]
+    kinds = [kind for kind in STORES if not kind.why_not()]
+    if "store" in contests:
+        check_stores(kinds, min(batches, key=lambda batch: batch.bytes))
     with bar("peers", (len(contests) - ("faults" in contests)) * len(sizes) + ("faults" in contests)) as shown:
         if "store" in contests:
-            kinds = [kind for kind in STORES if not kind.why_not()]
             for batch in batches:
                 async with sites("writer", "reader") as hosts:
                     measured = await stores(kinds, hosts, batch, rounds)

@@ -22,7 +22,7 @@ from kvbench.peers_site import Client, Site, client
 from kvbench.peers_stores import Cluster, opened
 from kvbench.rivals_installed import Installed
 from kvbench.yardsticks import MOONCAKE_ENGINE, NIXL
-from kvstore.errors import KVStoreError
+from kvstore.errors import InvalidInput, KVStoreError
 
 _LIVE_SETS = 4
 _CAPACITY_SETS = 6
@@ -61,6 +61,14 @@ class Seconds:
 
     def add(self, what: str, seconds: float) -> None:
         self.took.setdefault(what, []).append(seconds)
+
+
+def check_stores(kinds: Sequence[type[Cluster]], batch: Batch) -> None:
+    """Raises InvalidInput for a batch that is too small for the memory of one of them."""
+    for kind in kinds:
+        least = -(-kind.storage_bytes_min // _CAPACITY_SETS)
+        if batch.bytes < least:
+            raise InvalidInput(f"--sizes times --blocks must be {least} bytes at least, for {kind.name}")
 
 
 async def stores(kinds: Sequence[type[Cluster]], hosts: Sequence[Site], batch: Batch, rounds: int) -> list[Seconds]:

@@ -27,6 +27,8 @@ class Cluster(ABC):
     name: ClassVar[str]
     settings: ClassVar[dict[str, str]]
     """What was set beside the defaults: shown with the figures."""
+    storage_bytes_min: ClassVar[int] = 1
+    """The least that a storage of it can have."""
 
     def __init__(
         self, stack: AsyncExitStack, folder: Path, hosts: Sequence[Site], capacity_bytes: int, copies: int
@@ -132,6 +134,7 @@ class MooncakeCluster(Cluster):
         "MC_TCP_ENABLE_CONNECTION_POOL": "1",
         "MC_STORE_CLIENT_METRIC": "0",
     }
+    storage_bytes_min: ClassVar[int] = 16 * 1024 * 1024
     _rival: ClassVar[Installed] = Installed("mooncake")
 
     @classmethod

@@ -15,12 +15,12 @@ import pytest
 from kvbench.cli import main
 from kvbench.peers_faults import STORAGE, Read, summary
 from kvbench.peers_site import Site, client, sites
-from kvbench.peers_speed import MOVERS, WARM_UP, Batch, Mover, Seconds, movers, ratio, stores
+from kvbench.peers_speed import MOVERS, WARM_UP, Batch, Mover, Seconds, check_stores, movers, ratio, stores
 from kvbench.peers_stores import STORES, Cluster, opened
 from kvbench.rivals.content import Blocks, Bytes, differing, fill
 from kvbench.rivals.stores import actions
 from kvbench.rivals_installed import FOLDER_VARIABLE
-from kvstore.errors import KVStoreError, Unavailable
+from kvstore.errors import InvalidInput, KVStoreError, Unavailable
 
 KIB, MIB = 1024, 1024 * 1024
 SMALL = {"seed": 7, "count": 4, "block_bytes": 256 * KIB}
@@ -211,6 +211,15 @@ async def test_stores_take_turns_and_a_put_ends_when_it_can_be_read(monkeypatch:
     monkeypatch.setattr(_Other, "differing", 1)
     with pytest.raises(KVStoreError, match=r"other: .* 1 differ"):
         await stores([_One, _Other], (), Batch(4, KIB), 2)
+
+
+def test_a_batch_that_a_store_has_no_memory_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any of them is started; others do not mind."""
+    monkeypatch.setattr(_Other, "storage_bytes_min", 6 * MIB)
+    check_stores([_One, _Other], Batch(1, MIB))
+    check_stores([_One], Batch(1, 2))
+    with pytest.raises(InvalidInput, match="1048576 bytes at least, for other"):
+        check_stores([_One, _Other], Batch(1, MIB - 2))
 
 
 def test_a_ratio_is_of_rounds() -> None:
