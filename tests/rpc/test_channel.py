@@ -24,9 +24,26 @@ class Service(node_pb2_grpc.NodeServicer):
         return node_pb2.LocalMatchReply(blocks=len(request.keys))
 
 
-async def serving(address: str, door: DoorConfig = OPEN_DOOR) -> grpc.aio.Server:
+class Held(Service):
+    """Answers those who bring keys when it may. most: how many of them waited at once."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.waiting = self.most = 0
+
+    @unary
+    async def LocalMatch(self, request: node_pb2.LocalMatchRequest, context: Any) -> node_pb2.LocalMatchReply:
+        if request.keys:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            await self.go.wait()
+            self.waiting -= 1
+        return node_pb2.LocalMatchReply(blocks=len(request.keys))
+
+
+async def serving(address: str, door: DoorConfig = OPEN_DOOR, service: Service | None = None) -> grpc.aio.Server:
     server = make_server(door=door)
-    node_pb2_grpc.add_NodeServicer_to_server(Service(), server)
+    node_pb2_grpc.add_NodeServicer_to_server(service or Service(), server)
     server.add_insecure_port(address)
     await server.start()
     return server
@@ -77,6 +94,22 @@ async def test_connections_are_bounded(tmp_path: Path) -> None:
         assert not await answers(node_pb2_grpc.NodeStub(third))
         await first.close()
         await eventually(lambda: answers(node_pb2_grpc.NodeStub(third), timeout=0.5), deadline_s=5)
+    await server.stop(None)
+
+
+async def test_calls_of_one_connection_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond waits at its caller, or is refused; another connection's calls do not wait for it."""
+    monkeypatch.setattr("kvstore.rpc.channel.STREAMS_PER_CONNECTION_MAX", 2)
+    address, service = f"unix:{tmp_path}/s", Held()
+    server = await serving(address, service=service)
+    async with open_channel(address) as channel, open_channel(address) as other:
+        assert await answers(node_pb2_grpc.NodeStub(channel), 0)
+        calls = [asyncio.create_task(answers(node_pb2_grpc.NodeStub(channel))) for _ in range(5)]
+        await eventually(lambda: service.waiting >= 2)
+        assert await answers(node_pb2_grpc.NodeStub(other), 0)
+        service.go.set()
+        assert sum(await asyncio.gather(*calls)) >= 2
+    assert service.most == 2
     await server.stop(None)
 
 
