@@ -217,7 +217,8 @@ class Gathering:
             for block in self._board.extend(number, ready):
                 self.outcomes[block] = Outcome.NODE_LOST
             self._changed.set()
-        await self._run_path(number, path)
+        if ready:
+            await self._run_path(number, path)
 
     def _hear(self, paths: Sequence[Path]) -> None:
         """What nodes that have answered said of their lanes, for the plans of this load and the next ones."""

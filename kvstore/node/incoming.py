@@ -27,6 +27,8 @@ from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.pace import Pace
 from kvstore.rpc.stream import Call, end_telling, replies, tell
 
+_ANSWER_FACTOR = 3
+"""For how many times `connect_ms` a helper may think: it asks in its turn, and nobody waits for it."""
 _DRAIN_S = 0.3
 _WRITE_PACE_S = 0.002  # a fraction of what the bytes in flight take
 
@@ -99,7 +101,9 @@ class Incoming:
         call = self.call = self._stub.Transfer(timeout=opened.deadline_ms / 1000)
         self._replies = replies(call, NodeUnavailable, "owner")
         reach_s = self._config.connect_ms / 1000
-        answer_s = opened.deadline_ms / 1000 if opened.ticket else reach_s  # a ticket may wait for its sender
+        answer_s = reach_s * (_ANSWER_FACTOR if opened.HasField("relay_from") else 1)
+        if opened.ticket:
+            answer_s = opened.deadline_ms / 1000  # it may wait for its sender
         try:
             async with asyncio.timeout(reach_s):
                 await tell(call, node_pb2.TransferUp(open=opened))

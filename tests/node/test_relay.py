@@ -184,6 +184,19 @@ async def test_a_helper_that_stalls_is_replaced(tmp_path: Path, network: str) ->
         nic(world.helper, network).faults.stalled = False
 
 
+async def test_a_helper_may_think_before_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than an owner: it asks in its turn, and is busy when many loads begin at once. Nobody waits for it."""
+    pin, connect_ms = Relayed.pin, 100
+
+    async def late(relayed: Relayed) -> node_pb2.TransferDown:
+        await asyncio.sleep(2 * connect_ms / 1000)
+        return await pin(relayed)
+
+    monkeypatch.setattr(Relayed, "pin", late)
+    async with relaying(tmp_path, connect_ms=connect_ms) as world:
+        assert "relay" in routes(await world.load(relayed_first=SOME))
+
+
 async def test_a_load_that_is_cancelled_leaves_the_connection_to_others(tmp_path: Path) -> None:
     """What it was granted comes first, slowly; to close the connection for its sake would end the other load."""
     async with relaying(tmp_path, lane_bytes_max=256 * 1024) as world:
