@@ -11,7 +11,7 @@ from kvstore.cli.admin_quota import quotas_table
 from kvstore.cli.tables import shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
 
-SPANS_S = {"1 min": 60, "10 min": 600, "60 min": 3600}
+SPANS_S = {"now": 5, "1 min": 60, "10 min": 600, "60 min": 3600}
 _CELLS = (*(f"in {tier.name}" for tier in Tier), "hit ratio", "gone")
 
 
@@ -30,14 +30,17 @@ def stats_tables(reply: admin_pb2.StatsReply) -> list[Table]:
 
 
 def _hits(reply: admin_pb2.StatsReply) -> Table:
+    of_tier: Counter[int] = Counter({each.tier: each.blocks for each in reply.matched_tiers})
+    tiers = [ratio(of_tier[tier], reply.asked_blocks) for tier in Tier]
     rows = [
-        ("since the start", reply.asked_blocks, reply.matched_blocks),
-        ("60 min", reply.asked_60min_blocks, reply.matched_60min_blocks),
-        ("10 min", reply.asked_10min_blocks, reply.matched_10min_blocks),
-        ("1 min", reply.asked_1min_blocks, reply.matched_1min_blocks),
+        ("since the start", reply.asked_blocks, reply.matched_blocks, tiers),
+        ("60 min", reply.asked_60min_blocks, reply.matched_60min_blocks, ()),
+        ("10 min", reply.asked_10min_blocks, reply.matched_10min_blocks, ()),
+        ("1 min", reply.asked_1min_blocks, reply.matched_1min_blocks, ()),
     ]
-    shown = [(name, f"{asked:,}", f"{matched:,}", ratio(matched, asked)) for name, asked, matched in rows]
-    return table(("last", "asked blocks", "matched blocks", "hit ratio"), shown, title="matches")
+    shown = ((name, f"{asked:,}", f"{hits:,}", ratio(hits, asked), *tiers) for name, asked, hits, tiers in rows)
+    columns = ("last", "asked blocks", "matched blocks", "hit ratio", *(f"from {tier.name}" for tier in Tier))
+    return table(columns, shown, title="matches")
 
 
 @dataclass(slots=True)
@@ -105,7 +108,7 @@ def _routes(nodes: Iterable[admin_pb2.NodeUsage]) -> Iterator[Sequence[str]]:
     for node in nodes:
         whole = sum(way.bytes for way in node.usage.routes)
         for way in node.usage.routes:
-            counts = (way.last_1min_bytes, way.last_10min_bytes, way.last_60min_bytes)
+            counts = (way.last_5s_bytes, way.last_1min_bytes, way.last_10min_bytes, way.last_60min_bytes)
             rates = (f"{shown_bytes(count / span)}/s" for count, span in zip(counts, SPANS_S.values(), strict=True))
             share = ratio(way.bytes, whole)
             place = (node.node_id, way.route, Tier(way.tier).name)

@@ -53,7 +53,7 @@ def _lane_rows(node: admin_pb2.NodeUsage) -> Iterator[tuple[str, ...]]:
 
 def _rates(moved: node_pb2.LaneMoved) -> Iterator[str]:
     """Bytes per second, on average over each span."""
-    counts = (moved.last_1min_bytes, moved.last_10min_bytes, moved.last_60min_bytes)
+    counts = (moved.last_5s_bytes, moved.last_1min_bytes, moved.last_10min_bytes, moved.last_60min_bytes)
     for count, span_s in zip(counts, SPANS_S.values(), strict=True):
         yield f"{shown_bytes(count / span_s)}/s"
 

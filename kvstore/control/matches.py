@@ -1,9 +1,13 @@
-"""How often matches hit: since the control plane's start, lately, and by namespace."""
+"""How often matches hit: since the control plane's start, lately, by namespace, and by tier."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kvstore.blocks.state import Tier
 from kvstore.pb import admin_pb2
 from kvstore.policy.recent import HOUR_NS, MINUTE_NS, SECOND_NS, Recent
+from kvstore.rpc.enums import pb_tier
 
 NAMESPACES_MAX = 1024
 _OTHERS = b""
@@ -21,12 +25,16 @@ class MatchCounters:
     matches: int = 0
     asked_blocks: int = 0
     matched_blocks: int = 0
+    tiers: "Counter[int]" = field(default_factory=Counter)
     namespaces: dict[bytes, admin_pb2.NamespaceMatches] = field(default_factory=dict)
     _asked: Recent = field(default_factory=_hour)
     _matched: Recent = field(default_factory=_hour)
 
-    def note(self, namespace_id: bytes, asked_blocks: int, matched_blocks: int, now_ms: int) -> None:
-        """One match. The time must not fall."""
+    def note(self, namespace_id: bytes, asked_blocks: int, matched_by_tier: Sequence[int], now_ms: int) -> None:
+        """One match. matched_by_tier: blocks, by the number of the tier of their fastest copy. The time must not
+        fall."""
+        matched_blocks = sum(matched_by_tier)
+        self.tiers.update(dict(enumerate(matched_by_tier)))
         self.matches += 1
         self.asked_blocks += asked_blocks
         self.matched_blocks += matched_blocks
@@ -47,6 +55,9 @@ class MatchCounters:
             matches=self.matches,
             asked_blocks=self.asked_blocks,
             matched_blocks=self.matched_blocks,
+            matched_tiers=[
+                admin_pb2.TierMatches(tier=pb_tier(tier), blocks=self.tiers[tier]) for tier in Tier if self.tiers[tier]
+            ],
             namespaces=[self.namespaces[name] for name in sorted(self.namespaces)],
             matched_1min_blocks=self._matched.within(MINUTE_NS, now_ns),
             asked_1min_blocks=self._asked.within(MINUTE_NS, now_ns),

@@ -25,6 +25,16 @@ class Answer:
     node: npt.NDArray[np.uint16]
     remaining_ms: npt.NDArray[np.uint32]
 
+    @property
+    def blocks_by_tier(self) -> list[int]:
+        """By the number of a tier, how many of the blocks have their fastest copy there."""
+        if not self.blocks:
+            return []
+        first = np.flatnonzero(np.diff(self.locations.block, prepend=-1))
+        fastest = np.minimum.reduceat(self.locations.tier, first)
+        counted: list[int] = np.bincount(fastest.astype(np.int64)).tolist()
+        return counted
+
 
 def answer(
     found: Locations, asked_blocks: int, shard_count: int, answerable: Callable[[int], bool], now_ms: int

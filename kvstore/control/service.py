@@ -121,7 +121,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         found_answer = answer(
             found, asked_blocks, shard_count, lambda ref: self._directory.answerable(ref, now_ms), now_ms
         )
-        self.counters.note(request.namespace_id, asked_blocks, found_answer.blocks, now_ms)
+        self.counters.note(request.namespace_id, asked_blocks, found_answer.blocks_by_tier, now_ms)
         reader = self._directory.named(request.reader_node_id, now_ms)
         return wire.match_reply(found_answer, self._state, lambda: self._directory.helpers(now_ms), reader)
 

@@ -60,6 +60,7 @@ class StatsReply(google.protobuf.message.Message):
     ASKED_10MIN_BLOCKS_FIELD_NUMBER: builtins.int
     MATCHED_60MIN_BLOCKS_FIELD_NUMBER: builtins.int
     ASKED_60MIN_BLOCKS_FIELD_NUMBER: builtins.int
+    MATCHED_TIERS_FIELD_NUMBER: builtins.int
     COPIES_FIELD_NUMBER: builtins.int
     indexed_blocks: builtins.int
     indexed_locations: builtins.int
@@ -83,6 +84,10 @@ class StatsReply(google.protobuf.message.Message):
         """by their ids; what is beyond 1024 of them is added up under an empty one"""
 
     @property
+    def matched_tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TierMatches]:
+        """since the start, as `matched_blocks`"""
+
+    @property
     def copies(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[kvstore.pb.node_pb2.NamespaceCopies]:
         """of all nodes that answered, added up; one per namespace and number wanted"""
 
@@ -104,11 +109,32 @@ class StatsReply(google.protobuf.message.Message):
         asked_10min_blocks: builtins.int = ...,
         matched_60min_blocks: builtins.int = ...,
         asked_60min_blocks: builtins.int = ...,
+        matched_tiers: collections.abc.Iterable[Global___TierMatches] | None = ...,
         copies: collections.abc.Iterable[kvstore.pb.node_pb2.NamespaceCopies] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["asked_10min_blocks", b"asked_10min_blocks", "asked_1min_blocks", b"asked_1min_blocks", "asked_60min_blocks", b"asked_60min_blocks", "asked_blocks", b"asked_blocks", "copies", b"copies", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_10min_blocks", b"matched_10min_blocks", "matched_1min_blocks", b"matched_1min_blocks", "matched_60min_blocks", b"matched_60min_blocks", "matched_blocks", b"matched_blocks", "matches", b"matches", "namespaces", b"namespaces", "nodes", b"nodes", "storage_nic_max_to_avg", b"storage_nic_max_to_avg", "storage_nics", b"storage_nics"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asked_10min_blocks", b"asked_10min_blocks", "asked_1min_blocks", b"asked_1min_blocks", "asked_60min_blocks", b"asked_60min_blocks", "asked_blocks", b"asked_blocks", "copies", b"copies", "indexed_blocks", b"indexed_blocks", "indexed_locations", b"indexed_locations", "matched_10min_blocks", b"matched_10min_blocks", "matched_1min_blocks", b"matched_1min_blocks", "matched_60min_blocks", b"matched_60min_blocks", "matched_blocks", b"matched_blocks", "matched_tiers", b"matched_tiers", "matches", b"matches", "namespaces", b"namespaces", "nodes", b"nodes", "storage_nic_max_to_avg", b"storage_nic_max_to_avg", "storage_nics", b"storage_nics"]) -> None: ...
 
 Global___StatsReply: typing_extensions.TypeAlias = StatsReply
+
+@typing.final
+class TierMatches(google.protobuf.message.Message):
+    """Of how many matched blocks the fastest copy, on whichever node, was in a tier."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    tier: kvstore.pb.types_pb2.Tier.ValueType
+    blocks: builtins.int
+    def __init__(
+        self,
+        *,
+        tier: kvstore.pb.types_pb2.Tier.ValueType = ...,
+        blocks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "tier", b"tier"]) -> None: ...
+
+Global___TierMatches: typing_extensions.TypeAlias = TierMatches
 
 @typing.final
 class NamespaceMatches(google.protobuf.message.Message):

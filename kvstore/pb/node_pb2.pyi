@@ -1932,10 +1932,12 @@ class LaneMoved(google.protobuf.message.Message):
     LAST_1MIN_BYTES_FIELD_NUMBER: builtins.int
     LAST_10MIN_BYTES_FIELD_NUMBER: builtins.int
     LAST_60MIN_BYTES_FIELD_NUMBER: builtins.int
+    LAST_5S_BYTES_FIELD_NUMBER: builtins.int
     lane: builtins.str
     last_1min_bytes: builtins.int
     last_10min_bytes: builtins.int
     last_60min_bytes: builtins.int
+    last_5s_bytes: builtins.int
     def __init__(
         self,
         *,
@@ -1943,8 +1945,9 @@ class LaneMoved(google.protobuf.message.Message):
         last_1min_bytes: builtins.int = ...,
         last_10min_bytes: builtins.int = ...,
         last_60min_bytes: builtins.int = ...,
+        last_5s_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lane", b"lane", "last_10min_bytes", b"last_10min_bytes", "last_1min_bytes", b"last_1min_bytes", "last_60min_bytes", b"last_60min_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lane", b"lane", "last_10min_bytes", b"last_10min_bytes", "last_1min_bytes", b"last_1min_bytes", "last_5s_bytes", b"last_5s_bytes", "last_60min_bytes", b"last_60min_bytes"]) -> None: ...
 
 Global___LaneMoved: typing_extensions.TypeAlias = LaneMoved
 
@@ -2229,6 +2232,7 @@ class RouteTraffic(google.protobuf.message.Message):
     LAST_1MIN_BYTES_FIELD_NUMBER: builtins.int
     LAST_10MIN_BYTES_FIELD_NUMBER: builtins.int
     LAST_60MIN_BYTES_FIELD_NUMBER: builtins.int
+    LAST_5S_BYTES_FIELD_NUMBER: builtins.int
     route: builtins.str
     """as LoadSource has it"""
     tier: kvstore.pb.types_pb2.Tier.ValueType
@@ -2238,6 +2242,7 @@ class RouteTraffic(google.protobuf.message.Message):
     last_1min_bytes: builtins.int
     last_10min_bytes: builtins.int
     last_60min_bytes: builtins.int
+    last_5s_bytes: builtins.int
     def __init__(
         self,
         *,
@@ -2248,8 +2253,9 @@ class RouteTraffic(google.protobuf.message.Message):
         last_1min_bytes: builtins.int = ...,
         last_10min_bytes: builtins.int = ...,
         last_60min_bytes: builtins.int = ...,
+        last_5s_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "last_10min_bytes", b"last_10min_bytes", "last_1min_bytes", b"last_1min_bytes", "last_60min_bytes", b"last_60min_bytes", "pieces", b"pieces", "route", b"route", "tier", b"tier"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "last_10min_bytes", b"last_10min_bytes", "last_1min_bytes", b"last_1min_bytes", "last_5s_bytes", b"last_5s_bytes", "last_60min_bytes", b"last_60min_bytes", "pieces", b"pieces", "route", b"route", "tier", b"tier"]) -> None: ...
 
 Global___RouteTraffic: typing_extensions.TypeAlias = RouteTraffic
 

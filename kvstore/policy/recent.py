@@ -3,6 +3,8 @@
 from collections import deque
 
 SECOND_NS = 1_000_000_000
+NOW_NS = 5 * SECOND_NS
+"""Over how long a rate of this moment is taken."""
 MINUTE_NS = 60 * SECOND_NS
 HOUR_NS = 60 * MINUTE_NS
 

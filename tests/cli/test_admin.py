@@ -30,7 +30,11 @@ LANES = [
     types_pb2.LaneLoad(lane="nvme0", bytes_per_s=900 * 10**6, moved_bytes=7 * 10**12),
 ]
 MOVED = node_pb2.LaneMoved(
-    lane="nvme0", last_1min_bytes=6 * 10**10, last_10min_bytes=3 * 10**11, last_60min_bytes=36 * 10**8
+    lane="nvme0",
+    last_5s_bytes=10_000_000_000,
+    last_1min_bytes=6 * 10**10,
+    last_10min_bytes=3 * 10**11,
+    last_60min_bytes=36 * 10**8,
 )
 
 
@@ -159,10 +163,10 @@ def test_lanes_as_a_table(control: tuple[str, Answers], capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│ n" in line]
     assert rows == [
-        ["n1", "storage-in", "4 kB", "50 GB", "configured", "0 B", "", "", ""],
-        ["n1", "compute-out", "0 B", "125 MB", "a guess", "0 B", "", "", ""],
-        ["n1", "nvme0", "0 B", "900 MB", "measured", "7 TB", "1 GB/s", "500 MB/s", "1 MB/s"],
-        ["n2", "not reachable: connection refused", "", "", "", "", "", "", ""],
+        ["n1", "storage-in", "4 kB", "50 GB", "configured", "0 B", "", "", "", ""],
+        ["n1", "compute-out", "0 B", "125 MB", "a guess", "0 B", "", "", "", ""],
+        ["n1", "nvme0", "0 B", "900 MB", "measured", "7 TB", "2 GB/s", "1 GB/s", "500 MB/s", "1 MB/s"],
+        ["n2", "not reachable: connection refused", "", "", "", "", "", "", "", ""],
     ]
     assert lines[-1] == "storage NIC traffic inwards, max/avg over 3: 1.18"
 

@@ -33,3 +33,14 @@ def test_a_tenant_is_the_sum_of_its_namespaces() -> None:
     tables = {str(table.title): rows(table) for table in stats_tables(reply)}
     assert tables["tenants"] == [("acme", "–", "6 · 6 kB", "–", "75.0%", "purged 5, expired 3")]
     assert [row[-1] for row in tables["namespaces"]] == ["expired 3", "purged 5"]
+
+
+def test_hits_by_tier() -> None:
+    """Of what was asked for since the start."""
+    tiers = [
+        admin_pb2.TierMatches(tier=types_pb2.TIER_DRAM, blocks=6),
+        admin_pb2.TierMatches(tier=types_pb2.TIER_NVME, blocks=2),
+    ]
+    reply = admin_pb2.StatsReply(asked_blocks=16, matched_blocks=8, matched_tiers=tiers)
+    (first, *_) = rows(stats_tables(reply)[0])
+    assert first == ("since the start", "16", "8", "50.0%", "0.0%", "37.5%", "12.5%")

@@ -1,5 +1,7 @@
 """The longest prefix against the definition in plain loops."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +56,8 @@ def test_the_longest_prefix_by_definition(chain: list[set[Row]], shards: int, al
     )
     assert sorted((block, tuple(rest)) for block, *rest in listed) == sorted(rows)
     assert set(found.refs) == {r[0] for _, r in rows}
+    fastest = Counter(min(r[3] for i, r in rows if i == block) for block in range(blocks))
+    assert Counter(dict(enumerate(found.blocks_by_tier))) == fastest
     assert found.remaining_ms.tolist() == [
         min(deadline - NOW_MS, 2**32 - 1) for deadline in found.locations.deadline_ms.tolist()
     ]

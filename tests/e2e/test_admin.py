@@ -72,6 +72,9 @@ async def test_what_there_is(operator: Operator) -> None:
     assert sum(map(int, by_name["a"]["ttl"]["counts"])) == BLOCKS
     (asked,) = stats["namespaces"]
     assert int(asked["matched_blocks"]) == int(stats["matched_1min_blocks"]) >= BLOCKS
+    assert [(each["tier"], each["blocks"]) for each in stats["matched_tiers"]] == [
+        ("TIER_DRAM", asked["matched_blocks"])
+    ]
     table = await operator.run("stats")
     for words in ("hit ratio", "namespaces", "tenants", "default", "peer", "time that is left", "devices"):
         assert words in table
