@@ -14,7 +14,7 @@ from kvstore.cli.options import add_config_file, add_options
 from kvstore.cli.toml import toml_string
 from kvstore.config import Config
 from kvstore.fabric import check_fabric
-from kvstore.policy.policies import admission, eviction_of_tiers
+from kvstore.policy.policies import admission, check_roles, eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.rpc.bind import expect_accepted
@@ -50,6 +50,7 @@ def check(config: Config) -> None:
         if process.metrics_listen:
             setting = f"{name}.metrics_listen"
             expect_accepted(setting, process.metrics_listen, insecure=process.insecure, door=None)
+    check_roles(config.node)
     eviction_of_tiers(config.node)
     admission(config.node)
     for network in (config.node.compute, config.node.storage):

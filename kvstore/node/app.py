@@ -61,7 +61,7 @@ from kvstore.observe.endpoint import Metrics
 from kvstore.observe.events import Kind, Outbox, make_event
 from kvstore.observe.families import Families
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
-from kvstore.policy.policies import admission, eviction_of_tiers
+from kvstore.policy.policies import admission, check_roles, eviction_of_tiers
 from kvstore.policy.rulebook import RuleBook
 from kvstore.policy.rules import NamespaceRules
 from kvstore.policy.slots import SlotSpace, Space
@@ -115,6 +115,7 @@ class NodeServer:
         devices: Sequence[tuple[Path, Device | None]] = (),
         door: DoorConfig = OPEN_DOOR,
     ) -> None:
+        check_roles(config)
         self._config = config
         self._door = door
         self._stopped = False

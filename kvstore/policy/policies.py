@@ -1,7 +1,7 @@
-"""Policies by the names that the configuration knows: of eviction, and of what goes to NVMe."""
+"""Names that the configuration knows: of policies of eviction, of what goes to NVMe, and of what a node does."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from kvstore.blocks.state import Tier
@@ -12,14 +12,25 @@ from kvstore.policy.likely import LeastLikely
 
 EVICTION: dict[str, Callable[[], EvictionPolicy[Any]]] = {"lru": Lru, "likely": LeastLikely}
 _ADMISSIONS = {"all": 1, "second-hit": 2}
+_ROLES = ("prefill", "decode", "storage")
 
 
 def check_eviction(name: str, place: str) -> None:
     """Raises ConfigError, with the nearest known name, for one that is not known. place: the setting."""
-    if name not in EVICTION:
-        near = difflib.get_close_matches(name, EVICTION, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(EVICTION)}"
-        raise ConfigError(f"{place}: no eviction policy {name!r}: {hint}")
+    _expect_known(name, EVICTION, f"{place}: no eviction policy")
+
+
+def check_roles(config: NodeConfig) -> None:
+    """Raises ConfigError: a storage node whose role is misspelt would be none."""
+    for role in config.roles:
+        _expect_known(role, _ROLES, "node.roles: no role")
+
+
+def _expect_known(name: str, known: Collection[str], wrong: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise ConfigError(f"{wrong} {name!r}: {hint}")
 
 
 def eviction_of_tiers(config: NodeConfig) -> dict[Tier, EvictionPolicy[Any]]:

@@ -119,6 +119,8 @@ def test_sources_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
             " authenticated, behind a shut door neither",
         ),
         ('[node]\ndram_evict = "fifo"', "fifo"),
+        ('[node]\nroles = ["storge"]', "node.roles: no role 'storge': did you mean 'storage'?"),
+        ('[node]\nroles = ["x"]', "node.roles: no role 'x': known are prefill, decode, storage"),
         ('[node]\nnvme_admit = "some"', "node.nvme_admit must be one of all, second-hit, not 'some'"),
         ('[node.compute]\nkind = "rdma"', "kind must be ucx, loopback or auto, not 'rdma'"),
         ('[node.storage]\ntraffic_class = "256"', "traffic_class must be auto or a number from 0 to 255"),
