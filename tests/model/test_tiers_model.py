@@ -216,7 +216,7 @@ class TiersMachine(RuleBasedStateMachine):
             NAMESPACE,
             *SHARD,
             copy.key,
-            copy.parent_key,
+            block.parent_key,
             block.depth,
             place.generation,
             block.deadline_ns // 1_000_000,
