@@ -67,7 +67,7 @@ class Scarce:
         assert self.catalog.violations() == []
         usage = self.catalog.usage().tiers[0]
         held = self.memory._slabs
-        assert usage.slab_bytes == sum(slab.slab_bytes for slab in held.values())
+        assert usage.slab_bytes == sum(slab.memory.slab_bytes for slab in held.values())
         assert set(self.custody._tenants) == set(held)
 
 
