@@ -578,7 +578,7 @@ async def test_a_batch_is_written_while_the_one_before_is_named(
         spilling = asyncio.create_task(tier.spill.run())
         world.store(keys, blocks_of(4))
         tier.spill.owed()
-        await eventually(lambda: len(written) == 4)
+        await eventually(lambda: len(written) == 4 and bool(named))
         assert named == [set(keys[:2])]
         assert [world.tiers(key) for key in keys] == [[DRAM]] * 4
         gate.set()
