@@ -77,8 +77,8 @@ class SlotWrite:
 class Copier:
     """Copies for one client. Thread-safe.
 
-    Host memory is copied granule by granule; memory of a device many granules at a time, with one launch, between slabs
-    that are registered with CUDA.
+    From host memory granule by granule, each beside its checksum; to it piece by piece, once all checksums are right;
+    memory of a device many granules at a time, with one launch, between slabs that are registered with CUDA.
     """
 
     def __init__(self, layout: Layout, slabs: Slabs, verify: bool, read_rate: CopyRate | None = None) -> None:
@@ -101,7 +101,7 @@ class Copier:
         return [self._checksums(write.slot, first_layer, layers) for write in writes]
 
     def read(self, kv: KVBuffers, pieces: Sequence[ReadyPiece]) -> list[Outcome]:
-        """Slots → engine. READY, CORRUPT (nothing of that granule reaches the engine) or STALE, per piece."""
+        """Slots → engine. READY, CORRUPT (nothing of the piece reaches the engine) or STALE, per piece."""
         began_ns = time.perf_counter_ns()
         outcomes = self._read(kv, pieces)
         length = sum(piece.layers for piece in pieces) * self._layout.layer_bytes
@@ -110,7 +110,7 @@ class Copier:
 
     def _read(self, kv: KVBuffers, pieces: Sequence[ReadyPiece]) -> list[Outcome]:
         if kv.device == HOST:
-            return [self._checked(piece, partial(self._read_granules, kv, piece)) for piece in pieces]
+            return [self._checked(piece, partial(self._read_piece, kv, piece)) for piece in pieces]
         outcomes = [self._checked(piece, partial(self._intact, piece)) for piece in pieces]
         good = [piece for piece, outcome in zip(pieces, outcomes, strict=True) if outcome is Outcome.READY]
         if good:
@@ -166,18 +166,14 @@ class Copier:
             return Outcome.STALE
         return Outcome.READY if intact else Outcome.CORRUPT
 
-    def _read_granules(self, kv: KVBuffers, piece: ReadyPiece) -> bool:
-        """Verifies and copies granule by granule; False at the first that is not what was stored."""
-        if not self._verifies(piece):
+    def _read_piece(self, kv: KVBuffers, piece: ReadyPiece) -> bool:
+        """Verifies and copies; False, with nothing copied, when it is not what was stored. In one copy, not one per
+        granule: see `docs/decisions.md`."""
+        intact = self._intact(piece)
+        if intact:
             source = self._source(piece, piece.first_layer, piece.layers)
             kv.scatter(piece.block, piece.first_layer, piece.layers, source, piece.pages)
-            return True
-        for position, (first, count) in enumerate(self._granule_steps(piece.first_layer, piece.layers)):
-            source = self._source(piece, first, count)
-            if checksum(source) != _expected(piece, position):
-                return False
-            kv.scatter(piece.block, first, count, source, piece.pages)
-        return True
+        return intact
 
     def _intact(self, piece: ReadyPiece) -> bool:
         if not self._verifies(piece):

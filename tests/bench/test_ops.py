@@ -48,7 +48,7 @@ async def test_bytes_that_differ_end_the_bench(monkeypatch: pytest.MonkeyPatch) 
     """A figure of a load that brought something else means nothing."""
     async with cluster(SMALL, 8 * SMALL.block_bytes, 1) as opened:
         await _get_once(opened)
-        monkeypatch.setattr(Copier, "_read_granules", lambda *args: True)
+        monkeypatch.setattr(Copier, "_read_piece", lambda *args: True)
         with pytest.raises(KVStoreError, match="not what was stored"):
             await _get_once(opened)
 
