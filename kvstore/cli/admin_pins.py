@@ -27,17 +27,12 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     pin.add_argument(
         "--for", dest="for_ms", type=duration_ms, required=True, metavar="TIME", help="how long: 90s, 30m, 2h"
     )
-    pin.set_defaults(ask=_pin, show=_show_pinned, broken=unasked)
+    pin.set_defaults(ask=_pin, show=_show_pinned, broken=unanswered)
     unpin = commands.add_parser("unpin", parents=[shared], help="ends a pin before its time")
     unpin.add_argument("pin", type=_pin_id, metavar="ID", help="as `pin` and `pins` show it")
-    unpin.set_defaults(ask=_unpin, show=_show_unpinned, broken=unasked)
+    unpin.set_defaults(ask=_unpin, show=_show_unpinned, broken=unanswered)
     pins = commands.add_parser("pins", parents=[shared], help="what is pinned where, and for how long yet")
     pins.set_defaults(ask=_pins, show=_show_pins)
-
-
-def unasked(reply: admin_pb2.PinPrefixReply) -> list[str]:
-    """Nodes that could not be asked."""
-    return unanswered(reply.nodes)
 
 
 async def _pin(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
@@ -68,11 +63,11 @@ def _pin_id(text: str) -> bytes:
 
 
 def _show_pinned(reply: admin_pb2.PinPrefixReply) -> None:
-    show(_pin_table(reply), *unasked(reply), f"`kvstore admin unpin {reply.pin_id.hex()}` ends it before its time")
+    show(_pin_table(reply), *unanswered(reply), f"`kvstore admin unpin {reply.pin_id.hex()}` ends it before its time")
 
 
 def _show_unpinned(reply: admin_pb2.PinPrefixReply) -> None:
-    show(_pin_table(reply), *unasked(reply), f"pin {reply.pin_id.hex()} has ended")
+    show(_pin_table(reply), *unanswered(reply), f"pin {reply.pin_id.hex()} has ended")
 
 
 def _pin_table(reply: admin_pb2.PinPrefixReply) -> Any:
@@ -104,5 +99,5 @@ def _show_pins(reply: admin_pb2.PinsReply) -> None:
     show(
         table(("node", *_COLUMNS), rows, title="pins"),
         table(("node", "pinned", "budget"), budgets, title="budgets"),
-        *unanswered(reply.nodes),
+        *unanswered(reply),
     )

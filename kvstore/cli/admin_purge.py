@@ -43,12 +43,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="the first N blocks stay, for others begin with them too",
     )
     purge.add_argument("--yes", action="store_true", help="drop them")
-    purge.set_defaults(ask=_purge, show=_show, broken=unasked, deadline_s=600.0)
-
-
-def unasked(reply: admin_pb2.PurgeStoredReply) -> list[str]:
-    """Nodes that could not be asked."""
-    return unanswered(reply.nodes)
+    purge.set_defaults(ask=_purge, show=_show, broken=unanswered, deadline_s=600.0)
 
 
 async def _purge(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
@@ -80,7 +75,7 @@ def _show(reply: admin_pb2.PurgeStoredReply) -> None:
     words = "would be dropped; --yes drops them" if reply.dry_run else "were dropped"
     show(
         table(columns, (tuple(_cells(node)) for node in reply.nodes if not node.error), title="purge"),
-        *unasked(reply),
+        *unanswered(reply),
         f"{sum(node.purged.blocks for node in reply.nodes):,} blocks {words}",
     )
 

@@ -62,7 +62,7 @@ def _show_quotas(reply: admin_pb2.AdminGetQuotasReply) -> None:
     show(
         _set_table(reply.quotas.items()),
         quotas_table((node.node_id, each) for node in reply.nodes for each in node.tenants),
-        *unanswered(reply.nodes),
+        *unanswered(reply),
     )
 
 

@@ -108,11 +108,9 @@ def _routes(nodes: Iterable[admin_pb2.NodeUsage]) -> Iterator[Sequence[str]]:
     for node in nodes:
         whole = sum(way.bytes for way in node.usage.routes)
         for way in node.usage.routes:
-            counts = (way.last_5s_bytes, way.last_1min_bytes, way.last_10min_bytes, way.last_60min_bytes)
-            rates = (f"{shown_bytes(count / span)}/s" for count, span in zip(counts, SPANS_S.values(), strict=True))
             share = ratio(way.bytes, whole)
             place = (node.node_id, way.route, Tier(way.tier).name)
-            yield (*place, f"{way.pieces:,}", shown_bytes(way.bytes), share, *rates)
+            yield (*place, f"{way.pieces:,}", shown_bytes(way.bytes), share, *rates(way))
 
 
 def _gone(nodes: Iterable[admin_pb2.NodeUsage]) -> Iterator[Sequence[str]]:
@@ -140,6 +138,13 @@ def _shown_s(seconds: int) -> str:
         if seconds % step == 0:
             return f"{seconds // step} {unit}"
     return f"{seconds} s"
+
+
+def rates(lately: node_pb2.LaneMoved | node_pb2.RouteTraffic) -> Iterator[str]:
+    """Bytes per second, on average over each span."""
+    counts = (lately.last_5s_bytes, lately.last_1min_bytes, lately.last_10min_bytes, lately.last_60min_bytes)
+    for count, span_s in zip(counts, SPANS_S.values(), strict=True):
+        yield f"{shown_bytes(count / span_s)}/s"
 
 
 def ratio(part: int, whole: int) -> str:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from kvstore.blocks.state import Tier
 from kvstore.cli.admin_copies import copies_table
-from kvstore.cli.admin_stats import SPANS_S, ratio, stats_tables
+from kvstore.cli.admin_stats import SPANS_S, rates, ratio, stats_tables
 from kvstore.cli.options import shown_size
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
@@ -47,15 +47,8 @@ def _lane_rows(node: admin_pb2.NodeUsage) -> Iterator[tuple[str, ...]]:
         per_s = shown_bytes(lane.bytes_per_s)
         yield (
             *(node.node_id, lane.lane, shown_bytes(lane.queued_bytes), per_s, known, shown_bytes(lane.moved_bytes)),
-            *(_rates(moved[lane.lane]) if lane.lane in moved else ()),
+            *(rates(moved[lane.lane]) if lane.lane in moved else ()),
         )
-
-
-def _rates(moved: node_pb2.LaneMoved) -> Iterator[str]:
-    """Bytes per second, on average over each span."""
-    counts = (moved.last_5s_bytes, moved.last_1min_bytes, moved.last_10min_bytes, moved.last_60min_bytes)
-    for count, span_s in zip(counts, SPANS_S.values(), strict=True):
-        yield f"{shown_bytes(count / span_s)}/s"
 
 
 def _balance(reply: admin_pb2.StatsReply) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -54,9 +54,9 @@ def did_not_answer(node: Any) -> str:
     return f"{node.node_id} did not answer: {node.error}"
 
 
-def unanswered(nodes: Iterable[Any]) -> list[str]:
+def unanswered(reply: Any) -> list[str]:
     """Those of an answer's nodes that could not be asked."""
-    return [did_not_answer(node) for node in nodes if node.error]
+    return [did_not_answer(node) for node in reply.nodes if node.error]
 
 
 def as_json(message: Message) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
-from kvstore.policy.recent import HOUR_NS, SECOND_NS, Recent
+from kvstore.policy.recent import HOUR_NS, MINUTE_NS, NOW_NS, SECOND_NS, Recent
 from kvstore.policy.route import RATE_START_BYTES_PER_S
 
 _RATE_WEIGHT = 0.2
@@ -36,6 +36,16 @@ _PART = {TrafficClass.RELAY: 0.5, TrafficClass.BACKGROUND: 0.25}
 def recent_bytes() -> Recent:
     """What a lane remembers of the bytes that it moved: an hour, by the second."""
     return Recent(SECOND_NS, HOUR_NS // SECOND_NS)
+
+
+def lately(recent: Recent, now_ns: int) -> dict[str, int]:
+    """What moved in each of the spans that are told, by the names of the wire's fields."""
+    return {
+        "last_5s_bytes": recent.within(NOW_NS, now_ns),
+        "last_1min_bytes": recent.within(MINUTE_NS, now_ns),
+        "last_10min_bytes": recent.within(10 * MINUTE_NS, now_ns),
+        "last_60min_bytes": recent.within(HOUR_NS, now_ns),
+    }
 
 
 class Meter:

@@ -8,9 +8,9 @@ from kvstore.errors import InvalidInput
 from kvstore.fabric import make_fabric
 from kvstore.fabric.base import Fabric
 from kvstore.node.connections import Connections
-from kvstore.node.lanes import Lane, Meter
+from kvstore.node.lanes import Lane, Meter, lately
 from kvstore.pb import node_pb2, types_pb2
-from kvstore.policy.recent import HOUR_NS, MINUTE_NS, NOW_NS, Recent
+from kvstore.policy.recent import Recent
 from kvstore.rpc.bind import is_local
 
 COMPUTE = "compute"
@@ -81,10 +81,4 @@ def lane_load(meter: Meter) -> types_pb2.LaneLoad:
 
 def lane_moved(name: str, recent: Recent, now_ns: int) -> node_pb2.LaneMoved:
     """What a lane of a NIC or a disk carried lately."""
-    return node_pb2.LaneMoved(
-        lane=name,
-        last_5s_bytes=recent.within(NOW_NS, now_ns),
-        last_1min_bytes=recent.within(MINUTE_NS, now_ns),
-        last_10min_bytes=recent.within(10 * MINUTE_NS, now_ns),
-        last_60min_bytes=recent.within(HOUR_NS, now_ns),
-    )
+    return node_pb2.LaneMoved(lane=name, **lately(recent, now_ns))

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from kvstore.blocks.state import Tier
-from kvstore.node.lanes import recent_bytes
+from kvstore.node.lanes import lately, recent_bytes
 from kvstore.node.paths import Source
 from kvstore.pb import node_pb2
-from kvstore.policy.recent import HOUR_NS, MINUTE_NS, NOW_NS, Recent
+from kvstore.policy.recent import Recent
 from kvstore.rpc.enums import pb_tier
 
 
@@ -41,10 +41,7 @@ class Traffic:
                 tier=pb_tier(tier),
                 pieces=way.pieces,
                 bytes=way.bytes,
-                last_5s_bytes=way.recent.within(NOW_NS, now_ns),
-                last_1min_bytes=way.recent.within(MINUTE_NS, now_ns),
-                last_10min_bytes=way.recent.within(10 * MINUTE_NS, now_ns),
-                last_60min_bytes=way.recent.within(HOUR_NS, now_ns),
+                **lately(way.recent, now_ns),
             )
             for (route, tier), way in sorted(self._ways.items())
         ]

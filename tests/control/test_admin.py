@@ -13,7 +13,7 @@ from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2_grpc, node_pb2, no
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, make_server
 from kvstore.rpc.status import from_rpc
 from tests.contracts.index import key
-from tests.control.conftest import DEADLINE_S, NAMESPACE, FakeNode, match
+from tests.control.conftest import DEADLINE_S, NAMESPACE, FakeNode, answering, match
 from tests.waiting import eventually
 
 KEYS = [key(i) for i in range(6)]
@@ -36,13 +36,8 @@ class Usage(node_pb2_grpc.NodeServicer):
 
 @pytest.fixture
 async def node_address(tmp_path: Path) -> AsyncIterator[str]:
-    server = make_server()
-    node_pb2_grpc.add_NodeServicer_to_server(Usage(), server)
-    address = f"unix:{tmp_path}/node.sock"
-    server.add_insecure_port(address)
-    await server.start()
-    yield address
-    await server.stop(None)
+    async with answering(tmp_path, Usage()) as address:
+        yield address
 
 
 async def test_stats_count_and_ask_the_nodes(

@@ -13,7 +13,8 @@ from kvstore.control.directory import Directory
 from kvstore.control.node_channels import NodeChannels
 from kvstore.errors import KVStoreError
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
-from kvstore.rpc.channel import OPEN_DOOR, make_server, open_channel
+from kvstore.rpc.channel import OPEN_DOOR, open_channel
+from tests.control.conftest import answering
 
 LOST_MS = 1000
 CLOSED = grpc.ChannelConnectivity.SHUTDOWN
@@ -28,13 +29,8 @@ class Answers(node_pb2_grpc.NodeServicer):
 
 @pytest.fixture
 async def address(tmp_path: Path) -> AsyncIterator[str]:
-    server = make_server()
-    node_pb2_grpc.add_NodeServicer_to_server(Answers(), server)
-    address = f"unix:{tmp_path}/node.sock"
-    server.add_insecure_port(address)
-    await server.start()
-    yield address
-    await server.stop(None)
+    async with answering(tmp_path, Answers()) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Answers of `Admin` for tests of the page."""
 
+from typing import Any
+
 from kvstore.control.page.source import Look
 from kvstore.pb import admin_pb2, node_pb2, types_pb2
 
@@ -13,6 +15,16 @@ def node_usage(node_id: str, incarnation: int = 1, moved_bytes: int = 0, **count
         counters=counters,
     )
     return admin_pb2.NodeUsage(node_id=node_id, reachable=True, usage=usage)
+
+
+def telling(field: str, told: dict[str, list[Any]]) -> list[admin_pb2.NodeUsage]:
+    """Nodes that say something in a field of their usage, by name."""
+    usages = []
+    for node_id, said in told.items():
+        usage = node_usage(node_id)
+        getattr(usage.usage, field).extend(said)
+        usages.append(usage)
+    return usages
 
 
 def look(*usages: admin_pb2.NodeUsage, asked: int = 0, matched: int = 0, dead: tuple[str, ...] = ()) -> Look:

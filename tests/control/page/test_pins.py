@@ -2,16 +2,12 @@
 
 from kvstore.control.page.pins import SHOWN_MAX, pins
 from kvstore.pb import admin_pb2, node_pb2
-from tests.control.page.looks import node_usage
+from tests.control.page.looks import telling
 
 
 def stats(**found: list[node_pb2.OperatorPin]) -> admin_pb2.StatsReply:
     """What each node says; and one does not answer."""
-    usages = []
-    for node_id, told in found.items():
-        usage = node_usage(node_id)
-        usage.usage.operator_pins.extend(told)
-        usages.append(usage)
+    usages = telling("operator_pins", found)
     return admin_pb2.StatsReply(nodes=[*usages, admin_pb2.NodeUsage(node_id="silent", error="gone")])
 
 

@@ -2,17 +2,12 @@
 
 from kvstore.control.page.quotas import SHOWN_MAX, quotas
 from kvstore.pb import admin_pb2, node_pb2, types_pb2
-from tests.control.page.looks import node_usage
+from tests.control.page.looks import telling
 
 
 def stats(**tenants: list[node_pb2.TenantUsage]) -> admin_pb2.StatsReply:
     """What each node says."""
-    usages = []
-    for node_id, told in tenants.items():
-        usage = node_usage(node_id)
-        usage.usage.tenants.extend(told)
-        usages.append(usage)
-    return admin_pb2.StatsReply(nodes=usages)
+    return admin_pb2.StatsReply(nodes=telling("tenants", tenants))
 
 
 def tenant(name: str, dram: int = 0, nvme: int = 0, **quota: int) -> node_pb2.TenantUsage:
