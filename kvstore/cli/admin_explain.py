@@ -13,13 +13,14 @@ from kvstore.cli.admin_prefix import Prefix
 from kvstore.cli.asking import did_not_answer
 from kvstore.cli.tables import show, table
 from kvstore.errors import InvalidInput
+from kvstore.observe.verdicts import Verdict
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller
 from kvstore.rpc.namespaces import namespace_message
 
 _OTHERS_MAX = 4
 _OTHER_BLOCKS_MAX = 1024
-_HERE = ("here", "not_worth_loading")
+_HERE = (Verdict.HERE, Verdict.NOT_WORTH_LOADING)
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ async def _explain(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespa
     if not prefix.keys:
         raise InvalidInput("explain: the prompt has no full block")
     reply = await _ask(stub, args, prefix)
-    if prefix.tokens is not None and reply.blocks[0].verdict == "never_stored":
+    if prefix.tokens is not None and reply.blocks[0].verdict == Verdict.NEVER_STORED:
         await _look_elsewhere(stub, args, prefix, reply)
     return reply
 
@@ -78,8 +79,8 @@ async def _look_elsewhere(
         if stored:
             text = f"{stored} blocks of the prompt are stored in another namespace: {'; '.join(other.differs)}"
             for block in reply.blocks:
-                if block.verdict == "never_stored":
-                    block.verdict, block.text = "other_namespace", text
+                if block.verdict == Verdict.NEVER_STORED:
+                    block.verdict, block.text = Verdict.OTHER_NAMESPACE, text
             return
 
 

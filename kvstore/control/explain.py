@@ -6,23 +6,24 @@ A block is whole when each of its shards is somewhere. Of a shard that is nowher
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from kvstore.observe.verdicts import Verdict
 from kvstore.pb import node_pb2, types_pb2
 
 NEAR_MAX = 16
 _FIELDS = [field.name for field in types_pb2.Namespace.DESCRIPTOR.fields]
 
 DEPARTURES = {
-    "expired": ("expired", "its time was over"),
-    "evicted_pressure": ("evicted", "evicted, its room was needed"),
-    "dropped_corrupt": ("corrupt", "dropped, its bytes were not those that were stored"),
-    "dropped_unreadable": ("corrupt", "dropped, its device could not read it"),
-    "purged": ("purged", "purged by an operator"),
-    "lost_with_device": ("device_lost", "gone with its device"),
-    "shed_blocks": ("shed", "given up as a copy too many"),
-    "evicted_quota": ("evicted", "evicted, its tenant's quota was full"),
-    "refused_quota": ("over_quota", "its store got no lease, its tenant's quota was full"),
-    "refused": ("lease_refused", "its store got no lease, there was no room"),
-    "lease_lapsed": ("lease_lapsed", "its writer went silent before it had committed"),
+    "expired": (Verdict.EXPIRED, "its time was over"),
+    "evicted_pressure": (Verdict.EVICTED, "evicted, its room was needed"),
+    "dropped_corrupt": (Verdict.CORRUPT, "dropped, its bytes were not those that were stored"),
+    "dropped_unreadable": (Verdict.CORRUPT, "dropped, its device could not read it"),
+    "purged": (Verdict.PURGED, "purged by an operator"),
+    "lost_with_device": (Verdict.DEVICE_LOST, "gone with its device"),
+    "shed_blocks": (Verdict.SHED, "given up as a copy too many"),
+    "evicted_quota": (Verdict.EVICTED, "evicted, its tenant's quota was full"),
+    "refused_quota": (Verdict.OVER_QUOTA, "its store got no lease, its tenant's quota was full"),
+    "refused": (Verdict.LEASE_REFUSED, "its store got no lease, there was no room"),
+    "lease_lapsed": (Verdict.LEASE_LAPSED, "its writer went silent before it had committed"),
 }
 """By what nodes call it: verdict, and words for it."""
 
@@ -36,10 +37,10 @@ class Hint(NamedTuple):
     shards: int
 
 
-class Verdict(NamedTuple):
-    """name: a word for programs. text: for people."""
+class Explained(NamedTuple):
+    """Of one block. text: for people."""
 
-    name: str
+    verdict: Verdict
     text: str
 
 
@@ -55,7 +56,7 @@ class Asked(NamedTuple):
     unreached: Sequence[str]
 
 
-def verdicts(asked: Asked) -> list[Verdict]:
+def verdicts(asked: Asked) -> list[Explained]:
     """One per block."""
     found = []
     for block in range(asked.blocks):
@@ -74,7 +75,7 @@ def _missing_rank(asked: Asked, block: int) -> int | None:
     return next((rank for rank in ranks if not any(state.tiers for state in _of(asked, block, rank).values())), None)
 
 
-def _here(asked: Asked, block: int) -> Verdict:
+def _here(asked: Asked, block: int) -> Explained:
     states = _of(asked, block, 0)
     places = "on " + ", ".join(
         f"{node_id} ({', '.join(_tier(tier) for tier in state.tiers)})"
@@ -84,40 +85,42 @@ def _here(asked: Asked, block: int) -> Verdict:
     if block >= asked.matched_blocks:
         known = {hint.rank for hint in asked.hints[block] if hint.alive and hint.shards == asked.shard_count}
         if len(known) < asked.shard_count:
-            return Verdict("unpublished", f"{places}, but the control plane does not know it, or not yet")
-        return Verdict("behind_gap", f"{places}, but no match gets past block {asked.matched_blocks}")
+            return Explained(Verdict.UNPUBLISHED, f"{places}, but the control plane does not know it, or not yet")
+        return Explained(Verdict.BEHIND_GAP, f"{places}, but no match gets past block {asked.matched_blocks}")
     declined = [(state.declined_ms_ago, node_id) for node_id, state in states.items() if state.declined]
     if declined:
         ago_ms, node_id = min(declined)
         words = f"{_ago(ago_ms)} a client of {node_id} found it sooner computed than loaded"
-        return Verdict("not_worth_loading", f"{places}; {words}")
-    return Verdict("here", places)
+        return Explained(Verdict.NOT_WORTH_LOADING, f"{places}; {words}")
+    return Explained(Verdict.HERE, places)
 
 
-def _why(asked: Asked, block: int, rank: int) -> Verdict:
+def _why(asked: Asked, block: int, rank: int) -> Explained:
     states = _of(asked, block, rank)
     of_shard = f"shard {rank} of {asked.shard_count}: " if asked.shard_count > 1 else ""
     writing = [node_id for node_id, state in sorted(states.items()) if state.being_written]
     if writing:
-        return Verdict("being_written", f"{of_shard}being written on {', '.join(writing)}")
+        return Explained(Verdict.BEING_WRITTEN, f"{of_shard}being written on {', '.join(writing)}")
     hints = [hint for hint in asked.hints[block] if (hint.rank, hint.shards) == (rank, asked.shard_count)]
     down = sorted({hint.node_id or "a node that is gone" for hint in hints if not hint.alive})
     unreached = sorted({hint.node_id for hint in hints if hint.alive and hint.node_id in asked.unreached})
     if down or unreached:
-        return Verdict("node_down", f"{of_shard}on {', '.join([*down, *unreached])}, which does not answer")
+        return Explained(Verdict.NODE_DOWN, f"{of_shard}on {', '.join([*down, *unreached])}, which does not answer")
     gone = [(state.gone_ms_ago, node_id, state.gone) for node_id, state in states.items() if state.gone]
     if gone:
         ago_ms, node_id, reason = min(gone)
-        name, words = DEPARTURES.get(reason, ("gone", f"gone: {reason}"))
-        return Verdict(name, f"{of_shard}{words}; {_ago(ago_ms)} on {node_id}")
+        verdict, words = DEPARTURES.get(reason, (Verdict.GONE, f"gone: {reason}"))
+        return Explained(verdict, f"{of_shard}{words}; {_ago(ago_ms)} on {node_id}")
     counts = sorted({hint.shards for hint in asked.hints[block] if hint.shards != asked.shard_count})
     if counts:
-        return Verdict("other_split", f"stored in {counts[0]} shards, asked for in {asked.shard_count}")
+        return Explained(Verdict.OTHER_SPLIT, f"stored in {counts[0]} shards, asked for in {asked.shard_count}")
     if asked.unreached:
-        return Verdict(
-            "unknown", f"{of_shard}no node that answers knows it; {', '.join(asked.unreached)} did not answer"
+        return Explained(
+            Verdict.UNKNOWN, f"{of_shard}no node that answers knows it; {', '.join(asked.unreached)} did not answer"
         )
-    return Verdict("never_stored", f"{of_shard}no node knows it: never stored, or so long ago that it is forgotten")
+    return Explained(
+        Verdict.NEVER_STORED, f"{of_shard}no node knows it: never stored, or so long ago that it is forgotten"
+    )
 
 
 def near(

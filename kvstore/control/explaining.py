@@ -74,8 +74,8 @@ class Explaining:
             )
         )
         explained = [
-            admin_pb2.ExplainedBlock(key=block.key, verdict=verdict.name, text=verdict.text, locations=block.locations)
-            for block, verdict in zip(located, found, strict=True)
+            admin_pb2.ExplainedBlock(key=block.key, verdict=each.verdict, text=each.text, locations=block.locations)
+            for block, each in zip(located, found, strict=True)
         ]
         return admin_pb2.ExplainPrefixReply(
             matched_blocks=matched,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvstore.control.explain import DEPARTURES, NEAR_MAX, Asked, Hint, Verdict, near, verdicts
+from kvstore.control.explain import DEPARTURES, NEAR_MAX, Asked, Explained, Hint, near, verdicts
 from kvstore.pb import node_pb2, types_pb2
 
 HERE = node_pb2.KeyState(tiers=[types_pb2.TIER_DRAM])
@@ -14,7 +14,7 @@ KNOWN = Hint("a", True, 0, 1)
 
 def verdict(
     *states: node_pb2.KeyState, hints: Sequence[Hint] = (), matched: int = 0, unreached: Sequence[str] = ()
-) -> Verdict:
+) -> Explained:
     """Of one block in one shard, by what nodes a, b, … say."""
     said = {chr(ord("a") + i): [state] for i, state in enumerate(states)}
     (found,) = verdicts(Asked(1, 1, matched, [hints], said, unreached))
@@ -46,12 +46,12 @@ def test_it_is_there() -> None:
 
 def test_it_is_there_and_not_told() -> None:
     """The control plane knows only another split of it."""
-    assert verdict(HERE, hints=[Hint("a", True, 0, 2)]).name == "unpublished"
+    assert verdict(HERE, hints=[Hint("a", True, 0, 2)]).verdict == "unpublished"
 
 
 def test_it_is_being_written() -> None:
     """Before anything that was."""
-    assert verdict(node_pb2.KeyState(being_written=True, gone="expired")).name == "being_written"
+    assert verdict(node_pb2.KeyState(being_written=True, gone="expired")).verdict == "being_written"
 
 
 def test_its_node_is_down() -> None:
@@ -62,15 +62,15 @@ def test_its_node_is_down() -> None:
         ([Hint("b", True, 0, 1)], ["b"], "on b,"),
     ):
         found = verdict(NOWHERE, hints=hints, unreached=unreached)
-        assert found.name == "node_down"
+        assert found.verdict == "node_down"
         assert words in found.text
 
 
 def test_nobody_knows() -> None:
     """Never stored; or not known, while somebody does not answer."""
-    assert verdict(NOWHERE).name == "never_stored"
+    assert verdict(NOWHERE).verdict == "never_stored"
     found = verdict(NOWHERE, unreached=["b"])
-    assert found.name == "unknown"
+    assert found.verdict == "unknown"
     assert "b did not answer" in found.text
 
 
@@ -83,7 +83,7 @@ def test_a_gap() -> None:
     """What lies behind it is there, and no match gets there."""
     gone = node_pb2.KeyState(gone="evicted_pressure", gone_ms_ago=1000)
     found = verdicts(Asked(3, 1, 1, [[KNOWN], [], [KNOWN]], {"a": [HERE, gone, HERE]}, []))
-    assert [each.name for each in found] == ["here", "evicted", "behind_gap"]
+    assert [each.verdict for each in found] == ["here", "evicted", "behind_gap"]
     assert found[2].text == "on a (DRAM), but no match gets past block 1"
 
 

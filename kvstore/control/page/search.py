@@ -7,6 +7,7 @@ from kvstore.blocks.keys import KEY_BYTES, TOKENS_MAX, chain
 from kvstore.control.page.source import Source
 from kvstore.control.page.view import explained
 from kvstore.errors import InvalidInput, TooLarge
+from kvstore.observe.verdicts import Verdict
 from kvstore.pb import admin_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX
 
@@ -67,7 +68,8 @@ async def find(source: Source, search: Search) -> dict[str, Any]:
 def _known(answer: tuple[admin_pb2.ExplainPrefixReply, admin_pb2.NearNamespace]) -> tuple[int, int]:
     """How much of a prompt a namespace has, or once had."""
     reply, _ = answer
-    return reply.matched_blocks, sum(block.verdict not in ("never_stored", "unknown") for block in reply.blocks)
+    not_known = (Verdict.NEVER_STORED, Verdict.UNKNOWN)
+    return reply.matched_blocks, sum(block.verdict not in not_known for block in reply.blocks)
 
 
 def _hex(name: str, text: Any) -> bytes:
