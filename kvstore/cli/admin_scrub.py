@@ -78,6 +78,8 @@ def _show(reply: node_pb2.ScrubReply) -> None:
         shown_bytes(reply.verified_bytes),
         f"{reply.corrupt_dropped:,}",
         f"{reply.unreadable_dropped:,}",
+        f"{reply.mended_headers:,}",
         f"{reply.took_ms / 1000:.1f} s",
     )
-    show(table(("device", "state", "blocks", "verified", "corrupt", "unreadable", "took"), [row], title="scrub"))
+    columns = ("device", "state", "blocks", "verified", "corrupt", "unreadable", "headers mended", "took")
+    show(table(columns, [row], title="scrub"))

@@ -35,6 +35,7 @@ class _Pass:
     verified_bytes: int = 0
     corrupt: int = 0
     unreadable: int = 0
+    mended: int = 0
     stopped: bool = False
     at: tuple[int, int] = (0, -1)
 
@@ -77,8 +78,9 @@ class FullScrub:
             raise
         finally:
             running.ended_ns = self._custody.clock()
-            counts = running.looked_at, running.corrupt, running.unreadable
-            log.info("scrub of %s: %d blocks, %d corrupt, %d unreadable", running.path or "all devices", *counts)
+            counts = running.looked_at, running.corrupt, running.unreadable, running.mended
+            told = "scrub of %s: %d blocks, %d corrupt, %d unreadable, %d headers mended"
+            log.info(told, running.path or "all devices", *counts)
             self.on_ended(self.usage())
 
     async def _work(self, running: _Pass) -> None:
@@ -87,7 +89,8 @@ class FullScrub:
             running.looked_at += 1
             running.corrupt += found is Found.CORRUPT
             running.unreadable += found is Found.UNREADABLE
-            if found is Found.WHOLE:
+            running.mended += found is Found.MENDED
+            if found in (Found.WHOLE, Found.MENDED):
                 running.verified_bytes += visit.layout.block_bytes
 
     def _next(self, running: _Pass) -> Visit | None:
@@ -118,6 +121,7 @@ class FullScrub:
             verified_bytes=last.verified_bytes,
             corrupt_dropped=last.corrupt,
             unreadable_dropped=last.unreadable,
+            mended_headers=last.mended,
             took_ms=(until_ns - last.began_ns) // 1_000_000,
         )
 

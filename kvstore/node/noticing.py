@@ -48,7 +48,8 @@ def notice(outbox: Outbox, custody: Custody, loads: Loads, disks: Disks | None) 
     def scrub_ended(scrub: node_pb2.ScrubReply) -> None:
         place, wrong = scrub.path or "all devices", scrub.corrupt_dropped + scrub.unreadable_dropped
         how = "stopped after" if scrub.stopped else "ended:"
-        text = f"scrub of {place} {how} {scrub.looked_at:,} blocks, {wrong:,} dropped"
+        counts = f"{scrub.looked_at:,} blocks, {wrong:,} dropped, {scrub.mended_headers:,} headers mended"
+        text = f"scrub of {place} {how} {counts}"
         note(Kind.SCRUB_ENDED, text, subject=scrub.path, reason="stopped" if scrub.stopped else "", count=wrong)
 
     custody.on_damaged = damaged

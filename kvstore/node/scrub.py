@@ -22,9 +22,10 @@ _REST_S = 1.0
 
 
 class Found(enum.Enum):
-    """What a look at a copy came to. The last two were dropped. Whole is also one whose header was mended."""
+    """What a look at a copy came to. Mended: whole, and its slot's header is now. The last two were dropped."""
 
     WHOLE = "whole"
+    MENDED = "mended"
     CORRUPT = "corrupt"
     UNREADABLE = "unreadable"
 
@@ -78,7 +79,8 @@ class Scrub:
     async def _look(self, visit: Visit) -> Found:
         out = aligned_empty(visit.layout.block_bytes)
         try:
-            if not await to_the_end(self._nvme.prove(visit, out)):
+            has_header = await to_the_end(self._nvme.prove(visit, out))
+            if not has_header:
                 await self._mend(visit)
         except (ChecksumMismatch, DeviceFailed) as error:
             found = Found.CORRUPT if isinstance(error, ChecksumMismatch) else Found.UNREADABLE
@@ -88,7 +90,7 @@ class Scrub:
             return found
         self.counters["scrubbed_blocks"] += 1
         self.counters["scrubbed_bytes"] += visit.layout.block_bytes
-        return Found.WHOLE
+        return Found.WHOLE if has_header else Found.MENDED
 
     async def _mend(self, visit: Visit) -> None:
         await self._nvme.mend_header(visit)

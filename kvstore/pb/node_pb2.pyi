@@ -2188,6 +2188,7 @@ class ScrubReply(google.protobuf.message.Message):
     CORRUPT_DROPPED_FIELD_NUMBER: builtins.int
     UNREADABLE_DROPPED_FIELD_NUMBER: builtins.int
     TOOK_MS_FIELD_NUMBER: builtins.int
+    MENDED_HEADERS_FIELD_NUMBER: builtins.int
     begun: builtins.bool
     """false: none since the node started; all else is empty then"""
     running: builtins.bool
@@ -2201,6 +2202,8 @@ class ScrubReply(google.protobuf.message.Message):
     corrupt_dropped: builtins.int
     unreadable_dropped: builtins.int
     took_ms: builtins.int
+    mended_headers: builtins.int
+    """blocks that are whole, and whose slots' headers were written anew"""
     def __init__(
         self,
         *,
@@ -2214,8 +2217,9 @@ class ScrubReply(google.protobuf.message.Message):
         corrupt_dropped: builtins.int = ...,
         unreadable_dropped: builtins.int = ...,
         took_ms: builtins.int = ...,
+        mended_headers: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["begun", b"begun", "blocks", b"blocks", "corrupt_dropped", b"corrupt_dropped", "looked_at", b"looked_at", "path", b"path", "running", b"running", "stopped", b"stopped", "took_ms", b"took_ms", "unreadable_dropped", b"unreadable_dropped", "verified_bytes", b"verified_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begun", b"begun", "blocks", b"blocks", "corrupt_dropped", b"corrupt_dropped", "looked_at", b"looked_at", "mended_headers", b"mended_headers", "path", b"path", "running", b"running", "stopped", b"stopped", "took_ms", b"took_ms", "unreadable_dropped", b"unreadable_dropped", "verified_bytes", b"verified_bytes"]) -> None: ...
 
 Global___ScrubReply: typing_extensions.TypeAlias = ScrubReply
 

@@ -142,8 +142,11 @@ async def test_devices(operator: Operator) -> None:
     await eventually(lambda: durable(operator))
     path = str(operator.here.folder / "a")
     scrubbed = await operator.json("scrub", "a", "--wait")
-    assert (scrubbed["blocks"], scrubbed["looked_at"], scrubbed["corrupt_dropped"]) == (str(BLOCKS), str(BLOCKS), "0")
-    assert "ended" in await operator.run("scrub", "a", "--status")
+    assert (scrubbed["blocks"], scrubbed["looked_at"]) == (str(BLOCKS), str(BLOCKS))
+    assert (scrubbed["corrupt_dropped"], scrubbed["mended_headers"]) == ("0", "0")
+    shown = await operator.run("scrub", "a", "--status")
+    assert "ended" in shown
+    assert "headers mended" in shown
     (device,) = (await operator.json("device", "disable", "a", path))["devices"]
     assert (device["path"], device["in_service"]) == (path, False)
     shown = await operator.run("devices")

@@ -68,6 +68,20 @@ async def test_what_has_decayed_is_dropped_and_counted(tmp_path: Path) -> None:
         assert (told.looked_at, told.corrupt_dropped) == (5, 0)
 
 
+async def test_a_header_that_is_mended_is_counted(tmp_path: Path) -> None:
+    """Its block is whole, and stays; a second scrub finds nothing."""
+    async with nvme_world(tmp_path) as world:
+        world.store(keys_of(3), blocks_of(3))
+        await world.spill.drain()
+        flip(tmp_path / "device0", 4096)  # the first slot's
+        scrub = scrub_of(world)
+        for mended in (1, 0):
+            scrub.start(None)
+            told = await ended(scrub)
+            assert (told.looked_at, told.corrupt_dropped, told.mended_headers) == (3, 0, mended)
+            assert told.verified_bytes == 3 * LAYOUT.block_bytes
+
+
 async def test_what_cannot_be_read_is_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no decay, and the disk is to be looked at."""
     async with nvme_world(tmp_path, errors_max=100) as world:
