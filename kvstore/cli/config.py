@@ -53,9 +53,9 @@ def check(config: Config) -> None:
     check_roles(config.node)
     eviction_of_tiers(config.node)
     admission(config.node)
-    for network in (config.node.compute, config.node.storage):
-        if network is not None:
-            check_fabric(network)
+    check_fabric(config.node.compute, "node.compute")
+    if config.node.storage is not None:
+        check_fabric(config.node.storage, "node.storage")
     RuleBook(NamespaceRules.of_node(config.node), config.namespaces)
 
 

@@ -31,12 +31,12 @@ class Networks:
     def open(cls, config: NodeConfig) -> "Networks":
         """A node that only this host reaches keeps to the loopback device, unless it is given another.
 
-        Raises FabricUnavailable.
+        Raises FabricUnavailable and ConfigError, which name the setting.
         """
         nics = {COMPUTE: config.compute} | ({STORAGE: config.storage} if config.storage is not None else {})
         if not config.insecure and is_local(config.listen):
             nics = {name: nic if nic.device else replace(nic, device=LOOPBACK) for name, nic in nics.items()}
-        fabrics = {name: make_fabric(nic) for name, nic in nics.items()}
+        fabrics = {name: make_fabric(nic, f"node.{name}") for name, nic in nics.items()}
         return cls(fabrics, config.lane_bytes_max, {name: nic.bytes_per_s for name, nic in nics.items()})
 
     @property

@@ -19,18 +19,18 @@ def test_loopback() -> None:
 
 def test_unknown_kind() -> None:
     """An unknown kind is a configuration error that names the known ones."""
-    with pytest.raises(ConfigError, match="ucx, loopback or auto, not 'tcp'"):
-        make_fabric(FabricConfig(kind="tcp"))
+    with pytest.raises(ConfigError, match=r"^node\.compute\.kind must be ucx, loopback or auto, not 'tcp'"):
+        make_fabric(FabricConfig(kind="tcp"), "node.compute")
 
 
 def test_without_ucxx(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Asked for without its extra, UCX is unavailable and the text names the extras; "auto" falls back and says so."""
+    """Asked for without its extra, UCX is unavailable and the text names what to do; "auto" falls back and says so."""
     library.cache_clear()
     monkeypatch.setitem(sys.modules, "ucxx", None)
     monkeypatch.setitem(sys.modules, "ucxx._lib.libucxx", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FabricUnavailable, match=r"kvstore\[cpu\]"):
-        make_fabric(FabricConfig(kind="ucx"))
+    with pytest.raises(FabricUnavailable, match=r"^node\.compute: .*kvstore\[cpu\]"):
+        make_fabric(FabricConfig(kind="ucx"), "node.compute")
     assert isinstance(make_fabric(FabricConfig()), LoopbackFabric)
     assert "not installed" in caplog.text
     library.cache_clear()

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kvstore.blocks.namespace import Namespace
 from kvstore.client import AsyncClient, buffers
 from kvstore.config import MIB, FabricConfig, NodeConfig
-from kvstore.errors import Closed, ConfigError, InvalidInput
+from kvstore.errors import Closed, ConfigError, FabricUnavailable, InvalidInput
 from kvstore.node.app import serve
 from kvstore.rpc.channel import open_channel
 from tests.cluster import LAYOUT, random_blocks
@@ -30,6 +30,15 @@ NODE = "kvstore.v1.Node"
 
 def config(**options: object) -> NodeConfig:
     return NodeConfig(**{"dram_bytes": 16 * MIB, "slab_bytes": MIB, "compute": LOOPBACK} | options)  # type: ignore[arg-type]  # by name
+
+
+@pytest.mark.parametrize("network", ["compute", "storage"])
+async def test_a_network_that_cannot_be(network: str) -> None:
+    """It is named as it is configured: for a value that is none, and for what this machine lacks."""
+    with pytest.raises(ConfigError, match=rf"^node\.{network}\.service_level must be"):
+        await serve(config(**{network: FabricConfig(service_level="99")}))
+    with pytest.raises(FabricUnavailable, match=rf"^node\.{network}: UCX "):
+        await serve(config(**{network: FabricConfig(kind="ucx", device="nosuch0")}))
 
 
 @pytest.fixture
