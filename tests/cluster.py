@@ -15,6 +15,7 @@ from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.client import AsyncClient, Match
 from kvstore.client.aio import Tokens
+from kvstore.config import DoorConfig
 from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.channel import caller, open_channel
 
@@ -153,6 +154,11 @@ async def whole_match(client: AsyncClient, tokens: Tokens) -> Match | None:
     """The match once every full block of the prompt is there; for `eventually`."""
     match = await client.match(tokens)
     return match if match.blocks == len(match.chain) else None
+
+
+def door_options(door: DoorConfig) -> dict[str, str]:
+    """A door as options of a server: control(**…), node(…, **…)."""
+    return {"door_cert": door.cert, "door_key": door.key, "door_ca": door.ca, "door_tokens": door.tokens}
 
 
 def random_blocks(layout: Layout, blocks: int, seed: int = 0) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":

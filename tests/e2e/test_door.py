@@ -14,14 +14,10 @@ import pytest
 from kvstore.client import buffers
 from kvstore.config import DoorConfig
 from tests.certs import Certs
-from tests.cluster import LAYOUT, Cluster, random_blocks, whole_match
+from tests.cluster import LAYOUT, Cluster, door_options, random_blocks, whole_match
 from tests.waiting import eventually
 
 BLOCKS = 4
-
-
-def options(door: DoorConfig) -> dict[str, str]:
-    return {"door_cert": door.cert, "door_key": door.key, "door_ca": door.ca, "door_tokens": door.tokens}
 
 
 def admin(verb: str, control: str, door: DoorConfig | None, token: str = "") -> "subprocess.CompletedProcess[str]":
@@ -41,8 +37,8 @@ def admin(verb: str, control: str, door: DoorConfig | None, token: str = "") -> 
 async def test_blocks_travel_behind_a_shut_door(processes: Cluster, tmp_path: Path) -> None:
     """Store at one node, match and load at another, ask as an operator; who shows no certificate is told nothing."""
     certs = Certs(tmp_path / "certs")
-    control = await processes.control(**options(certs.door("control")))
-    nodes = await processes.nodes("writer", "reader", control=control.address, **options(certs.door("node")))
+    control = await processes.control(**door_options(certs.door("control")))
+    nodes = await processes.nodes("writer", "reader", control=control.address, **door_options(certs.door("node")))
     content, tokens = random_blocks(LAYOUT, BLOCKS), np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
     writer, reader = [await processes.client(node, door=certs.door("client")) for node in nodes]
     await writer.store(tokens, buffers.contiguous(content, LAYOUT))
@@ -64,8 +60,8 @@ async def test_blocks_travel_where_tokens_are_asked(processes: Cluster, tmp_path
     """A tenant stores at one node and loads at another with his token; an operator shows his by file or variable."""
     certs = Certs(tmp_path / "certs")
     tenant, reader = certs.holder("engine", tenant="default"), certs.holder("anna", admin="read")
-    control = await processes.control(**options(certs.server("control")))
-    nodes = await processes.nodes("writer", "reader", control=control.address, **options(certs.server("node")))
+    control = await processes.control(**door_options(certs.server("control")))
+    nodes = await processes.nodes("writer", "reader", control=control.address, **door_options(certs.server("node")))
     content, tokens = random_blocks(LAYOUT, BLOCKS), np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
     near, far = [await processes.client(node, door=tenant) for node in nodes]
     await near.store(tokens, buffers.contiguous(content, LAYOUT))
