@@ -84,9 +84,9 @@ class Cluster:
         return await asyncio.gather(*(self.node(name, control, **options) for name in names))
 
     async def client(
-        self, node: Running, layout: Layout = LAYOUT, model: str = "test", **options: object
+        self, node: Running, layout: Layout = LAYOUT, model: str = "test", tenant: str = "default", **options: object
     ) -> AsyncClient:
-        namespace = Namespace.of(model, layout)
+        namespace = Namespace.of(model, layout, tenant=tenant)
         client = await AsyncClient.connect(node=node.socket, namespace=namespace, layout=layout, **options)  # type: ignore[arg-type]
         self.clients.append(client)
         return client

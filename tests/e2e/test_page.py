@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, expect
 
 from kvstore.client import AsyncClient, buffers
 from kvstore.pb import admin_pb2, admin_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import LAYOUT, Cluster, Running, random_blocks, whole_match
+from tests.e2e.browsers import chromium, needed
 from tests.waiting import eventually
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (scripts/install brings it)")
+pytestmark = needed
 
 BLOCKS = 64
 TOKENS = np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
@@ -31,10 +30,8 @@ CALLER = caller("test")
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    async with chromium() as started:
         yield started
-        await started.close()
 
 
 class Site:

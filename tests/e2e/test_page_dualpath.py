@@ -1,21 +1,20 @@
 """Both paths of a load, drawn while it runs: real hosts with shaped storage NICs, and a browser on one of them."""
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import expect
 
 from kvbench import bed_cluster, testbed
-from kvbench.topology import Rates, cluster, namespace
+from kvbench.topology import Rates, cluster
+from tests.e2e.browsers import chromium_on, needed
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.ucx,
     pytest.mark.netns,
     pytest.mark.skipif(bool(testbed.why_not()), reason=testbed.why_not()),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (scripts/install brings it)"),
+    needed,
 ]
 
 BLOCKS = 48
@@ -32,14 +31,9 @@ async def test_both_paths_are_drawn_as_they_fill(tmp_path: Path) -> None:
         testbed.testbed(topology) as bed,
         bed_cluster.store(bed, tmp_path, bed_cluster.dram(2**29), ("--page", f"127.0.0.1:{PORT}")) as stored,
         bed_cluster.engines(stored, hosts, hosts[:1], bed_cluster.DUAL) as engines,
-        async_playwright() as playwright,
+        chromium_on(bed, topology.host("control"), tmp_path) as browser,
     ):
         await stored.engine.call("store", seed="1", blocks=str(BLOCKS))
-        inside = tmp_path / "chromium"
-        prefix = " ".join(("ip", "netns", "exec", namespace(bed.name, "control")))
-        inside.write_text(f'#!/bin/sh\nexec {prefix} {CHROMIUM} "$@"\n')
-        inside.chmod(0o700)
-        browser = await playwright.chromium.launch(executable_path=inside, args=["--no-sandbox"])
         page = await browser.new_page(viewport={"width": 1280, "height": 900})
         await page.goto(f"http://127.0.0.1:{PORT}/")
         await expect(page.locator("[data-node=prefill-1][data-state=up]")).to_be_visible()
@@ -68,4 +62,3 @@ async def test_both_paths_are_drawn_as_they_fill(tmp_path: Path) -> None:
         await expect(ended).to_contain_text(str(BLOCKS))
         await expect(ended.locator("[data-tint]")).to_have_count(2)
         await expect(panel).to_have_count(0)
-        await browser.close()

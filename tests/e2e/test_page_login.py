@@ -1,12 +1,11 @@
 """Logging in to the page, in a real browser, before a real control plane."""
 
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from kvstore.cli.tokens import revoke_token
 from kvstore.client import buffers
@@ -15,10 +14,10 @@ from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import caller, open_channel
 from tests.certs import Certs
 from tests.cluster import LAYOUT, Cluster, Running, door_options, random_blocks, whole_match
+from tests.e2e.browsers import chromium, needed
 from tests.waiting import eventually
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (scripts/install brings it)")
+pytestmark = needed
 RESOLVE = "--host-resolver-rules=MAP control.kvstore 127.0.0.1"
 BLOCKS = 4
 TOKENS = np.arange(BLOCKS * LAYOUT.block_tokens, dtype=np.uint32)
@@ -28,11 +27,9 @@ HOUR_MS = 60 * 60 * 1000
 @pytest.fixture
 async def page() -> AsyncIterator[Page]:
     """Calls the control plane by the name in its certificate."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", RESOLVE])
+    async with chromium(RESOLVE) as browser:
         context = await browser.new_context(ignore_https_errors=True)
         yield await context.new_page()
-        await browser.close()
 
 
 @pytest.fixture

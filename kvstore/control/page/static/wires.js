@@ -120,7 +120,7 @@ function flowing(flow, line) {
 function label(flow, points) {
   const [x, y] = points.at(-1);
   const isIn = y > points.at(-2)[1];
-  return draw("text", { class: "flow-rate", "data-tint": flow.route, x: x + 8, y: isIn ? y - 9 : y + 17 }, rate(flow.bytes_per_s));
+  return draw("text", { class: "flow-rate", "data-tint": flow.route, x: x + 8, y: isIn ? y - 5 : y + 17 }, rate(flow.bytes_per_s));
 }
 
 function rounded(points) {
