@@ -57,28 +57,34 @@ def steps(path: Path, trace: Path | None, head: Path | None) -> Iterator[Step]:
     """In the order in which they run: those that everybody asks for first. head: what of the trace is replayed."""
     small = ("--bytes", "128MiB", "--rounds", "3")
     there = ("--path", str(path))
-    yield Step("transfer", ("transfer",), (*small, "--sizes", "256KiB,1MiB,4MiB", "--in-flight", "1,8"))
+    yield Step(
+        "transfer",
+        ("transfer",),
+        ("--bytes", "64MiB", "--rounds", "3", "--sizes", "256KiB,1MiB,4MiB", "--in-flight", "1,8"),
+    )
     yield Step("local", ("local",), (*small, "--sizes", "256KiB,4MiB"))
     yield Step("tiers", ("tiers", *there), small)
     yield Step("nvme", ("nvme", *there), small)
-    few = ("--batches", "1,16", "--concurrency", "1,16", "--duration", "0.15")
-    yield Step("ops", ("ops",), few)
+    few = ("--sizes", "4KiB,1MiB,20MiB", "--batches", "1,16", "--concurrency", "1,16")
+    yield Step("ops", ("ops",), (*few, "--bytes", "320MiB", "--duration", "0.1"))
     yield Step("match", ("match",), ("--blocks", "200k", "--rounds", "100"))
-    yield Step("overhead", ("overhead",), ("--bytes", "128MiB", "--rounds", "6", "--matches", "50"))
     yield Step("keys", ("keys",), ())
-    yield Step("restart", ("restart",), ("--slots", "100000"))
+    yield Step("models", ("models",), ())
     for helpers in ("1", "2", "3"):
         argv = ("dualpath", "--testbed", "--helpers", helpers)
-        yield Step(f"dualpath-{helpers}", argv, ("--bytes", "128MiB", "--rounds", "1"))
+        yield Step(f"dualpath-{helpers}", argv, ("--bytes", "128MiB", "--rounds", "1", "--limit-s", "1.5"))
     replay = ("replay", *(("--trace", str(head)) if head is not None else ()))
-    yield Step("replay-capacity", replay, ("--tier-blocks", "1000,2000,5000,10000"))
+    yield Step("replay-capacity", replay, ("--tier-blocks", "1000,3000,10000"))
     times = ("--tier-blocks", "0", "--ttl", "60,300,600,1800,0", "--policy", "lru")
     yield Step("replay-ttl", (*replay, *times), ())
-    yield Step("models", ("models",), ())
-    yield Step("agents", ("agents", "--testbed", *there), ("--quick", "--duration", "8"), 150.0)
-    yield Step("peers", ("peers",), ("--contests", "store,transfer", "--rounds", "3"), 120.0)
+    yield Step("agents", ("agents", "--testbed", *there), ("--quick", "--duration", "8", "--pool", "96"), 130.0)
     goodput = ("goodput", "--testbed", *(("--trace", str(trace)) if trace is not None else ()), *there)
-    yield Step("goodput", goodput, ("--ways", "single path,dual path"), 150.0)
+    coarse = ("--skip", "500", "--requests", "30", "--ways", "single path,dual path", "--tolerance", "0.3")
+    yield Step("goodput", goodput, coarse, 130.0)
+    yield Step("peers", ("peers", "--contests", "store,transfer"), ("--sizes", "1MiB", "--rounds", "3"))
+    yield Step("peers-faults", ("peers", "--contests", "faults"), ("--after", "4"))
+    yield Step("overhead", ("overhead",), ("--bytes", "128MiB", "--rounds", "6", "--matches", "50"))
+    yield Step("restart", ("restart",), ("--slots", "50000"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -89,6 +89,7 @@ class Cluster:
         """Calls of one kind. Raises KVStoreError when one did not do its work, or, at the end, when bytes that were
         loaded last differ."""
         source = _content(self._writer.layout, batch)
+        loads: Loads | None = None
         async with AsyncExitStack() as stack:
             if operation == "rpc":
                 call = await self._smallest_calls(stack)
@@ -105,8 +106,9 @@ class Cluster:
                     client = self._reader if operation == "get-remote" else self._writer
                     loads = Loads(client, matches, source, concurrency)
                     call = partial(self._load, loads)
-                    stack.callback(loads.check)
             yield partial(side_by_side, call, concurrency)
+            if loads is not None:  # and no call has failed, which breaks others off in the middle
+                loads.check()
 
     async def _smallest_calls(self, stack: AsyncExitStack) -> Call:
         channel = await stack.enter_async_context(open_channel(self._socket))

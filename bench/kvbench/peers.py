@@ -35,13 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=int, default=32, metavar="N", help="of one call (default: %(default)s)")
     options.add_rounds(parser, 9)
     options.add_names(parser, "--contests", CONTESTS)
+    parser.add_argument(
+        "--after", type=float, default=12.0, metavar="S", help="reads go on after a fault (default: %(default)g)"
+    )
 
 
 def run(args: argparse.Namespace) -> Result:
     sizes = list(options.layouts(args.sizes, args.model)) if args.model else args.sizes
     options.check_sizes(sizes, 2)
-    options.check_positive(blocks=args.blocks, rounds=args.rounds)
-    measurements, ratios = asyncio.run(_run(args.contests, sizes, args.blocks, args.rounds))
+    options.check_positive(blocks=args.blocks, rounds=args.rounds, after=args.after)
+    measurements, ratios = asyncio.run(_run(args.contests, sizes, args.blocks, args.rounds, args.after))
     rivals = [Installed(name) for name in ("mooncake", "nixl")]
     variables = {store.name: store.settings for store in STORES if not store.why_not()}
     variables |= {mover.name: dict(mover.settings) for mover in MOVERS if not mover.why_not()}
@@ -53,6 +56,7 @@ def run(args: argparse.Namespace) -> Result:
             "rounds": args.rounds,
             "warm_up": WARM_UP,
             "contests": args.contests,
+            "after_s": args.after,
             "hosts": "processes on the loopback device" if why_no_testbed() else "network namespaces",
             "variables": variables,
             "versions": {rival.name: rival.versions() for rival in rivals if not rival.why_not()},
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> Result:
 
 
 async def _run(
-    contests: Sequence[str], sizes: Sequence[int], blocks: int, rounds: int
+    contests: Sequence[str], sizes: Sequence[int], blocks: int, rounds: int, after_s: float
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     measurements: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
@@ -90,22 +94,22 @@ async def _run(
                 _worst(ratios, _mover_ratios(measured))
                 shown.done()
         if "faults" in contests:
-            measurements += await _faults()
+            measurements += await _faults(after_s)
             shown.done()
     return measurements, ratios
 
 
-async def _faults() -> list[dict[str, Any]]:
+async def _faults(after_s: float) -> list[dict[str, Any]]:
     found = []
     for kind in (KVStoreCluster, MooncakeCluster):
         if kind.why_not():
             continue
         with tempfile.TemporaryDirectory(prefix="kvbench-peers-") as folder:
             async with sites("writer", "second", "reader") as hosts:
-                found.append(await storage_killed(kind, hosts, Path(folder)))
+                found.append(await storage_killed(kind, hosts, Path(folder), after_s))
         with tempfile.TemporaryDirectory(prefix="kvbench-peers-") as folder:
             async with sites("writer", "reader") as hosts:
-                found.append(await metadata_killed(kind, hosts, Path(folder)))
+                found.append(await metadata_killed(kind, hosts, Path(folder), after_s))
     return found
 
 

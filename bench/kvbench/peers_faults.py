@@ -22,7 +22,6 @@ BLOCKS = 4
 BLOCK_BYTES = 1024 * 1024
 _BEFORE_S = 2.0
 _AWAY_S = 3.0
-_AFTER_S = 12.0
 _LOST_S = 10.0
 _COPIED_S = 30.0
 _CAPACITY_BYTES = 2 * SETS * BLOCKS * BLOCK_BYTES
@@ -39,24 +38,24 @@ class Read:
     failure: str
 
 
-async def storage_killed(kind: type[Cluster], hosts: Sequence[Site], folder: Path) -> dict[str, Any]:
+async def storage_killed(kind: type[Cluster], hosts: Sequence[Site], folder: Path, after_s: float) -> dict[str, Any]:
     """Every block is in two places, none of them the reader's host; one of these is killed."""
     async with opened(kind, folder, hosts, _CAPACITY_BYTES, copies=2) as cluster:
         await _stored(cluster, copies=2)
         reader = await cluster.start_reader()
-        watching = await _watching(reader, _BEFORE_S + _AFTER_S)
+        watching = await _watching(reader, _BEFORE_S + after_s)
         await asyncio.sleep(_BEFORE_S)
         fault_s = time.monotonic()
         await cluster.kill_storage()
         return summary(STORAGE, kind.name, await watching, fault_s) | {"lost_sets": await _lost(reader)}
 
 
-async def metadata_killed(kind: type[Cluster], hosts: Sequence[Site], folder: Path) -> dict[str, Any]:
+async def metadata_killed(kind: type[Cluster], hosts: Sequence[Site], folder: Path, after_s: float) -> dict[str, Any]:
     """What knows where blocks are is killed, and started again after a while; every storage lives on."""
     async with opened(kind, folder, hosts, _CAPACITY_BYTES) as cluster:
         await _stored(cluster, copies=1)
         reader = await cluster.start_reader()
-        watching = await _watching(reader, _BEFORE_S + _AWAY_S + _AFTER_S)
+        watching = await _watching(reader, _BEFORE_S + _AWAY_S + after_s)
         await asyncio.sleep(_BEFORE_S)
         fault_s = time.monotonic()
         await cluster.kill_metadata()

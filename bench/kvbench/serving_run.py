@@ -115,10 +115,18 @@ async def measure(plan: Plan, ways: Sequence[str], shown: Bar) -> list[Found]:
         shown.now("filling storage")
         for history in histories:
             await stored.engine.call("fill", prompt=history.to_json())
-        found = []
+        found: list[Found] = []
         for name in ways:
-            found.append(await _search(plan, stored, name, shown, salts))
+            start = min(plan.rate_max, likely_rate(plan.guess, name, found[-1] if found else None))
+            found.append(await _search(plan, stored, name, start, shown, salts))
         return found
+
+
+def likely_rate(guess: Callable[[str], float], name: str, before: Found | None) -> float:
+    """The estimate for a way, as far off as it was for the way before."""
+    if before is None or not before.goodput:
+        return guess(name)
+    return guess(name) * before.best.attainment.rate / guess(before.way)
 
 
 def _storage(stack: AsyncExitStack, plan: Plan, history_bytes: int) -> tuple[str, ...]:
@@ -134,15 +142,14 @@ def _program(plan: Plan) -> tuple[str, ...]:
     return ("kvbench.serving_engine", "--model", plan.engine.to_json(), *options)
 
 
-async def _search(plan: Plan, stored: Store, name: str, shown: Bar, salts: "count[int]") -> Found:
+async def _search(plan: Plan, stored: Store, name: str, start: float, shown: Bar, salts: "count[int]") -> Found:
     way, paths = WAYS[name]
-    guess = min(plan.guess(name), plan.rate_max)
-    search, tried = Bisection(guess, guess / 8, min(guess * 4, plan.rate_max), plan.tolerance), []
+    search, tried = Bisection(start, start / 8, min(start * 4, plan.rate_max), plan.tolerance), []
     async with _cluster(plan, stored, paths) as engines:
         server = _server(plan, engines, way)
         shown.now(f"{name}: warming up")
         await server.serve(
-            Trial(plan.warm_up(guess * _WARM_UP_PART, next(salts)), Slo(math.inf, math.inf), 0.0, math.inf)
+            Trial(plan.warm_up(start * _WARM_UP_PART, next(salts)), Slo(math.inf, math.inf), 0.0, math.inf)
         )
         given = iter(plan.rates)
         while (rate := next(given, None) if plan.rates else search.rate) is not None:

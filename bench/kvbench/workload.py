@@ -7,8 +7,10 @@ another has left.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -185,11 +187,9 @@ class Traced:
         """The trace's own times, stretched to so many requests a second in the mean."""
         assert rate > 0
         known = {name for request in self.before for name in request.blocks}
-        first_ns = self.requests[0].at_ns
-        span_ns = max(1, self.requests[-1].at_ns - first_ns)
-        stretch = len(self.requests) / rate / span_ns
+        stretch = self.rate / rate
         sessions = []
-        for number, request in enumerate(self.requests):
+        for number, (request, at_s) in enumerate(zip(self.requests, self._arrivals_s, strict=True)):
             old = next((i for i, name in enumerate(request.blocks) if name not in known), len(request.blocks))
             # The last id is of a partial block: it has too few tokens to be any other prompt's.
             old = min(old, request.input_tokens // TRACE_BLOCK_TOKENS)
@@ -201,12 +201,26 @@ class Traced:
             ]
             answer = Segment((_NEW, salt, number, 1), max(1, request.output_tokens))
             turn = Turn(tuple(segments[old:]), answer)
-            sessions.append(Session((request.at_ns - first_ns) * stretch, Prompt(tuple(segments[:old])), (turn,)))
+            sessions.append(Session(at_s * stretch, Prompt(tuple(segments[:old])), (turn,)))
         histories = dict.fromkeys(session.history for session in sessions if session.history.segments)
         return Workload(tuple(histories), tuple(sessions), 0.0)
 
     @property
     def rate(self) -> float:
         """Requests a second, as the trace has them."""
-        seconds = (self.requests[-1].at_ns - self.requests[0].at_ns) / 1e9
-        return len(self.requests) / max(seconds, 1e-3)
+        return len(self.requests) / max(self._arrivals_s[-1], 1e-3)
+
+    @property
+    def _arrivals_s(self) -> list[float]:
+        """Since the first. A trace's clock may stand still for seconds: requests that it gives one time come evenly
+        until its next one, for stretched they would be ever larger crowds."""
+        ticks = Counter(request.at_ns for request in self.requests)
+        times = [*ticks]
+        steps = [after - before for before, after in pairwise(times)]
+        steps.append(steps[-1] if steps else 0)
+        spread = (
+            at_ns + step_ns * place / count
+            for (at_ns, count), step_ns in zip(ticks.items(), steps, strict=True)
+            for place in range(count)
+        )
+        return [(at_ns - times[0]) / 1e9 for at_ns in spread]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvbench import ops, ops_cluster
 from kvbench.cli import main
 from kvbench.ops import OpsPoint
-from kvbench.ops_cluster import OPERATIONS, Cluster, Timed, cluster, side_by_side
+from kvbench.ops_cluster import OPERATIONS, Cluster, Loads, Timed, cluster, side_by_side
 from kvstore.blocks.layout import Layout
 from kvstore.client.copying import Copier
 from kvstore.errors import KVStoreError
@@ -56,6 +56,21 @@ async def test_bytes_that_differ_end_the_bench(monkeypatch: pytest.MonkeyPatch) 
 async def _get_once(opened: Cluster) -> None:
     async with opened.calls("get", 2, 1) as run:
         await run(0.0)
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_the_call_that_failed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of another lane, which was broken off in the middle and has half of its bytes."""
+
+    async def broken_off(loads: Loads, lane: int, number: int) -> None:
+        loads._last[lane] = number
+        raise KVStoreError("its node has gone")
+
+    async with cluster(SMALL, 8 * SMALL.block_bytes, 1) as opened:
+        await _get_once(opened)
+        monkeypatch.setattr(Loads, "load", broken_off)
+        with pytest.raises(KVStoreError, match="its node has gone"):
+            await _get_once(opened)
 
 
 @given(numbers, numbers, numbers)

@@ -260,6 +260,13 @@ def test_rivals_that_are_not_installed_are_left_out(
     assert all("scripts/peers install" in reason for reason in left_out)
 
 
+@pytest.mark.parametrize("option", ["--after", "--rounds", "--blocks"])
+def test_nothing_is_measured_for_no_time(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused before a host is made."""
+    assert main(["peers", option, "0"]) == 2
+    assert f"{option} must be positive" in capsys.readouterr().err
+
+
 def _script(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {FOLDER_VARIABLE: str(folder)}
     return subprocess.run([SCRIPT, *words], env=environment, capture_output=True, text=True, timeout=60)

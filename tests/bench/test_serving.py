@@ -13,7 +13,7 @@ from kvbench.cli import main
 from kvbench.serving import Trial
 from kvbench.serving_engine import layout_of
 from kvbench.serving_options import Estimate, Load
-from kvbench.serving_run import Found, Tried
+from kvbench.serving_run import Found, Tried, likely_rate
 from kvbench.slo import Attainment, Served, Slo
 from kvbench.workload import SHAPES, Agents
 from kvstore.errors import InvalidInput
@@ -149,6 +149,14 @@ def test_a_trial_is_lost_when_the_rest_cannot_make_up() -> None:
 
 def tried(rate: float, met: int, early: bool = False, ttft_s: float = 1.0) -> Tried:
     return Tried(Attainment(rate, rate * 0.9, 10, met, early), [served(ttft_s)] * 10, 0.9, 0.5, 1.0)
+
+
+def test_a_search_begins_where_the_one_before_has_ended() -> None:
+    """An estimate is wrong by as much as it was for the way before; nothing follows from a way that was never good."""
+    guess = {"single path": 2.0, "dual path": 4.0}.__getitem__
+    good, bad = (Found("single path", True, [tried(1.0, met), tried(3.0, 8)]) for met in (10, 8))
+    assert likely_rate(guess, "dual path", good) == pytest.approx(2.0)
+    assert likely_rate(guess, "dual path", bad) == likely_rate(guess, "dual path", None) == 4.0
 
 
 def test_a_ways_figures_are_those_of_its_best_trial() -> None:

@@ -135,3 +135,15 @@ def test_a_traces_prompts_are_equal_where_their_ids_are() -> None:
     assert again.segments[2] != first.segments[2]
     assert [session.at_s for session in one.sessions] == pytest.approx([0.0, 0.75, 1.5])
     assert traced.rate == pytest.approx(0.75)
+
+
+def test_requests_of_one_time_come_evenly_until_the_next() -> None:
+    """A trace whose clock stands still for seconds has crowds, which no rate would thin out; nor do they change the
+    order, or what comes in all."""
+    times_ms = [0, 0, 0, 3000, 6000, 6000]
+    traced = Traced([], [request(at_ms, (number,)) for number, at_ms in enumerate(times_ms)])
+    slow = traced.workload(traced.rate / 10, 1)
+    assert [session.at_s for session in slow.sessions] == pytest.approx([0, 10, 20, 30, 60, 75])
+    assert traced.rate == pytest.approx(6 / 7.5)
+    crowd = Traced([], [request(7, (number,)) for number in range(3)])
+    assert [session.at_s for session in crowd.workload(2.0, 1).sessions] == [0.0] * 3
