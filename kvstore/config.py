@@ -140,7 +140,9 @@ class DoorConfig:
     cert: str = option("", "PEM file of this process's certificate chain; empty: the door is open")
     key: str = option("", "PEM file of its private key")
     ca: str = option("", "PEM file of the certificates that vouch for others")
-    tokens: str = option("", "file of the tokens that are good (kvstore tokens); empty: certificates alone decide")
+    tokens: str = option(
+        "", "file of the tokens that are good, and of the keys' salt (kvstore tokens); empty: certificates alone decide"
+    )
     token_file: str = option("", "file of the token that this process shows as a client; empty: none")
     connections_max: int = option(8192, "connections of each address; beyond it new ones are closed at once")
     calls_max: int = option(1024, "calls at once of one tenant, or with one admin's token, at each server")

@@ -41,6 +41,11 @@ class VersionMismatch(KVStoreError):
     """The two sides speak different protocol versions: upgrade the older one."""
 
 
+class SaltMismatch(KVStoreError):
+    """The two sides salt the keys of blocks with different secrets, so nothing of one matches at the other. Restart all
+    servers with the same file of tokens."""
+
+
 class PermissionRefused(KVStoreError):
     """The credential does not allow the call, or the session is not the caller's."""
 

@@ -52,3 +52,10 @@ class Certs:
     def stranger(self, role: str) -> DoorConfig:
         """One that knows the cluster's authority, and shows a certificate of another."""
         return replace(self.door(role, "strangers"), ca=str(self.folder / "cluster" / "ca.pem"))
+
+
+def unsalted(file: Path) -> None:
+    """Takes the salt out of a file of tokens, as one that was written by hand has none."""
+    first, _, rest = file.read_text().partition("\n")
+    assert first.startswith("salt = ")
+    file.write_text(rest)

@@ -1,7 +1,9 @@
 """Block keys: 16 bytes that name a block and its whole prefix. The specification and test vectors are in docs/keys.md.
 
-    key_0 = H(namespace id ‖ tokens_0 ‖ extra_0)        H = BLAKE2b, 16 bytes, person "kvstore-block"
-    key_i = H(key_{i-1}    ‖ tokens_i ‖ extra_i)        tokens as little-endian uint32
+    key_0 = H(seed      ‖ tokens_0 ‖ extra_0)        H = BLAKE2b, 16 bytes, person "kvstore-block"
+    key_i = H(key_{i-1} ‖ tokens_i ‖ extra_i)        tokens as little-endian uint32
+
+The seed is the namespace's id, or made of it and a secret (`kvstore.blocks.salt`).
 
 The hash is cryptographic: the KV of another prompt must not be reachable by a collision.
 """
@@ -25,8 +27,8 @@ _PERSON = b"kvstore-block"
 class Chain:
     """The keys of one prompt's full blocks, root first, and the partial block's tokens that follow them.
 
-    namespace_id: the seed. tokens: of the whole prompt. parent, depth: the key before the first and how many blocks are
-    before it, where these are the later part of a chain whose beginning is elsewhere.
+    tokens: of the whole prompt. parent, depth: the key before the first and how many blocks are before it, where these
+    are the later part of a chain whose beginning is elsewhere.
     """
 
     namespace_id: bytes
@@ -86,19 +88,22 @@ def chain(
     tokens: Sequence[int] | npt.NDArray[Any],
     block_tokens: int,
     extra: bytes | Mapping[int, bytes] = b"",
+    seed: bytes = b"",
 ) -> Chain:
     """The block keys of a prompt.
 
-    extra: what else changes the KV. Bytes (a salt) go into the first block and so into all that follow; a mapping gives
-    bytes per block index (multimodal hashes).
+    extra: what else changes the KV. Bytes (a request's own salt) go into the first block and so into all that follow; a
+    mapping gives bytes per block index (multimodal hashes). seed: what the keys begin with; empty: the namespace's id.
+    Raises InvalidInput.
     """
     buffer = token_buffer(tokens)
     extras = {0: extra} if isinstance(extra, bytes | bytearray | memoryview) else extra
     raw = buffer.astype("<u4", copy=False).tobytes()
     step = 4 * block_tokens
-    parent = bytes(namespace_id)
-    if len(parent) != KEY_BYTES:
-        raise InvalidInput(f"namespace id: {KEY_BYTES} bytes are needed, not {len(parent)}")
+    parent = bytes(seed or namespace_id)
+    for name, given in (("namespace id", namespace_id), ("seed", parent)):
+        if len(given) != KEY_BYTES:
+            raise InvalidInput(f"{name}: {KEY_BYTES} bytes are needed, not {len(given)}")
     keys = []
     hash_block = hashlib.blake2b
     for block, start in enumerate(range(0, len(raw) - step + 1, step)):

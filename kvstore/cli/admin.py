@@ -23,7 +23,7 @@ from kvstore.cli import (
     admin_top,
     admin_watch,
 )
-from kvstore.cli.asking import TOKEN_VARIABLE, as_json, ask
+from kvstore.cli.asking import TOKEN_VARIABLE, as_json, ask, seeds
 from kvstore.cli.layers import load_config
 from kvstore.cli.options import add_config_file, add_options
 from kvstore.pb import admin_pb2, admin_pb2_grpc
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    door = load_config(args).door
+    args.door = door = load_config(args).door
     if args.follow is not None:
         return asyncio.run(args.follow(args, door)) or 0
     reply = asyncio.run(ask(args.control, lambda stub: args.ask(stub, args), door))
@@ -126,7 +126,7 @@ async def _set_device(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Name
 
 
 async def _blocks(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
-    prefix = admin_prefix.asked(args)
+    prefix = await admin_prefix.asked(args, seeds(stub, args.door, args.deadline_s))
     keys = prefix.keys
     whole = admin_pb2.PrefixBlocksReply()
     for start in range(0, len(keys), KEYS_PER_MESSAGE_MAX):

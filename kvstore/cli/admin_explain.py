@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from kvstore.blocks.keys import chain
 from kvstore.cli import admin_prefix
 from kvstore.cli.admin_prefix import Prefix
-from kvstore.cli.asking import did_not_answer
+from kvstore.cli.asking import SeedOf, did_not_answer, seeds
 from kvstore.cli.tables import show, table
 from kvstore.errors import InvalidInput
 from kvstore.observe.verdicts import Verdict
@@ -36,12 +36,13 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 async def _explain(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
-    prefix = admin_prefix.what(args)
+    seed_of = seeds(stub, args.door, args.deadline_s)
+    prefix = await admin_prefix.what(args, seed_of)
     if not prefix.keys:
         raise InvalidInput("explain: the prompt has no full block")
     reply = await _ask(stub, args, prefix)
     if prefix.tokens is not None and reply.blocks[0].verdict == Verdict.NEVER_STORED:
-        await _look_elsewhere(stub, args, prefix, reply)
+        await _look_elsewhere(stub, args, prefix, reply, seed_of)
     return reply
 
 
@@ -65,13 +66,15 @@ async def _look_elsewhere(
     args: argparse.Namespace,
     prefix: Prefix,
     reply: admin_pb2.ExplainPrefixReply,
+    seed_of: SeedOf,
 ) -> None:
     """Nobody knows the prompt in its namespace: perhaps it was stored in one that differs."""
     assert prefix.tokens is not None
     assert prefix.namespace is not None
     near = [other for other in reply.near if other.namespace.hash_scheme == prefix.namespace.hash_scheme]
     for other in near[:_OTHERS_MAX]:
-        keys = chain(other.namespace_id, prefix.tokens, other.block_tokens).keys[:_OTHER_BLOCKS_MAX]
+        seed = await seed_of(other.namespace_id)
+        keys = chain(other.namespace_id, prefix.tokens, other.block_tokens, seed=seed).keys[:_OTHER_BLOCKS_MAX]
         if not keys:
             continue
         there = await _ask(stub, args, Prefix(other.namespace_id, keys))

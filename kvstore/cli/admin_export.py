@@ -8,7 +8,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 
 from kvstore.blocks.digest import BUCKETS
 from kvstore.blocks.keys import KEY_BYTES, Chain
+from kvstore.blocks.salt import seed_check
 from kvstore.cli.admin_prefix import hex_key, keys_within
 from kvstore.cli.archive import ArchivedBlock, Bytes, Header
 from kvstore.cli.archive_file import written
-from kvstore.cli.asking import connected
+from kvstore.cli.asking import connected, seeds
 from kvstore.cli.block_order import in_order, merged, with_ancestors
 from kvstore.cli.near_node import add_near_node, address_of, near_client, nodes_alive, tenants_door
 from kvstore.cli.tables import progress_of_bytes, show_or_json, shown_bytes, table
@@ -70,8 +71,10 @@ async def _export(args: argparse.Namespace, door: DoorConfig) -> int:
         async with asyncio.timeout(args.deadline_s):
             async with connected(args.control, door) as stub:
                 alive = await nodes_alive(stub, _CALL_S)
+                seed = await seeds(stub, door, _CALL_S)(args.namespace)
                 header, shards = await _listed(stub, args.namespace, [state.address.node_id for state in alive])
-            chosen = _chosen(shards, header, args.prefix)
+            header = replace(header, seed_check=seed_check(seed))
+            chosen = _chosen(shards, header, args.prefix, seed)
             counts = _Counts()
             async with written(args.file, header) as archive:
                 total_bytes = sum(map(len, chosen.values())) * header.layout.block_bytes
@@ -132,10 +135,12 @@ def _blocks_of(reply: node_pb2.ListBlocksReply) -> Iterator[ArchivedBlock]:
         yield ArchivedBlock(reply.keys[place], b"" if parent == _NO_KEY else parent, depth, rank, shards)
 
 
-def _chosen(shards: Shards, header: Header, prefix: Sequence[str] | None) -> dict[tuple[int, int], list[ArchivedBlock]]:
+def _chosen(
+    shards: Shards, header: Header, prefix: Sequence[str] | None, seed: bytes
+) -> dict[tuple[int, int], list[ArchivedBlock]]:
     """The blocks to export, in their order. Raises InvalidInput for tokens that are none; BlocksMissing."""
     if prefix is not None:
-        keys = keys_within(prefix, header.namespace.id, header.layout.block_tokens)
+        keys = keys_within(prefix, header.namespace.id, header.layout.block_tokens, seed)
         shards = {shard: with_ancestors(blocks, keys) for shard, blocks in shards.items()}
     chosen = {shard: list(in_order(blocks)) for shard, blocks in shards.items() if blocks}
     if not chosen:

@@ -18,13 +18,13 @@ from kvstore.blocks.keys import Chain
 from kvstore.cli.admin_export import BATCH_BYTES_MAX
 from kvstore.cli.archive import ArchivedBlock, Bytes, Header
 from kvstore.cli.archive_file import Opened, opened, verified
-from kvstore.cli.asking import connected
+from kvstore.cli.asking import connected, seeds
 from kvstore.cli.near_node import add_near_node, address_of, near_client, nodes_alive, tenants_door
 from kvstore.cli.tables import progress_of_bytes, show_or_json, table
 from kvstore.client import AsyncClient, buffers
 from kvstore.client.storing import StoreResult
 from kvstore.config import DoorConfig
-from kvstore.errors import DeadlineExceeded
+from kvstore.errors import DeadlineExceeded, SaltMismatch
 
 _CALL_S = 30.0
 
@@ -46,9 +46,11 @@ async def _import(args: argparse.Namespace, door: DoorConfig) -> int:
     began_s = time.monotonic()
     try:
         async with asyncio.timeout(args.deadline_s):
-            async with connected(args.control, door) as stub:
-                near = address_of(args.node, await nodes_alive(stub, _CALL_S))
             async with opened(args.file) as file:
+                async with connected(args.control, door) as stub:
+                    near = address_of(args.node, await nodes_alive(stub, _CALL_S))
+                    seed = await seeds(stub, door, _CALL_S)(file.header.namespace.id)
+                _expect_seed(args.file, file.header, seed)
                 size = await asyncio.to_thread(lambda: args.file.stat().st_size)
                 with progress_of_bytes(f"{args.file}: verified", size) as moved:
                     seal = await verified(file, moved)
@@ -71,6 +73,13 @@ async def _import(args: argparse.Namespace, door: DoorConfig) -> int:
     columns = ("stored", "present already", "being written by others", "digest")
     show_or_json(said, args.json, table(columns, [row], title="imported"))
     return 0
+
+
+def _expect_seed(path: Path, header: Header, seed: bytes) -> None:
+    try:
+        header.expect_seed(seed)
+    except SaltMismatch as error:
+        raise SaltMismatch(f"{path}: {error}") from error
 
 
 async def _store_all(file: Opened, near: str, door: DoorConfig, moved: Any) -> StoreResult:

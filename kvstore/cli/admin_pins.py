@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from kvstore.cli import admin_prefix
 from kvstore.cli.admin_rules import duration_ms, shown_ms
-from kvstore.cli.asking import unanswered
+from kvstore.cli.asking import seeds, unanswered
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.errors import InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
@@ -36,7 +36,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 async def _pin(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
-    prefix = admin_prefix.what(args)
+    prefix = await admin_prefix.what(args, seeds(stub, args.door, args.deadline_s))
     if not prefix.keys:
         raise InvalidInput("pin: the prompt has no full block")
     request = admin_pb2.PinPrefixRequest(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kvstore.blocks.keys import KEY_BYTES, chain
 from kvstore.blocks.layout import layout_from_fields
 from kvstore.blocks.namespace import Namespace
+from kvstore.cli.asking import SeedOf
 from kvstore.errors import InvalidInput
 
 
@@ -39,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def asked(args: argparse.Namespace) -> Prefix:
+async def asked(args: argparse.Namespace, seed_of: SeedOf) -> Prefix:
     """What the command line names, in one of its two ways. Raises InvalidInput."""
     if args.namespace_id and args.keys:
         return Prefix(args.namespace_id, tuple(args.keys))
     if args.namespace_json and args.tokens:
-        return prompt(args.namespace_json, args.tokens)
+        return await prompt(args.namespace_json, args.tokens, seed_of)
     raise InvalidInput("either --namespace-id and --keys, or --namespace-json and --tokens, are needed")
 
 
@@ -62,17 +63,19 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace-json", type=Path, metavar="FILE", help="the namespace of the prompt")
 
 
-def what(args: argparse.Namespace) -> Prefix:
+async def what(args: argparse.Namespace, seed_of: SeedOf) -> Prefix:
     """A prompt or keys, as the command line names them. Raises InvalidInput."""
-    return named(args.what, args.namespace_id, args.namespace_json)
+    return await named(args.what, args.namespace_id, args.namespace_json, seed_of)
 
 
-def named(words: Sequence[str], namespace_id: bytes | None, namespace_json: Path | None) -> Prefix:
+async def named(
+    words: Sequence[str], namespace_id: bytes | None, namespace_json: Path | None, seed_of: SeedOf
+) -> Prefix:
     """A prompt in its namespace, or keys; no namespace where only keys are named. Raises InvalidInput."""
     if namespace_json:
         if len(words) > 1:
             raise InvalidInput("one file of tokens is needed beside --namespace-json")
-        return prompt(namespace_json, Path(words[0]))
+        return await prompt(namespace_json, Path(words[0]), seed_of)
 
     def no_file(word: str) -> Sequence[bytes]:
         raise InvalidInput(f"{word!r} is no key, and a file of tokens needs --namespace-json")
@@ -80,9 +83,13 @@ def named(words: Sequence[str], namespace_id: bytes | None, namespace_json: Path
     return Prefix(namespace_id or b"", _keys_of_words(words, no_file))
 
 
-def keys_within(words: Sequence[str], namespace_id: bytes, block_tokens: int) -> tuple[bytes, ...]:
+def keys_within(words: Sequence[str], namespace_id: bytes, block_tokens: int, seed: bytes) -> tuple[bytes, ...]:
     """Keys, and those of prompts, whose tokens are in files, in a namespace that is known. Raises InvalidInput."""
-    return _keys_of_words(words, lambda word: chain(namespace_id, read_tokens(Path(word)), block_tokens).keys)
+
+    def keys_of(word: str) -> Sequence[bytes]:
+        return chain(namespace_id, read_tokens(Path(word)), block_tokens, seed=seed).keys
+
+    return _keys_of_words(words, keys_of)
 
 
 def _keys_of_words(words: Sequence[str], of_file: Callable[[str], Sequence[bytes]]) -> tuple[bytes, ...]:
@@ -96,11 +103,12 @@ def _keys_of_words(words: Sequence[str], of_file: Callable[[str], Sequence[bytes
     return tuple(keys)
 
 
-def prompt(namespace_json: Path, tokens_file: Path) -> Prefix:
+async def prompt(namespace_json: Path, tokens_file: Path, seed_of: SeedOf) -> Prefix:
     """The blocks of a prompt. Raises InvalidInput."""
     namespace, block_tokens = read_namespace(namespace_json)
     tokens = read_tokens(tokens_file)
-    return Prefix(namespace.id, chain(namespace.id, tokens, block_tokens).keys, namespace, tokens)
+    keys = chain(namespace.id, tokens, block_tokens, seed=await seed_of(namespace.id)).keys
+    return Prefix(namespace.id, keys, namespace, tokens)
 
 
 def read_namespace(path: Path) -> tuple[Namespace, int]:

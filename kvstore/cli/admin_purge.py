@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from kvstore.blocks.state import Tier
 from kvstore.cli import admin_prefix
-from kvstore.cli.asking import unanswered
+from kvstore.cli.asking import seeds, unanswered
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.errors import InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc
@@ -49,7 +49,8 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 async def _purge(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace) -> Message:
     request = admin_pb2.PurgeStoredRequest(caller=caller("admin"), dry_run=not args.yes)
     if args.prefix:
-        prefix = admin_prefix.named(args.prefix, None, args.namespace_json)
+        seed_of = seeds(stub, args.door, args.deadline_s)
+        prefix = await admin_prefix.named(args.prefix, None, args.namespace_json, seed_of)
         keys = prefix.keys[max(0, args.skip_blocks) :]
         if not keys:
             raise InvalidInput("purge: the prompt has no full block beyond those that stay")

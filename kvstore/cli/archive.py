@@ -16,7 +16,8 @@ import xxhash
 from kvstore.blocks.keys import KEY_BYTES
 from kvstore.blocks.layout import CHECKSUM_BYTES, Layout, layout_from_fields
 from kvstore.blocks.namespace import Namespace
-from kvstore.errors import ChecksumMismatch, InvalidInput, TooLarge, VersionMismatch
+from kvstore.blocks.salt import seed_check
+from kvstore.errors import ChecksumMismatch, InvalidInput, SaltMismatch, TooLarge, VersionMismatch
 
 MAGIC = b"KVEXPORT"
 VERSION = 1
@@ -52,19 +53,29 @@ class ArchivedBlock(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Whose blocks a file has."""
+    """Whose blocks a file has. seed_check: of the seed that their keys begin with; empty where they are not salted."""
 
     namespace: Namespace
     layout: Layout
+    seed_check: bytes = b""
 
     def pack(self) -> bytes:
         """All of it, with its checksum."""
         named = asdict(self.namespace)
         del named["layout_fingerprint"]  # follows from the layout
         said = {"namespace_id": self.namespace.id.hex(), "namespace": named, "layout": asdict(self.layout)}
+        said |= {"seed_check": self.seed_check.hex()} if self.seed_check else {}
         text = json.dumps(said).encode()
         packed = _START.pack(MAGIC, VERSION, len(text)) + text
         return packed + _hash(packed)
+
+    def expect_seed(self, seed: bytes) -> None:
+        """Raises SaltMismatch for another seed than that of the file's keys. seed: empty where keys are not salted."""
+        if seed_check(seed) != self.seed_check:
+            raise SaltMismatch(
+                "its keys were made with another salt than this cluster's, or one of the two has none: nobody would"
+                " find these blocks, and without their prompts no keys can be made anew"
+            )
 
     @property
     def names_bytes(self) -> int:
@@ -112,14 +123,14 @@ def read_header(raw: bytes) -> Header:
         said = json.loads(raw[START_BYTES:-CHECKSUM_BYTES])
         layout = layout_from_fields(**said["layout"])
         namespace = Namespace(layout_fingerprint=layout.fingerprint, **said["namespace"])
-        named = bytes.fromhex(said["namespace_id"])
+        named, check = bytes.fromhex(said["namespace_id"]), bytes.fromhex(said.get("seed_check", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInput(f"its header says no namespace: {error}") from error
     if named != namespace.id:
         raise InvalidInput(f"its namespace has the id {namespace.id.hex()}, and it says {named.hex()}")
     if layout.block_bytes > BLOCK_BYTES_MAX:
         raise TooLarge(f"its blocks have {layout.block_bytes} bytes, more than {BLOCK_BYTES_MAX}")
-    return Header(namespace, layout)
+    return Header(namespace, layout, check)
 
 
 class Seal:

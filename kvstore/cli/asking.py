@@ -12,15 +12,17 @@ from google.protobuf.message import Message
 
 from kvstore.config import DoorConfig
 from kvstore.errors import ControlUnavailable
-from kvstore.pb import admin_pb2_grpc
+from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.certificates import Role
-from kvstore.rpc.channel import OPEN_DOOR, open_channel
+from kvstore.rpc.channel import OPEN_DOOR, caller, open_channel
 from kvstore.rpc.status import from_rpc
 from kvstore.rpc.tokens import expect_secret
 
 TOKEN_VARIABLE = "KVSTORE_TOKEN"
 
 Reply = TypeVar("Reply")
+SeedOf = Callable[[bytes], Awaitable[bytes]]
+"""Asks what the keys of a namespace, by its id, begin with; empty for that id."""
 
 
 async def ask(
@@ -41,6 +43,20 @@ async def connected(
             yield admin_pb2_grpc.AdminStub(channel)
         except grpc.RpcError as error:
             raise from_rpc(error, ControlUnavailable, f"control plane {control}") from error
+
+
+def seeds(stub: "admin_pb2_grpc.AdminAsyncStub", door: DoorConfig, deadline_s: float) -> SeedOf:
+    """Of the control plane's cluster. It is not asked where no token is shown: keys are salted where tokens are asked,
+    and nowhere else."""
+    shows_token = bool(door.token_file or _token(door))
+
+    async def seed_of(namespace_id: bytes) -> bytes:
+        if not shows_token:
+            return b""
+        request = admin_pb2.KeySeedRequest(caller=caller("admin"), namespace_id=namespace_id)
+        return (await stub.KeySeed(request, timeout=deadline_s)).seed
+
+    return seed_of
 
 
 def _token(door: DoorConfig) -> str:

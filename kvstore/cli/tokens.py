@@ -3,6 +3,9 @@
 `kvstore tokens add NAME --tenant acme` prints the token, once: the file holds only its hash. Servers take the changed
 file into use within a second; a revoked token is worth nothing from then on. Who shows a token needs a client's
 certificate too, or the node's unix socket (docs/security.md).
+
+A file that `add` makes has a salt: a secret of the servers alone, by which no tenant can guess the names of another's
+blocks. `salt` gives one to a file without. All servers have the same file.
 """
 
 import argparse
@@ -11,16 +14,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from kvstore.blocks.salt import Salt
 from kvstore.cli.private_file import write_private
 from kvstore.cli.tables import show, table
 from kvstore.cli.toml import toml_string
 from kvstore.errors import ConfigError
-from kvstore.rpc.tokens import ADMIN, NAME, Token, digest_of, new_secret, read_tokens
+from kvstore.rpc.tokens import ADMIN, NAME, Token, digest_of, new_salt, new_secret, read_tokens
+
+_UNSALTED = "keys are not salted: `kvstore tokens salt`"
+_SALTED = (
+    "the file has a new salt: copy it to all servers and restart them; what is stored matches nothing from then on"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke = verbs.add_parser("revoke", parents=[shared], help="a token is worth nothing any more")
     revoke.add_argument("name", metavar="NAME")
     revoke.set_defaults(do=_revoke)
+    salt = verbs.add_parser(
+        "salt",
+        parents=[shared],
+        help="gives a salt to a file that has none. All servers need that file then, and a restart; blocks that are"
+        " stored match nothing from then on, and go when their time is over",
+    )
+    salt.add_argument("--renew", action="store_true", help="another one in place of that which is there")
+    salt.set_defaults(do=_salt)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,19 +80,30 @@ def add_token(file: Path, name: str, *, tenant: str = "", admin: str = "", days:
         raise ConfigError(f"tokens: {days} days are over already")
     secret, created = new_secret(), datetime.now(UTC).replace(microsecond=0)
     expires = created + timedelta(days=days) if days else None
-    with _changing(file) as tokens:
-        if name in tokens:
+    with _changing(file) as said:
+        if name in said.tokens:
             raise ConfigError(f"{file} has a token {name} already: revoke it first")
-        tokens[name] = Token(name, tenant, admin, digest_of(secret), created, expires)
+        said.tokens[name] = Token(name, tenant, admin, digest_of(secret), created, expires)
     return secret
 
 
 def revoke_token(file: Path, name: str) -> Token:
     """Takes a token out of the file, and returns what was known of it. Raises ConfigError."""
-    with _changing(file) as tokens:
-        if name not in tokens:
+    with _changing(file) as said:
+        if name not in said.tokens:
             raise ConfigError(f"{file} has no token {name!r}")
-        return tokens.pop(name)
+        return said.tokens.pop(name)
+
+
+def salt_file(file: Path, *, renew: bool = False) -> None:
+    """Gives the file a salt. Raises ConfigError where it has one that is not to be renewed, and where there is no
+    file."""
+    if not file.exists():
+        raise ConfigError(f"{file}: no such file: `kvstore tokens add` makes one, with a salt")
+    with _changing(file) as said:
+        if said.salt and not renew:
+            raise ConfigError(f"{file} has a salt already; with another one (--renew) all that is stored is lost")
+        said.salt = new_salt()
 
 
 def _add(args: argparse.Namespace) -> None:
@@ -91,16 +119,22 @@ def _add(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    _show(args, [*read_tokens(str(args.file)).values()])
+    said = read_tokens(str(args.file))
+    _show(args, [*said.by_sha256.values()], {"salted": bool(said.salt)}, *[] if said.salt else [_UNSALTED])
 
 
 def _revoke(args: argparse.Namespace) -> None:
-    _show(args, [revoke_token(args.file, args.name)])
+    _show(args, [revoke_token(args.file, args.name)], {})
 
 
-def _show(args: argparse.Namespace, tokens: list[Token]) -> None:
+def _salt(args: argparse.Namespace) -> None:
+    salt_file(args.file, renew=args.renew)
+    print(json.dumps({"salted": True}) if args.json else _SALTED)
+
+
+def _show(args: argparse.Namespace, tokens: list[Token], beside: dict[str, Any], *lines: str) -> None:
     if args.json:
-        print(json.dumps({"tokens": [_told(token) for token in tokens]}))
+        print(json.dumps({"tokens": [_told(token) for token in tokens], **beside}))
         return
     now = datetime.now(UTC)
     rows = [
@@ -113,7 +147,7 @@ def _show(args: argparse.Namespace, tokens: list[Token]) -> None:
         )
         for token in tokens
     ]
-    show(table(("token", "tenant", "admin", "created", "expires"), rows))
+    show(table(("token", "tenant", "admin", "created", "expires"), rows), *lines)
 
 
 def _told(token: Token) -> dict[str, Any]:
@@ -122,18 +156,33 @@ def _told(token: Token) -> dict[str, Any]:
     return told | {"created": token.created.isoformat(), "expires": token.expires and token.expires.isoformat()}
 
 
+@dataclass(slots=True)
+class _Said:
+    """What a file says, to be changed. tokens: by name."""
+
+    tokens: dict[str, Token]
+    salt: Salt
+
+
 @contextmanager
-def _changing(file: Path) -> Iterator[dict[str, Token]]:
-    """The tokens by name; what is left of them is written when the block ends well. One at a time."""
+def _changing(file: Path) -> Iterator[_Said]:
+    """What the file says, or a new one is to say; what becomes of it is written when the block ends well. One at a
+    time."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        tokens = {token.name: token for token in read_tokens(str(file)).values()} if file.exists() else {}
-        yield tokens
-        write_private(file, "\n".join(map(_text, tokens.values())).encode())
+        said = _said(file) if file.exists() else _Said({}, new_salt())
+        yield said
+        salt = [f'salt = "{said.salt.secret.hex()}"\n'] if said.salt else []
+        write_private(file, "\n".join([*salt, *map(_text, said.tokens.values())]).encode())
     finally:
         os.close(folder)
+
+
+def _said(file: Path) -> _Said:
+    tokens = read_tokens(str(file))
+    return _Said({token.name: token for token in tokens.by_sha256.values()}, tokens.salt)
 
 
 def _text(token: Token) -> str:

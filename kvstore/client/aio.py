@@ -166,6 +166,12 @@ class AsyncClient:
         return self._link.namespace
 
     @property
+    def key_seed(self) -> bytes:
+        """What the namespace's keys begin with, 16 bytes: those too that an engine makes of hashes of its own. Not for
+        others to see: with it the blocks of any prompt can be named."""
+        return self._link.key_seed or self._link.namespace.id
+
+    @property
     def node_id(self) -> str:
         return self._link.node.node_id
 
@@ -173,7 +179,7 @@ class AsyncClient:
 
     def chain(self, tokens: Tokens, extra: bytes | Mapping[int, bytes] = b"") -> Chain:
         """The block keys of a prompt (see `kvstore.blocks.keys.chain`)."""
-        return chain(self._link.namespace.id, tokens, self.layout.block_tokens, extra)
+        return chain(self._link.namespace.id, tokens, self.layout.block_tokens, extra, self.key_seed)
 
     def _chain_of(self, what: "Chain | Tokens") -> Chain:
         asked = what if isinstance(what, Chain) else self.chain(what)

@@ -282,6 +282,11 @@ class Client(_Twin[aio.AsyncClient]):
         return self._inner.namespace
 
     @property
+    def key_seed(self) -> bytes:
+        """See `AsyncClient.key_seed`."""
+        return self._inner.key_seed
+
+    @property
     def node_id(self) -> str:
         return self._inner.node_id
 

@@ -60,6 +60,7 @@ class Link:
         self.caller = caller(f"client {os.getpid()}")
         self.node: types_pb2.NodeAddress = types_pb2.NodeAddress()
         self.session_id = b""
+        self.key_seed = b""
         self.probe_extends = False
         self._address = address
         self._control_address = control
@@ -94,6 +95,7 @@ class Link:
         self._slabs = await self._bind(attached)
         opened = await self.call(self.stub.OpenNamespace, self._open_namespace(), timeout_ms=self.config.connect_ms)
         self.probe_extends = opened.rules.probe_extends
+        self.key_seed = opened.key_seed
         control = self._control_address or attached.control
         if control and self.control is None:
             self._control_channel = open_channel(control, door=self._door, serves=Role.CONTROL)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from kvstore.blocks.salt import Salt
 from kvstore.config import DoorConfig
 from kvstore.control import wire
 from kvstore.control.asking import NODE_CALLER, NODE_DEADLINE_S, Asking, reply_of, why
@@ -48,12 +49,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         events: Events,
         clock: Callable[[], int],
         door: DoorConfig,
+        salt: Salt,
     ) -> None:
         self._index = index
         self._directory = directory
         self._counters = counters
         self._events = events
         self._clock = clock
+        self._salt = salt
         self._rules = SetRules(index, clock)
         self._asking = Asking(directory, door)
         self._explaining = Explaining(index, directory, self._asking)
@@ -107,6 +110,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     @unary
     async def Explain(self, request: admin_pb2.ExplainPrefixRequest, context: Any) -> admin_pb2.ExplainPrefixReply:
         return await self._explaining.explain(request, self._clock())
+
+    @unary
+    async def KeySeed(self, request: admin_pb2.KeySeedRequest, context: Any) -> admin_pb2.KeySeedReply:
+        wire.check_namespace(request.namespace_id)
+        return admin_pb2.KeySeedReply(seed=self._salt.seed(request.namespace_id))
 
     @unary
     async def SetDevice(self, request: admin_pb2.SetNodeDeviceRequest, context: Any) -> node_pb2.SetDeviceReply:

@@ -31,7 +31,7 @@ from kvstore.rpc.address_file import write_address
 from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import OPEN_DOOR, make_server
 from kvstore.rpc.guard import guards
-from kvstore.rpc.tokens import new_secret
+from kvstore.rpc.tokens import new_secret, salt_of
 
 _GRACE_S = 1.0
 _SERVICES = (
@@ -87,12 +87,13 @@ class ControlServer:
         clock = Clock()
         directory = Directory(config.node_lost_ms, await index.nodes(), clock())
         metrics = Metrics("control", "", config.metrics_listen, insecure=config.insecure)
-        inside = new_secret() if door.shut else ""
+        inside, salt = new_secret() if door.shut else "", salt_of(door)
         server = make_server([*metrics.interceptors, *guards(door, inside)], door)
         membership, events = Membership(), Events(clock)
-        control = ControlService(config, index, directory, membership, events, clock, KeyRing() if door.shut else None)
+        keys = KeyRing() if door.shut else None
+        control = ControlService(config, index, directory, membership, events, clock, keys, salt)
         control_pb2_grpc.add_ControlServicer_to_server(control, server)
-        admin = AdminService(index, directory, control.counters, events, clock, door)
+        admin = AdminService(index, directory, control.counters, events, clock, door, salt)
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         health_ = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_, server)

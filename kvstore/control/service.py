@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.blocks.salt import UNSALTED, Salt
 from kvstore.config import ControlConfig
 from kvstore.control import wire
 from kvstore.control.directory import Directory, NodeState
@@ -16,7 +17,7 @@ from kvstore.control.matches import MatchCounters
 from kvstore.control.prefix import answer
 from kvstore.control.repair import Membership, holders_of, holders_reply
 from kvstore.control.rules import SetRules
-from kvstore.errors import InvalidInput
+from kvstore.errors import InvalidInput, SaltMismatch
 from kvstore.observe.events import Kind
 from kvstore.pb import control_pb2, control_pb2_grpc, types_pb2
 from kvstore.rpc.status import unary
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 class ControlService(control_pb2_grpc.ControlServicer):
     """Serves one index and one directory. `clock` gives milliseconds since 1970. keys: of tickets for transfers, where
-    the door is shut."""
+    the door is shut. salt: which nodes must have too."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         events: Events,
         clock: Callable[[], int],
         keys: KeyRing | None = None,
+        salt: Salt = UNSALTED,
     ) -> None:
         self._config = config
         self._index = index
@@ -45,6 +47,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._events = events
         self._clock = clock
         self._keys = keys
+        self._salt = salt
         self._rules = SetRules(index, clock)
         self.counters = MatchCounters()
 
@@ -52,6 +55,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Register(self, request: control_pb2.RegisterRequest, context: Any) -> control_pb2.RegisterReply:
         address = request.address
         wire.check_address(address)
+        if request.salt_check != self._salt.check:
+            raise SaltMismatch(f"{address.node_id} salts keys differently: restart both with the same file of tokens")
         self._directory.check_room(address.node_id)
         record = await self._index.admit(address.node_id, address.incarnation)
         known_before = self._directory.registered(address.node_id, address.incarnation) is not None

@@ -70,6 +70,7 @@ from kvstore.rpc.bind import bind
 from kvstore.rpc.channel import OPEN_DOOR, make_server
 from kvstore.rpc.guard import guards
 from kvstore.rpc.host import host_identity
+from kvstore.rpc.tokens import salt_of
 from kvstore.rpc.transfer_tickets import KnownKeys
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class NodeServer:
         check_roles(config)
         self._config = config
         self._door = door
+        self._salt = salt_of(door)
         self._stopped = False
         self._scratch: Path | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -203,6 +205,7 @@ class NodeServer:
                 self.events,
                 door,
                 self.keys,
+                self._salt,
             )
             holders = self._publisher.holders
             self.replicas = Replicas(self.custody, self.retention, self.neighbours, address, holders)
@@ -269,6 +272,7 @@ class NodeServer:
             self._lanes_moved,
             address,
             slab_socket,
+            self._salt,
         )
         node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
         health_service = health.aio.HealthServicer()

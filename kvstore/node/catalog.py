@@ -203,6 +203,11 @@ class Catalog:
         known = self._stock.namespaces.get(namespace_id)
         return known is None or known.tenant == tenant
 
+    def expect_own(self, tenant: str, namespace_id: bytes) -> None:
+        """Raises UnknownNamespace, in the same words, for one that is not known and for another tenant's."""
+        if self._namespace(namespace_id).tenant != tenant:
+            raise _unknown(namespace_id)
+
     def tenant(self, namespace_id: bytes) -> str:
         """Raises UnknownNamespace."""
         return self._namespace(namespace_id).tenant
@@ -672,8 +677,12 @@ class Catalog:
     def _namespace(self, namespace_id: bytes) -> OpenNamespace:
         namespace = self._stock.namespaces.get(namespace_id)
         if namespace is None:
-            raise UnknownNamespace(f"namespace {namespace_id.hex()} was not opened here")
+            raise _unknown(namespace_id)
         return namespace
+
+
+def _unknown(namespace_id: bytes) -> UnknownNamespace:
+    return UnknownNamespace(f"namespace {namespace_id.hex()} was not opened here")
 
 
 def above_of(block: Block) -> Above:

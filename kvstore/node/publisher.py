@@ -17,6 +17,7 @@ from itertools import groupby, islice
 import grpc.aio
 
 from kvstore.blocks.digest import BUCKETS
+from kvstore.blocks.salt import UNSALTED, Salt
 from kvstore.config import DoorConfig, NodeConfig
 from kvstore.errors import ControlUnavailable, Refused
 from kvstore.node.catalog import Catalog, Record, ShardId
@@ -52,8 +53,10 @@ class Publisher:
         events: Outbox,
         door: DoorConfig = OPEN_DOOR,
         keys: KnownKeys | None = None,
+        salt: Salt = UNSALTED,
     ) -> None:
         self._door = door
+        self._salt = salt
         self._keys = KnownKeys() if keys is None else keys
         self._config = config
         self._address = address
@@ -153,6 +156,7 @@ class Publisher:
                     control_pb2.TierCapacity(tier=pb_tier(use.tier), capacity_bytes=use.capacity_bytes)
                     for use in self._catalog.usage().tiers
                 ],
+                salt_check=self._salt.check,
             ),
             timeout=_CALL_S,
         )

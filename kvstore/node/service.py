@@ -8,6 +8,7 @@ from typing import Any
 import grpc.aio
 
 from kvstore.blocks.layout import CHECKSUM_BYTES
+from kvstore.blocks.salt import Salt
 from kvstore.blocks.state import Outcome
 from kvstore.config import NodeConfig
 from kvstore.errors import InvalidInput, PermissionRefused
@@ -66,6 +67,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         lanes_moved: Callable[[], Sequence[node_pb2.LaneMoved]],
         address: types_pb2.NodeAddress,
         slab_socket: str,
+        salt: Salt,
     ) -> None:
         self._config = config
         self._custody = custody
@@ -86,6 +88,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._lanes_moved = lanes_moved
         self._address = address
         self._slab_socket = slab_socket
+        self._salt = salt
 
     # ---- sessions and namespaces -----------------------------------------------------------------------------------
 
@@ -118,6 +121,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             namespace_id=namespace.id,
             granule_bytes=layout.granule_bytes,
             rules=rules_message(rules.to_fields()),
+            key_seed=self._salt.seed(namespace.id),
         )
 
     def _caller(self, session_id: bytes, namespace_id: bytes) -> Session:
@@ -133,10 +137,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return session
 
     def _expect_own(self, tenant: str, namespace_id: bytes) -> None:
-        """Raises PermissionRefused for another tenant's namespace, and UnknownNamespace for one that nobody has opened
-        here where the caller is bound to one tenant: whose it is, is then known nowhere."""
+        """Raises PermissionRefused for another tenant's namespace. To a caller who is bound to one tenant it is
+        UnknownNamespace, as one that nobody has opened here: which ones others have is not his to know."""
         catalog = self._custody.catalog
-        if not catalog.may_use(tenant, namespace_id) or (bound_tenant() and not catalog.tenant(namespace_id)):
+        if bound_tenant():
+            catalog.expect_own(tenant, namespace_id)
+        elif not catalog.may_use(tenant, namespace_id):
             raise PermissionRefused("the namespace is of another tenant")
 
     # ---- put -------------------------------------------------------------------------------------------------------

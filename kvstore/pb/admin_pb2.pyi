@@ -1013,6 +1013,44 @@ class DrainNodeRequest(google.protobuf.message.Message):
 Global___DrainNodeRequest: typing_extensions.TypeAlias = DrainNodeRequest
 
 @typing.final
+class KeySeedRequest(google.protobuf.message.Message):
+    """What the keys of a namespace begin with, for who has a prompt's tokens and asks for its blocks."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    NAMESPACE_ID_FIELD_NUMBER: builtins.int
+    namespace_id: builtins.bytes
+    @property
+    def caller(self) -> kvstore.pb.types_pb2.Caller: ...
+    def __init__(
+        self,
+        *,
+        caller: kvstore.pb.types_pb2.Caller | None = ...,
+        namespace_id: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "namespace_id", b"namespace_id"]) -> None: ...
+
+Global___KeySeedRequest: typing_extensions.TypeAlias = KeySeedRequest
+
+@typing.final
+class KeySeedReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: builtins.int
+    seed: builtins.bytes
+    """16 bytes; empty: the namespace's id, for keys are not salted"""
+    def __init__(
+        self,
+        *,
+        seed: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["seed", b"seed"]) -> None: ...
+
+Global___KeySeedReply: typing_extensions.TypeAlias = KeySeedReply
+
+@typing.final
 class ListNodeBlocksRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -131,6 +131,11 @@ class AdminStub(object):
                 request_serializer=kvstore_dot_pb_dot_admin__pb2.DrainNodeRequest.SerializeToString,
                 response_deserializer=kvstore_dot_pb_dot_node__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.KeySeed = channel.unary_unary(
+                '/kvstore.v1.Admin/KeySeed',
+                request_serializer=kvstore_dot_pb_dot_admin__pb2.KeySeedRequest.SerializeToString,
+                response_deserializer=kvstore_dot_pb_dot_admin__pb2.KeySeedReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -257,6 +262,12 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeySeed(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -354,6 +365,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=kvstore_dot_pb_dot_admin__pb2.DrainNodeRequest.FromString,
                     response_serializer=kvstore_dot_pb_dot_node__pb2.DrainReply.SerializeToString,
+            ),
+            'KeySeed': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeySeed,
+                    request_deserializer=kvstore_dot_pb_dot_admin__pb2.KeySeedRequest.FromString,
+                    response_serializer=kvstore_dot_pb_dot_admin__pb2.KeySeedReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -870,6 +886,33 @@ class Admin(object):
             '/kvstore.v1.Admin/Drain',
             kvstore_dot_pb_dot_admin__pb2.DrainNodeRequest.SerializeToString,
             kvstore_dot_pb_dot_node__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeySeed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Admin/KeySeed',
+            kvstore_dot_pb_dot_admin__pb2.KeySeedRequest.SerializeToString,
+            kvstore_dot_pb_dot_admin__pb2.KeySeedReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -330,7 +330,23 @@ _AdminDrainType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminSetQuotaType, _AdminGetQuotasType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType, _AdminPurgeType, _AdminDrainType]):
+_AdminKeySeedType = typing_extensions.TypeVar(
+    '_AdminKeySeedType',
+    grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.KeySeedRequest,
+        kvstore.pb.admin_pb2.KeySeedReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.KeySeedRequest,
+        kvstore.pb.admin_pb2.KeySeedReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.KeySeedRequest,
+        kvstore.pb.admin_pb2.KeySeedReply,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlocksType, _AdminSetDeviceType, _AdminAdoptType, _AdminScrubType, _AdminSetRulesType, _AdminGetRulesType, _AdminSetQuotaType, _AdminGetQuotasType, _AdminExplainType, _AdminSetLogLevelType, _AdminPinType, _AdminUnpinType, _AdminPinsType, _AdminWatchType, _AdminListBlocksType, _AdminPurgeType, _AdminDrainType, _AdminKeySeedType]):
     """For operators; served by the control plane, which asks the nodes where they know better."""
 
     @typing.overload
@@ -410,6 +426,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
         grpc.UnaryUnaryMultiCallable[
             kvstore.pb.admin_pb2.DrainNodeRequest,
             kvstore.pb.node_pb2.DrainReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.KeySeedRequest,
+            kvstore.pb.admin_pb2.KeySeedReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -491,6 +511,10 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
             kvstore.pb.admin_pb2.DrainNodeRequest,
             kvstore.pb.node_pb2.DrainReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            kvstore.pb.admin_pb2.KeySeedRequest,
+            kvstore.pb.admin_pb2.KeySeedReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Stats: _AdminStatsType
@@ -536,6 +560,8 @@ class AdminStub(typing.Generic[_AdminStatsType, _AdminNodesType, _AdminPrefixBlo
 
     Drain: _AdminDrainType
     """passed on to the node"""
+
+    KeySeed: _AdminKeySeedType
 
 AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -613,6 +639,10 @@ AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
     grpc.aio.UnaryUnaryMultiCallable[
         kvstore.pb.admin_pb2.DrainNodeRequest,
         kvstore.pb.node_pb2.DrainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        kvstore.pb.admin_pb2.KeySeedRequest,
+        kvstore.pb.admin_pb2.KeySeedReply,
     ],
 ]
 
@@ -757,5 +787,12 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[kvstore.pb.node_pb2.DrainReply, collections.abc.Awaitable[kvstore.pb.node_pb2.DrainReply]]:
         """passed on to the node"""
+
+    @abc.abstractmethod
+    def KeySeed(
+        self,
+        request: kvstore.pb.admin_pb2.KeySeedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[kvstore.pb.admin_pb2.KeySeedReply, collections.abc.Awaitable[kvstore.pb.admin_pb2.KeySeedReply]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

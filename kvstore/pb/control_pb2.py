@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvstore.pb import types_pb2 as kvstore_dot_pb_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvstore/pb/control.proto\x12\nkvstore.v1\x1a\x16kvstore/pb/types.proto\"\x97\x01\n\x0fRegisterRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12(\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\r\n\x05roles\x18\x03 \x03(\t\x12\'\n\x05tiers\x18\x04 \x03(\x0b\x32\x18.kvstore.v1.TierCapacity\"F\n\x0cTierCapacity\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\"\x9f\x01\n\rRegisterReply\x12\x10\n\x08node_ref\x18\x01 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12#\n\x05rules\x18\x04 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12/\n\rtransfer_keys\x18\x05 \x01(\x0b\x32\x18.kvstore.v1.TransferKeys\"<\n\x0cTransferKeys\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0f\n\x07secrets\x18\x02 \x03(\x0c\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\"}\n\x07TierUse\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x12\n\nlive_bytes\x18\x03 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x04\"\x8d\x02\n\x10HeartbeatRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12#\n\x05lanes\x18\x04 \x03(\x0b\x32\x14.kvstore.v1.LaneLoad\x12\"\n\x05tiers\x18\x05 \x03(\x0b\x32\x13.kvstore.v1.TierUse\x12\x15\n\rrules_version\x18\x06 \x01(\x04\x12\'\n\x06\x65vents\x18\x07 \x01(\x0b\x32\x17.kvstore.v1.EventReport\x12\x14\n\x0ctransfer_key\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"^\n\x0b\x45ventReport\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12!\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x11.kvstore.v1.Event\x12\x0f\n\x07\x61ges_ms\x18\x03 \x03(\x04\x12\x0c\n\x04lost\x18\x04 \x01(\x04\"\x86\x01\n\x0eHeartbeatReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12#\n\x05rules\x18\x02 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12\x0f\n\x07\x63hanges\x18\x03 \x01(\x04\x12/\n\rtransfer_keys\x18\x04 \x01(\x0b\x32\x18.kvstore.v1.TransferKeys\"\xd0\x01\n\x0ePublishRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12$\n\x07records\x18\x05 \x03(\x0b\x32\x13.kvstore.v1.Records\x12\x17\n\x0freplace_buckets\x18\x06 \x03(\r\x12#\n\x05lanes\x18\x07 \x03(\x0b\x32\x14.kvstore.v1.LaneLoad\"\x9e\x01\n\x07Records\x12\x10\n\x08withdraw\x18\x01 \x01(\x08\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x12\n\nshard_rank\x18\x03 \x01(\r\x12\x13\n\x0bshard_count\x18\x04 \x01(\r\x12\x14\n\x0cnamespace_id\x18\x05 \x01(\x0c\x12\x0c\n\x04keys\x18\x06 \x01(\x0c\x12\x14\n\x0cremaining_ms\x18\x07 \x01(\x0c\"/\n\x0cPublishReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08\"r\n\x15\x43ompareBucketsRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c\"7\n\x13\x43ompareBucketsReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x11\n\tdiffering\x18\x02 \x03(\r\"k\n\x0eHoldersRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x12\n\nshard_rank\x18\x02 \x01(\r\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\"\xc2\x01\n\x0cHoldersReply\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\x12\n\nused_bytes\x18\x02 \x03(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x03(\x04\x12\x14\n\x0cholder_block\x18\x04 \x01(\x0c\x12\x13\n\x0bholder_node\x18\x05 \x01(\x0c\x12\x1b\n\x13holder_remaining_ms\x18\x06 \x01(\x0c\x12\x16\n\x0eholder_durable\x18\x07 \x01(\x0c\"\x83\x01\n\x0cMatchRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x14\n\x0cnamespace_id\x18\x02 \x01(\x0c\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\x16\n\x0ereader_node_id\x18\x05 \x01(\t\"\xb6\x02\n\nMatchReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.kvstore.v1.NodeAddress\x12#\n\x05loads\x18\x03 \x03(\x0b\x32\x14.kvstore.v1.NodeLoad\x12\x16\n\x0elocation_block\x18\x04 \x01(\x0c\x12\x15\n\rlocation_node\x18\x05 \x01(\x0c\x12\x15\n\rlocation_tier\x18\x06 \x01(\x0c\x12\x16\n\x0elocation_shard\x18\x07 \x01(\x0c\x12\x1d\n\x15location_remaining_ms\x18\x08 \x01(\x0c\x12#\n\x07helpers\x18\t \x03(\x0b\x32\x12.kvstore.v1.Helper\x12)\n\x0breader_load\x18\n \x01(\x0b\x32\x14.kvstore.v1.NodeLoad2\xa7\x03\n\x07\x43ontrol\x12\x42\n\x08Register\x12\x1b.kvstore.v1.RegisterRequest\x1a\x19.kvstore.v1.RegisterReply\x12\x45\n\tHeartbeat\x12\x1c.kvstore.v1.HeartbeatRequest\x1a\x1a.kvstore.v1.HeartbeatReply\x12?\n\x07Publish\x12\x1a.kvstore.v1.PublishRequest\x1a\x18.kvstore.v1.PublishReply\x12T\n\x0e\x43ompareBuckets\x12!.kvstore.v1.CompareBucketsRequest\x1a\x1f.kvstore.v1.CompareBucketsReply\x12\x39\n\x05Match\x12\x18.kvstore.v1.MatchRequest\x1a\x16.kvstore.v1.MatchReply\x12?\n\x07Holders\x12\x1a.kvstore.v1.HoldersRequest\x1a\x18.kvstore.v1.HoldersReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvstore/pb/control.proto\x12\nkvstore.v1\x1a\x16kvstore/pb/types.proto\"\xab\x01\n\x0fRegisterRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12(\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\r\n\x05roles\x18\x03 \x03(\t\x12\'\n\x05tiers\x18\x04 \x03(\x0b\x32\x18.kvstore.v1.TierCapacity\x12\x12\n\nsalt_check\x18\x05 \x01(\x0c\"F\n\x0cTierCapacity\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\"\x9f\x01\n\rRegisterReply\x12\x10\n\x08node_ref\x18\x01 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12#\n\x05rules\x18\x04 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12/\n\rtransfer_keys\x18\x05 \x01(\x0b\x32\x18.kvstore.v1.TransferKeys\"<\n\x0cTransferKeys\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0f\n\x07secrets\x18\x02 \x03(\x0c\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\"}\n\x07TierUse\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x12\n\nlive_bytes\x18\x03 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x04\"\x8d\x02\n\x10HeartbeatRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12#\n\x05lanes\x18\x04 \x03(\x0b\x32\x14.kvstore.v1.LaneLoad\x12\"\n\x05tiers\x18\x05 \x03(\x0b\x32\x13.kvstore.v1.TierUse\x12\x15\n\rrules_version\x18\x06 \x01(\x04\x12\'\n\x06\x65vents\x18\x07 \x01(\x0b\x32\x17.kvstore.v1.EventReport\x12\x14\n\x0ctransfer_key\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"^\n\x0b\x45ventReport\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12!\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x11.kvstore.v1.Event\x12\x0f\n\x07\x61ges_ms\x18\x03 \x03(\x04\x12\x0c\n\x04lost\x18\x04 \x01(\x04\"\x86\x01\n\x0eHeartbeatReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12#\n\x05rules\x18\x02 \x01(\x0b\x32\x14.kvstore.v1.RuleBook\x12\x0f\n\x07\x63hanges\x18\x03 \x01(\x04\x12/\n\rtransfer_keys\x18\x04 \x01(\x0b\x32\x18.kvstore.v1.TransferKeys\"\xd0\x01\n\x0ePublishRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12$\n\x07records\x18\x05 \x03(\x0b\x32\x13.kvstore.v1.Records\x12\x17\n\x0freplace_buckets\x18\x06 \x03(\r\x12#\n\x05lanes\x18\x07 \x03(\x0b\x32\x14.kvstore.v1.LaneLoad\"\x9e\x01\n\x07Records\x12\x10\n\x08withdraw\x18\x01 \x01(\x08\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x12\n\nshard_rank\x18\x03 \x01(\r\x12\x13\n\x0bshard_count\x18\x04 \x01(\r\x12\x14\n\x0cnamespace_id\x18\x05 \x01(\x0c\x12\x0c\n\x04keys\x18\x06 \x01(\x0c\x12\x14\n\x0cremaining_ms\x18\x07 \x01(\x0c\"/\n\x0cPublishReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08\"r\n\x15\x43ompareBucketsRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c\"7\n\x13\x43ompareBucketsReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x11\n\tdiffering\x18\x02 \x03(\r\"k\n\x0eHoldersRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x12\n\nshard_rank\x18\x02 \x01(\r\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\"\xc2\x01\n\x0cHoldersReply\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.kvstore.v1.NodeAddress\x12\x12\n\nused_bytes\x18\x02 \x03(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x03(\x04\x12\x14\n\x0cholder_block\x18\x04 \x01(\x0c\x12\x13\n\x0bholder_node\x18\x05 \x01(\x0c\x12\x1b\n\x13holder_remaining_ms\x18\x06 \x01(\x0c\x12\x16\n\x0eholder_durable\x18\x07 \x01(\x0c\"\x83\x01\n\x0cMatchRequest\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.kvstore.v1.Caller\x12\x14\n\x0cnamespace_id\x18\x02 \x01(\x0c\x12\x13\n\x0bshard_count\x18\x03 \x01(\r\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\x16\n\x0ereader_node_id\x18\x05 \x01(\t\"\xb6\x02\n\nMatchReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.kvstore.v1.NodeAddress\x12#\n\x05loads\x18\x03 \x03(\x0b\x32\x14.kvstore.v1.NodeLoad\x12\x16\n\x0elocation_block\x18\x04 \x01(\x0c\x12\x15\n\rlocation_node\x18\x05 \x01(\x0c\x12\x15\n\rlocation_tier\x18\x06 \x01(\x0c\x12\x16\n\x0elocation_shard\x18\x07 \x01(\x0c\x12\x1d\n\x15location_remaining_ms\x18\x08 \x01(\x0c\x12#\n\x07helpers\x18\t \x03(\x0b\x32\x12.kvstore.v1.Helper\x12)\n\x0breader_load\x18\n \x01(\x0b\x32\x14.kvstore.v1.NodeLoad2\xa7\x03\n\x07\x43ontrol\x12\x42\n\x08Register\x12\x1b.kvstore.v1.RegisterRequest\x1a\x19.kvstore.v1.RegisterReply\x12\x45\n\tHeartbeat\x12\x1c.kvstore.v1.HeartbeatRequest\x1a\x1a.kvstore.v1.HeartbeatReply\x12?\n\x07Publish\x12\x1a.kvstore.v1.PublishRequest\x1a\x18.kvstore.v1.PublishReply\x12T\n\x0e\x43ompareBuckets\x12!.kvstore.v1.CompareBucketsRequest\x1a\x1f.kvstore.v1.CompareBucketsReply\x12\x39\n\x05Match\x12\x18.kvstore.v1.MatchRequest\x1a\x16.kvstore.v1.MatchReply\x12?\n\x07Holders\x12\x1a.kvstore.v1.HoldersRequest\x1a\x18.kvstore.v1.HoldersReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,39 +33,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvstore.pb.control_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REGISTERREQUEST']._serialized_start=65
-  _globals['_REGISTERREQUEST']._serialized_end=216
-  _globals['_TIERCAPACITY']._serialized_start=218
-  _globals['_TIERCAPACITY']._serialized_end=288
-  _globals['_REGISTERREPLY']._serialized_start=291
-  _globals['_REGISTERREPLY']._serialized_end=450
-  _globals['_TRANSFERKEYS']._serialized_start=452
-  _globals['_TRANSFERKEYS']._serialized_end=512
-  _globals['_TIERUSE']._serialized_start=514
-  _globals['_TIERUSE']._serialized_end=639
-  _globals['_HEARTBEATREQUEST']._serialized_start=642
-  _globals['_HEARTBEATREQUEST']._serialized_end=911
-  _globals['_EVENTREPORT']._serialized_start=913
-  _globals['_EVENTREPORT']._serialized_end=1007
-  _globals['_HEARTBEATREPLY']._serialized_start=1010
-  _globals['_HEARTBEATREPLY']._serialized_end=1144
-  _globals['_PUBLISHREQUEST']._serialized_start=1147
-  _globals['_PUBLISHREQUEST']._serialized_end=1355
-  _globals['_RECORDS']._serialized_start=1358
-  _globals['_RECORDS']._serialized_end=1516
-  _globals['_PUBLISHREPLY']._serialized_start=1518
-  _globals['_PUBLISHREPLY']._serialized_end=1565
-  _globals['_COMPAREBUCKETSREQUEST']._serialized_start=1567
-  _globals['_COMPAREBUCKETSREQUEST']._serialized_end=1681
-  _globals['_COMPAREBUCKETSREPLY']._serialized_start=1683
-  _globals['_COMPAREBUCKETSREPLY']._serialized_end=1738
-  _globals['_HOLDERSREQUEST']._serialized_start=1740
-  _globals['_HOLDERSREQUEST']._serialized_end=1847
-  _globals['_HOLDERSREPLY']._serialized_start=1850
-  _globals['_HOLDERSREPLY']._serialized_end=2044
-  _globals['_MATCHREQUEST']._serialized_start=2047
-  _globals['_MATCHREQUEST']._serialized_end=2178
-  _globals['_MATCHREPLY']._serialized_start=2181
-  _globals['_MATCHREPLY']._serialized_end=2491
-  _globals['_CONTROL']._serialized_start=2494
-  _globals['_CONTROL']._serialized_end=2917
+  _globals['_REGISTERREQUEST']._serialized_end=236
+  _globals['_TIERCAPACITY']._serialized_start=238
+  _globals['_TIERCAPACITY']._serialized_end=308
+  _globals['_REGISTERREPLY']._serialized_start=311
+  _globals['_REGISTERREPLY']._serialized_end=470
+  _globals['_TRANSFERKEYS']._serialized_start=472
+  _globals['_TRANSFERKEYS']._serialized_end=532
+  _globals['_TIERUSE']._serialized_start=534
+  _globals['_TIERUSE']._serialized_end=659
+  _globals['_HEARTBEATREQUEST']._serialized_start=662
+  _globals['_HEARTBEATREQUEST']._serialized_end=931
+  _globals['_EVENTREPORT']._serialized_start=933
+  _globals['_EVENTREPORT']._serialized_end=1027
+  _globals['_HEARTBEATREPLY']._serialized_start=1030
+  _globals['_HEARTBEATREPLY']._serialized_end=1164
+  _globals['_PUBLISHREQUEST']._serialized_start=1167
+  _globals['_PUBLISHREQUEST']._serialized_end=1375
+  _globals['_RECORDS']._serialized_start=1378
+  _globals['_RECORDS']._serialized_end=1536
+  _globals['_PUBLISHREPLY']._serialized_start=1538
+  _globals['_PUBLISHREPLY']._serialized_end=1585
+  _globals['_COMPAREBUCKETSREQUEST']._serialized_start=1587
+  _globals['_COMPAREBUCKETSREQUEST']._serialized_end=1701
+  _globals['_COMPAREBUCKETSREPLY']._serialized_start=1703
+  _globals['_COMPAREBUCKETSREPLY']._serialized_end=1758
+  _globals['_HOLDERSREQUEST']._serialized_start=1760
+  _globals['_HOLDERSREQUEST']._serialized_end=1867
+  _globals['_HOLDERSREPLY']._serialized_start=1870
+  _globals['_HOLDERSREPLY']._serialized_end=2064
+  _globals['_MATCHREQUEST']._serialized_start=2067
+  _globals['_MATCHREQUEST']._serialized_end=2198
+  _globals['_MATCHREPLY']._serialized_start=2201
+  _globals['_MATCHREPLY']._serialized_end=2511
+  _globals['_CONTROL']._serialized_start=2514
+  _globals['_CONTROL']._serialized_end=2937
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,9 @@ class RegisterRequest(google.protobuf.message.Message):
     ADDRESS_FIELD_NUMBER: builtins.int
     ROLES_FIELD_NUMBER: builtins.int
     TIERS_FIELD_NUMBER: builtins.int
+    SALT_CHECK_FIELD_NUMBER: builtins.int
+    salt_check: builtins.bytes
+    """tells one salt from another, and nothing of it (docs/keys.md); empty: keys are not salted"""
     @property
     def caller(self) -> kvstore.pb.types_pb2.Caller: ...
     @property
@@ -44,9 +47,10 @@ class RegisterRequest(google.protobuf.message.Message):
         address: kvstore.pb.types_pb2.NodeAddress | None = ...,
         roles: collections.abc.Iterable[builtins.str] | None = ...,
         tiers: collections.abc.Iterable[Global___TierCapacity] | None = ...,
+        salt_check: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["address", b"address", "caller", b"caller"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "caller", b"caller", "roles", b"roles", "tiers", b"tiers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "caller", b"caller", "roles", b"roles", "salt_check", b"salt_check", "tiers", b"tiers"]) -> None: ...
 
 Global___RegisterRequest: typing_extensions.TypeAlias = RegisterRequest
 

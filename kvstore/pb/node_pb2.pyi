@@ -264,8 +264,11 @@ class OpenNamespaceReply(google.protobuf.message.Message):
     NAMESPACE_ID_FIELD_NUMBER: builtins.int
     GRANULE_BYTES_FIELD_NUMBER: builtins.int
     RULES_FIELD_NUMBER: builtins.int
+    KEY_SEED_FIELD_NUMBER: builtins.int
     namespace_id: builtins.bytes
     granule_bytes: builtins.int
+    key_seed: builtins.bytes
+    """what the namespace's keys begin with (docs/keys.md), 16 bytes; empty: its id"""
     @property
     def rules(self) -> kvstore.pb.types_pb2.Rules:
         """those that hold now, all fields"""
@@ -276,9 +279,10 @@ class OpenNamespaceReply(google.protobuf.message.Message):
         namespace_id: builtins.bytes = ...,
         granule_bytes: builtins.int = ...,
         rules: kvstore.pb.types_pb2.Rules | None = ...,
+        key_seed: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rules", b"rules"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["granule_bytes", b"granule_bytes", "namespace_id", b"namespace_id", "rules", b"rules"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["granule_bytes", b"granule_bytes", "key_seed", b"key_seed", "namespace_id", b"namespace_id", "rules", b"rules"]) -> None: ...
 
 Global___OpenNamespaceReply: typing_extensions.TypeAlias = OpenNamespaceReply
 

@@ -45,6 +45,7 @@ ACCESS: Mapping[str, frozenset[Right]] = {
     "Admin/Stats": _PAGE,
     "Admin/Nodes": _PAGE,
     "Admin/Explain": _PAGE,
+    "Admin/KeySeed": _PAGE,
     "Admin/PrefixBlocks": _READERS,
     "Admin/GetRules": _READERS,
     "Admin/Pins": _READERS,

@@ -25,6 +25,7 @@ STATUS: dict[type[e.KVStoreError], grpc.StatusCode] = {
     e.TooLarge: grpc.StatusCode.OUT_OF_RANGE,
     e.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
     e.VersionMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    e.SaltMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     e.PermissionRefused: grpc.StatusCode.PERMISSION_DENIED,
     e.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     e.Forbidden: grpc.StatusCode.PERMISSION_DENIED,

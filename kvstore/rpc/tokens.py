@@ -1,8 +1,10 @@
 """Tokens: who a client is, where certificates say only that it is one.
 
 A token is a secret of 256 random bits, so its plain SHA-256 is enough to know it by, and all that the file of a server
-(`door.tokens`) holds. The file is TOML, one table per token; `kvstore tokens` writes it:
+(`door.tokens`) holds of it. The file is TOML, one table per token, and before them the salt of the cluster's keys
+(`kvstore.blocks.salt`), which is a secret; `kvstore tokens` writes it:
 
+    salt = "4d5e…"              # 64 hexadecimal digits; left out: keys are not salted
     [tokens.acme-prefill]
     tenant = "acme"             # whose namespaces it opens; or admin = "read" | "operate"
     sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -11,6 +13,7 @@ A token is a secret of 256 random bits, so its plain SHA-256 is enough to know i
 """
 
 import hashlib
+import logging
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -22,6 +25,7 @@ from typing import Any
 
 import grpc.aio
 
+from kvstore.blocks.salt import SALT_BYTES, UNSALTED, Salt
 from kvstore.config import DoorConfig, read_tables
 from kvstore.errors import ConfigError
 from kvstore.rpc.metadata import adding
@@ -36,6 +40,8 @@ _SECRET = re.compile(r"kvs_[A-Za-z0-9_-]{43}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {"tenant", "admin", "sha256", "created", "expires"}
 _WRITABLE_BY_OTHERS = 0o022
+_READABLE_BY_ALL = 0o004
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +59,20 @@ class Token:
         return self.expires is not None and now >= self.expires
 
 
-Tokens = Mapping[str, Token]
-"""By their SHA-256."""
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a file says. salt: none where it has none."""
+
+    by_sha256: Mapping[str, Token]
+    salt: Salt = UNSALTED
 
 
 def new_secret() -> str:
     return f"kvs_{secrets.token_urlsafe(32)}"
+
+
+def new_salt() -> Salt:
+    return Salt(secrets.token_bytes(SALT_BYTES))
 
 
 def digest_of(secret: str) -> str:
@@ -66,7 +80,7 @@ def digest_of(secret: str) -> str:
 
 
 def read_tokens(path: str) -> Tokens:
-    """Those of a file, expired ones too. Raises ConfigError, with the token's name."""
+    """What a file says, of expired ones too. Raises ConfigError, with the token's name."""
     try:
         mode = Path(path).stat().st_mode
     except OSError as error:
@@ -74,14 +88,22 @@ def read_tokens(path: str) -> Tokens:
     if mode & _WRITABLE_BY_OTHERS:
         raise ConfigError(f"tokens {path}: others may write it: chmod 600")
     tables = read_tables(path)
+    salt = _salt(path, tables.pop("salt", None))
+    if salt and mode & _READABLE_BY_ALL:
+        raise ConfigError(f"tokens {path}: everybody may read it, and its salt is a secret: chmod 600")
     listed = tables.pop("tokens", {})
     if tables or not isinstance(listed, dict):
-        raise ConfigError(f"tokens {path}: tables [tokens.NAME] are needed and nothing else")
+        raise ConfigError(f"tokens {path}: a salt and tables [tokens.NAME] are needed and nothing else")
     tokens = [_token(f"{path} [tokens.{name}]", name, fields) for name, fields in listed.items()]
     known = {token.sha256: token for token in tokens}
     if len(known) < len(tokens):
         raise ConfigError(f"tokens {path}: two have the same sha256")
-    return known
+    return Tokens(known, salt)
+
+
+def salt_of(door: DoorConfig) -> Salt:
+    """By which a server salts keys, for as long as it runs; none where no tokens are asked. Raises ConfigError."""
+    return read_tokens(door.tokens).salt if door.tokens else UNSALTED
 
 
 class KnownTokens:
@@ -92,7 +114,7 @@ class KnownTokens:
 
     def find(self, digest: str) -> Token | str:
         """A token that holds now, or why there is none."""
-        token = self._tokens().get(digest)
+        token = self._tokens().by_sha256.get(digest)
         if token is None:
             return "the token is unknown or revoked"
         return f"the token {token.name} has expired" if token.expired(datetime.now(UTC)) else token
@@ -100,7 +122,15 @@ class KnownTokens:
 
 @cache
 def _renewed_tokens(path: str) -> Renewed[Tokens]:
-    return Renewed((path,), lambda: read_tokens(path))
+    at_start = read_tokens(path).salt
+
+    def read() -> Tokens:
+        tokens = read_tokens(path)
+        if tokens.salt != at_start:
+            log.warning("tokens %s: its salt has changed, which counts only after a restart: of all servers", path)
+        return tokens
+
+    return Renewed((path,), read)
 
 
 def shown_token(door: DoorConfig, token: str = "") -> Callable[[], str]:
@@ -140,6 +170,15 @@ def borne(metadata: Any) -> str:
         if key == METADATA_KEY and isinstance(value, str) and value.startswith(_SCHEME):
             return value.removeprefix(_SCHEME)
     return ""
+
+
+def _salt(path: str, text: Any) -> Salt:
+    """text: None for none. Errors do not repeat it."""
+    if text is None:
+        return UNSALTED
+    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+        raise ConfigError(f"tokens {path}: salt: {2 * SALT_BYTES} hexadecimal digits in lower case are needed")
+    return Salt(bytes.fromhex(text))
 
 
 def _token(where: str, name: str, fields: Any) -> Token:

@@ -160,3 +160,19 @@ def test_a_namespace_id_has_16_bytes(seed: bytes) -> None:
     """A seed of another length is refused."""
     with pytest.raises(InvalidInput, match="namespace id: 16 bytes"):
         keys([1], seed=seed)
+
+
+@pytest.mark.parametrize("seed", [bytes(15), bytes(17)])
+def test_a_seed_has_16_bytes(seed: bytes) -> None:
+    """Where one is given beside the id."""
+    with pytest.raises(InvalidInput, match="seed: 16 bytes"):
+        chain(SEED, [1], STEP, seed=seed)
+
+
+@given(tokens)
+def test_a_seed_is_in_every_key(prompt: list[int]) -> None:
+    """And the id in none, which the chain is of all the same."""
+    plain, seeded = chain(SEED, prompt, STEP), chain(SEED, prompt, STEP, seed=bytes(KEY_BYTES))
+    assert seeded.namespace_id == SEED
+    assert not set(plain.keys) & set(seeded.keys)
+    assert seeded.keys == chain(bytes(KEY_BYTES), prompt, STEP).keys

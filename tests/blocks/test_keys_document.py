@@ -11,6 +11,7 @@ import pytest
 from kvstore.blocks.keys import chain
 from kvstore.blocks.layout import layout_from_fields
 from kvstore.blocks.namespace import Namespace
+from kvstore.blocks.salt import Salt, seed_check
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "keys.md").read_text(encoding="utf-8")
 
@@ -53,6 +54,11 @@ KEYS = [
     (int(namespace), tokens_of(tokens), extras_of(extra), [bytes.fromhex(key) for key in quoted(keys)])
     for namespace, tokens, extra, keys in table("Keys")
 ]
+SEEDS = [
+    (int(namespace), *(bytes.fromhex(quoted(each)[0]) for each in rest), [bytes.fromhex(key) for key in quoted(keys)])
+    for namespace, *rest, keys in ((row[1], row[0], *row[2:]) for row in table("Seeds"))
+]
+"""Namespace, salt, seed, check of the seed, check of the salt, keys."""
 
 
 def block_tokens_of(namespace: int) -> int:
@@ -61,7 +67,7 @@ def block_tokens_of(namespace: int) -> int:
 
 def test_the_document_has_vectors() -> None:
     """The tables are found, so that the tests below test something."""
-    assert (len(LAYOUTS), len(NAMESPACES), len(KEYS)) == (3, 4, 8)
+    assert (len(LAYOUTS), len(NAMESPACES), len(SEEDS), len(KEYS)) == (3, 4, 3, 8)
 
 
 @pytest.mark.parametrize(("text", "fingerprint"), LAYOUTS)
@@ -75,6 +81,15 @@ def test_fingerprint(text: str, fingerprint: bytes) -> None:
 def test_namespace_id(layout: int, fields: dict[str, str], identity: bytes) -> None:
     """The code gives a namespace the document's id."""
     assert Namespace(layout_fingerprint=LAYOUTS[layout - 1][1], **fields).id == identity
+
+
+@pytest.mark.parametrize(("namespace", "salt", "seed", "check", "salt_check", "keys"), SEEDS)
+def test_seeds(namespace: int, salt: bytes, seed: bytes, check: bytes, salt_check: bytes, keys: list[bytes]) -> None:
+    """The code gives a salted namespace the document's seed, and keys that begin with it."""
+    of = Salt(salt)
+    assert (of.seed(NAMESPACES[namespace - 1][2]), seed_check(seed), of.check) == (seed, check, salt_check)
+    made = chain(NAMESPACES[namespace - 1][2], range(1, 129), block_tokens_of(namespace), seed=seed)
+    assert list(made.keys) == keys
 
 
 @pytest.mark.parametrize(("namespace", "tokens", "extras", "keys"), KEYS)
@@ -108,6 +123,10 @@ def written_namespace_id(fingerprint: bytes, given: dict[str, str]) -> bytes:
     return blake2b(message, digest_size=16, person=b"kvstore-ns").digest()
 
 
+def written_seed(salt: bytes, namespace_id: bytes) -> bytes:
+    return blake2b(namespace_id, digest_size=16, person=b"kvstore-seed", key=salt).digest()
+
+
 def written_keys(seed: bytes, tokens: list[int], block_tokens: int, extras: dict[int, bytes]) -> Iterator[bytes]:
     parent = seed
     for block in range(len(tokens) // block_tokens):
@@ -124,6 +143,11 @@ def test_the_text_alone_gives_the_vectors() -> None:
         assert written_fingerprint(text) == fingerprint
     for layout, fields, identity in NAMESPACES:
         assert written_namespace_id(LAYOUTS[layout - 1][1], fields) == identity
+    for namespace, salt, seed, check, salt_check, keys in SEEDS:
+        assert written_seed(salt, NAMESPACES[namespace - 1][2]) == seed
+        assert blake2b(seed, digest_size=16, person=b"kvstore-check").digest() == check
+        assert blake2b(b"", digest_size=16, person=b"kvstore-salt", key=salt).digest() == salt_check
+        assert list(written_keys(seed, [*range(1, 129)], block_tokens_of(namespace), {})) == keys
     for namespace, tokens, extras, keys in KEYS:
         block_tokens = block_tokens_of(namespace)
         assert list(written_keys(NAMESPACES[namespace - 1][2], tokens, block_tokens, extras)) == keys

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
+from kvstore.blocks.salt import seed_check
 from kvstore.cli import archive
 from kvstore.cli.archive import ArchivedBlock, Header
 from kvstore.cli.archive_file import opened, verified, written
 from kvstore.cli.block_order import in_order, merged, with_ancestors
-from kvstore.errors import ChecksumMismatch, InvalidInput, KVStoreError, TooLarge, VersionMismatch
+from kvstore.errors import ChecksumMismatch, InvalidInput, KVStoreError, SaltMismatch, TooLarge, VersionMismatch
 from tests.cluster import random_blocks
 
 LAYOUT = Layout.dense(layers=2, kv_heads=1, head_dim=8, block_tokens=16)
@@ -149,6 +151,23 @@ async def test_a_namespace_that_is_not_its_id(tmp_path: Path) -> None:
     path.write_bytes(packed(said))
     with pytest.raises(InvalidInput, match="has the id"):
         await read(path)
+
+
+async def test_with_which_seed_keys_were_made(tmp_path: Path) -> None:
+    """A file says it without the seed; those of another one, or of none, are told apart."""
+    seed = bytes(range(16))
+    path = tmp_path / "x.kv"
+    path.write_bytes(replace(HEADER, seed_check=seed_check(seed)).pack())
+    assert seed not in path.read_bytes()
+    assert seed.hex() not in path.read_text("latin-1")
+    async with opened(path) as file:
+        file.header.expect_seed(seed)
+        for other in (bytes(16), b""):
+            with pytest.raises(SaltMismatch, match="another salt"):
+                file.header.expect_seed(other)
+    HEADER.expect_seed(b"")
+    with pytest.raises(SaltMismatch):
+        HEADER.expect_seed(seed)
 
 
 async def test_a_layout_of_huge_blocks(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ PEERS = calls("Node", "Pin Unpin Locate Transfer Replicate Shed")
 ENGINES = calls("Control", "Match") | calls(
     "Node", "Attach OpenNamespace LocalMatch Reserve MarkLayers Commit Abort Hold Offer Load Unpin Declined"
 )
-READS = calls("Admin", "Stats Nodes PrefixBlocks Explain GetRules GetQuotas Pins Watch ListBlocks") | calls(
+READS = calls("Admin", "Stats Nodes PrefixBlocks Explain KeySeed GetRules GetQuotas Pins Watch ListBlocks") | calls(
     "Node", "Usage GetRules Explain ListBlocks OperatorPins"
 )
 CHANGES = calls("Admin", "SetRules SetDevice Adopt Scrub SetLogLevel Drain Pin Unpin Purge SetQuota") | calls(

@@ -10,70 +10,32 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from kvstore.blocks.namespace import Namespace
 from kvstore.cli.tokens import add_token, revoke_token
 from kvstore.client import AsyncClient, Match, buffers
-from kvstore.config import DoorConfig
 from kvstore.errors import Forbidden, KVStoreError, Refused, Unauthenticated, UnknownNamespace
-from kvstore.node.app import NodeServer
 from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.rpc import renewed
 from kvstore.rpc.certificates import Role
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
-from tests.certs import Certs
-from tests.cluster import LAYOUT, random_blocks, whole_match
-from tests.inprocess import Site, site, tokens
+from tests.cluster import LAYOUT, random_blocks
+from tests.e2e.town import BLOCKS, PROMPT, Town
+from tests.inprocess import site, tokens
 from tests.waiting import eventually
-
-BLOCKS = 4
-PROMPT = tokens(BLOCKS)
-
-
-class Town:
-    """A control plane and a node that ask for tokens."""
-
-    def __init__(self, here: Site, certs: Certs, node: NodeServer, control: str) -> None:
-        self.here = here
-        self.certs = certs
-        self.node = node
-        self.control = control
-
-    def door(self, tenant: str) -> DoorConfig:
-        return self.certs.holder(f"of-{tenant}", tenant=tenant)
-
-    async def client(self, tenant: str, door: DoorConfig | None = None) -> AsyncClient:
-        namespace = Namespace.of("m", LAYOUT, tenant=tenant)
-        return await self.here.client(self.node, namespace=namespace, door=door or self.door(tenant))
-
-    async def stored(self, tenant: str) -> AsyncClient:
-        """A client that has stored the prompt, and finds it."""
-        client = await self.client(tenant)
-        await client.store(PROMPT, buffers.contiguous(random_blocks(LAYOUT, BLOCKS), LAYOUT))
-        await eventually(lambda: whole_match(client, PROMPT))
-        return client
 
 
 @pytest.fixture
 async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
     monkeypatch.setattr(renewed, "LOOK_S", 0.0)
-    certs = Certs(tmp_path / "certs")
-    for tenant in ("acme", "bolt"):
-        certs.holder(f"of-{tenant}", tenant=tenant)
     async with site(tmp_path) as here:
-        control = await here.control(certs.server("control"))
-        node = await here.node(door=certs.server("node"), control=control.address, publish_ms=1)
-        yield Town(here, certs, node, control.address)
+        yield await Town(here, tmp_path).open()
 
 
 async def test_a_tenant_takes_nothing_from_others(tmp_path: Path) -> None:
     """Beyond his rate he is refused, and told when to come again; the others are served meanwhile."""
-    certs = Certs(tmp_path / "certs")
-    door = replace(certs.server("node"), calls_per_s=20)
-    for tenant in ("acme", "bolt"):
-        certs.holder(f"of-{tenant}", tenant=tenant)
     async with site(tmp_path) as here:
-        town = Town(here, certs, await here.node(door=door), "")
+        town = Town(here, tmp_path)
+        town.node = await here.node(door=replace(town.certs.server("node"), calls_per_s=20))
         acme, bolt = await town.client("acme"), await town.client("bolt")
         with pytest.raises(Refused, match="more than 20 calls per second") as refused:
             await many_matches(acme)
@@ -83,11 +45,9 @@ async def test_a_tenant_takes_nothing_from_others(tmp_path: Path) -> None:
 
 async def test_loads_at_once_are_bounded(tmp_path: Path) -> None:
     """Those beyond it are refused as they begin; one that ends makes room."""
-    certs = Certs(tmp_path / "certs")
-    door = replace(certs.server("node"), calls_max=1)
-    certs.holder("of-acme", tenant="acme")
     async with site(tmp_path) as here:
-        town = Town(here, certs, await here.node(door=door), "")
+        town = Town(here, tmp_path)
+        town.node = await here.node(door=replace(town.certs.server("node"), calls_max=1))
         acme = await town.client("acme")
         await acme.store(PROMPT, buffers.contiguous(random_blocks(LAYOUT, BLOCKS), LAYOUT))
         async with open_channel(town.node.socket, door=town.door("acme")) as channel:
@@ -175,7 +135,7 @@ async def test_explain_tells_a_tenant_nothing(town: Town) -> None:
     acme = await town.stored("acme")
     keys = b"".join(acme.chain(PROMPT).keys)
     request = admin_pb2.ExplainPrefixRequest(caller=caller("bolt"), keys=keys)
-    async with open_channel(town.control, door=town.door("bolt"), serves=Role.CONTROL) as channel:
+    async with open_channel(town.control.address, door=town.door("bolt"), serves=Role.CONTROL) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await admin_pb2_grpc.AdminStub(channel).Explain(request, timeout=5)
     assert isinstance(from_rpc(refused.value), Forbidden)
@@ -201,12 +161,12 @@ async def last_of(messages: AsyncIterator[object]) -> None:
 async def test_a_stream_ends_with_its_token(town: Town) -> None:
     """Before its next message."""
     door = town.certs.holder("anna", admin="read")
-    async with open_channel(town.control, door=door, serves=Role.CONTROL) as channel:
+    async with open_channel(town.control.address, door=door, serves=Role.CONTROL) as channel:
         watching = admin_pb2_grpc.AdminStub(channel).Watch(admin_pb2.WatchRequest(caller=caller("anna"), past=100))
         messages = aiter(watching)
         await anext(messages)
         revoke_token(town.certs.tokens, "anna")
-        await town.here.node(door=town.certs.server("node"), control=town.control)
+        await town.start(node_id="another")
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await asyncio.wait_for(last_of(messages), 5)
     assert isinstance(from_rpc(ended.value), Unauthenticated)

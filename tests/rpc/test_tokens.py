@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.cli.tokens import add_token, revoke_token
+from kvstore.cli.tokens import add_token, revoke_token, salt_file
 from kvstore.config import DoorConfig
 from kvstore.errors import ConfigError
+from kvstore.rpc import renewed
 from kvstore.rpc.channel import open_channel
 from kvstore.rpc.guard import guards
-from kvstore.rpc.tokens import borne, digest_of, read_tokens
+from kvstore.rpc.tokens import KnownTokens, Token, borne, digest_of, read_tokens
+from tests.certs import unsalted
 
 DIGEST = "0" * 64
 
@@ -26,7 +28,7 @@ def test_a_token_is_found_by_its_hash(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     secret = add_token(path, "acme-1", tenant="acmé \U0001f600")
     assert secret not in path.read_text()
-    token = read_tokens(str(path))[digest_of(secret)]
+    token = read_tokens(str(path)).by_sha256[digest_of(secret)]
     assert (token.name, token.tenant, token.admin, token.expires) == ("acme-1", "acmé \U0001f600", "", None)
 
 
@@ -50,6 +52,9 @@ def test_a_token_is_found_by_its_hash(tmp_path: Path) -> None:
             f"[tokens.a]\ntenant = 't'\nsha256 = '{DIGEST}'\n[tokens.b]\ntenant = 'u'\nsha256 = '{DIGEST}'",
             "two have the same sha256",
         ),
+        ("salt = 1", "salt: 64 hexadecimal digits"),
+        ("salt = ''", "salt: 64 hexadecimal digits"),
+        (f"salt = '{'AB' * 32}'", "salt: 64 hexadecimal digits"),
         ("\0", "tokens.toml"),
     ],
 )
@@ -69,6 +74,54 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
         read_tokens(str(path))
 
 
+def test_a_salt_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
+    """It is a secret. A group's members may, and hashes alone are none."""
+    path = tmp_path / "tokens.toml"
+    add_token(path, "a", admin="read")
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="everybody may read it, and its salt is a secret: chmod 600"):
+        read_tokens(str(path))
+    path.chmod(0o640)
+    assert read_tokens(str(path)).salt
+    unsalted(path)
+    path.chmod(0o644)
+    assert not read_tokens(str(path)).salt
+
+
+def test_no_text_shows_the_salt(tmp_path: Path) -> None:
+    """Neither of what was read, nor of why it was not."""
+    path = tmp_path / "tokens.toml"
+    add_token(path, "a", admin="read")
+    salt = read_tokens(str(path)).salt.secret
+    assert len(salt) == 32
+    assert not shows(repr(read_tokens(str(path))), salt)
+    path.write_text(path.read_text().replace(salt.hex(), salt.hex() + "x"))
+    with pytest.raises(ConfigError, match="hexadecimal") as refused:
+        read_tokens(str(path))
+    assert not shows(str(refused.value), salt)
+
+
+def shows(text: str, salt: bytes) -> bool:
+    return salt.hex()[:16] in text or repr(salt)[2:16] in text
+
+
+def test_a_changed_salt_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each time that the file is read anew; tokens count at once."""
+    monkeypatch.setattr(renewed, "LOOK_S", 0.0)
+    path = tmp_path / "tokens.toml"
+    add_token(path, "a", admin="read")
+    known = KnownTokens(str(path))
+    secret = add_token(path, "b", admin="read")
+    assert isinstance(known.find(digest_of(secret)), Token)
+    assert "its salt has changed" not in caplog.text
+    salt_file(path, renew=True)
+    assert isinstance(known.find(digest_of(secret)), Token)
+    assert "its salt has changed, which counts only after a restart: of all servers" in caplog.text
+    assert not shows(caplog.text, read_tokens(str(path)).salt.secret)
+
+
 def test_names_are_used_once(tmp_path: Path) -> None:
     """Until they are revoked; what is not there cannot be."""
     path = tmp_path / "tokens.toml"
@@ -78,7 +131,7 @@ def test_names_are_used_once(tmp_path: Path) -> None:
     assert revoke_token(path, "a").admin == "read"
     with pytest.raises(ConfigError, match="has no token 'a'"):
         revoke_token(path, "a")
-    assert read_tokens(str(path)) == {}
+    assert read_tokens(str(path)).by_sha256 == {}
 
 
 def test_tokens_need_a_shut_door(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ async def find(source: Source, search: Search) -> dict[str, Any]:
         )
     answers = []
     for place in places[:NAMESPACES_MAX]:
-        keys = chain(place.namespace_id, search.tokens, place.block_tokens).keys[:KEYS_PER_MESSAGE_MAX]
+        seed = await source.key_seed(place.namespace_id)
+        keys = chain(place.namespace_id, search.tokens, place.block_tokens, seed=seed).keys[:KEYS_PER_MESSAGE_MAX]
         if keys:
             answers.append((await source.explain(place.namespace_id, b"".join(keys)), place))
     if not answers:

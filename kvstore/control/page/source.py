@@ -35,6 +35,7 @@ class Source:
 
     def __init__(self, address: str, door: DoorConfig, token: str = "") -> None:
         self._address = address
+        self._asks_tokens = bool(door.tokens)
         self._channel = open_channel(address, door=door, serves=Role.CONTROL, token=token)
         self._admin: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(self._channel)
 
@@ -54,6 +55,13 @@ class Source:
         nothing = types_pb2.Namespace()
         request = admin_pb2.ExplainPrefixRequest(caller=_CALLER, keys=_NO_KEY, namespace=nothing)
         return list((await self._answer(self._admin.Explain(request, timeout=DEADLINE_S))).near)
+
+    async def key_seed(self, namespace_id: bytes) -> bytes:
+        """What the keys of a namespace begin with; empty for its id."""
+        if not self._asks_tokens:  # nothing is salted
+            return b""
+        request = admin_pb2.KeySeedRequest(caller=_CALLER, namespace_id=namespace_id)
+        return (await self._answer(self._admin.KeySeed(request, timeout=DEADLINE_S))).seed
 
     async def watch(self, past: int) -> AsyncIterator[admin_pb2.WatchReply]:
         """Events as they happen, without end; past: so many of those that came before, too."""

@@ -86,6 +86,9 @@ class Known:
             for each, name in zip(self.blocks, named, strict=True)
         ]
 
+    async def key_seed(self, namespace_id: bytes) -> bytes:
+        return b""
+
     async def explain(self, namespace_id: bytes, keys: bytes) -> admin_pb2.ExplainPrefixReply:
         verdicts = ["here"] * self.blocks[namespace_id] + ["never_stored"] * (
             len(keys) // 16 - self.blocks[namespace_id]
