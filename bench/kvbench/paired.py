@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -13,6 +13,13 @@ class Interval(NamedTuple):
     low: float
     high: float
     level: float
+
+
+def turns(names: tuple[str, str], slices: int, first: int) -> Iterator[str]:
+    """Whose turn it is, `slices` times each: a b b a a b b a …, so that what drifts slowly weighs on both alike. first:
+    an odd number lets the other begin."""
+    for number in range(first, first + slices):
+        yield from names if number % 2 == 0 else names[::-1]
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:

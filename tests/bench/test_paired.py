@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvbench.paired import interval
+from kvbench.paired import interval, turns
 
 
 @pytest.mark.parametrize(("count", "outside", "level"), [(10, 1, 0.9785), (6, 0, 0.9688), (20, 5, 0.9586)])
@@ -24,3 +24,13 @@ def test_interval_holds_the_median_as_often_as_it_says() -> None:
     noise = np.random.default_rng(1).lognormal(0.0, 0.5, (4000, 10))
     held = [found.low <= 1 <= found.high for found in map(interval, noise.tolist())]
     assert np.mean(held) == pytest.approx(0.9785, abs=0.01)
+
+
+def test_turns_go_back_and_forth() -> None:
+    """As often each; a steady drift weighs on both alike, and in the next pair the other begins."""
+    assert "".join(turns(("a", "b"), 4, first=0)) == "abbaabba"
+    assert "".join(turns(("a", "b"), 4, first=1)) == "baabbaab"
+    drift = {name: 0 for name in "ab"}
+    for cost, name in enumerate(turns(("a", "b"), 16, first=0)):
+        drift[name] += cost
+    assert drift["a"] == drift["b"]
