@@ -5,7 +5,6 @@ it has copied: if it moved, the bytes may be another block's.
 """
 
 import array
-import contextlib
 import mmap
 import os
 import socket
@@ -117,9 +116,9 @@ class Slabs:
         finally:
             os.close(slab_fd)
             os.close(generations_fd)
-        with contextlib.suppress(OSError):
-            data.madvise(mmap.MADV_HUGEPAGE)  # whoever touches a page first decides its size
         mapped = np.frombuffer(data, np.uint8)
+        if reply.hugepages:
+            pages.ask_for_huge(mapped)
         pages.find(mapped)  # now rather than in the first copy
         return Slab(mapped, np.frombuffer(words, np.uint64), reply.slot_bytes)
 

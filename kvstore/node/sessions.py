@@ -178,7 +178,12 @@ class Sessions:
             shared = self._memory.share(request.slab_id, session.read_only)
         except (KVStoreError, KeyError, ValueError, DecodeError) as error:
             return node_pb2.SlabReply(slab_id=request.slab_id, error=f"{type(error).__name__}: {error}"), []
-        reply = node_pb2.SlabReply(slab_id=request.slab_id, slab_bytes=shared.slab_bytes, slot_bytes=shared.slot_bytes)
+        reply = node_pb2.SlabReply(
+            slab_id=request.slab_id,
+            slab_bytes=shared.slab_bytes,
+            slot_bytes=shared.slot_bytes,
+            hugepages=shared.hugepages,
+        )
         return reply, [shared.slab_fd, shared.generations_fd]
 
     def _bound(self, connection: socket.socket, request: node_pb2.SlabRequest) -> Session:

@@ -200,12 +200,15 @@ class SlabReply(google.protobuf.message.Message):
     SLOT_BYTES_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     BOUND_FIELD_NUMBER: builtins.int
+    HUGEPAGES_FIELD_NUMBER: builtins.int
     slab_id: builtins.int
     slab_bytes: builtins.int
     slot_bytes: builtins.int
     error: builtins.str
     bound: builtins.bool
     """the connection is bound to its session"""
+    hugepages: builtins.bool
+    """who maps it should ask for huge pages, as the node does"""
     def __init__(
         self,
         *,
@@ -214,8 +217,9 @@ class SlabReply(google.protobuf.message.Message):
         slot_bytes: builtins.int = ...,
         error: builtins.str = ...,
         bound: builtins.bool = ...,
+        hugepages: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bound", b"bound", "error", b"error", "slab_bytes", b"slab_bytes", "slab_id", b"slab_id", "slot_bytes", b"slot_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bound", b"bound", "error", b"error", "hugepages", b"hugepages", "slab_bytes", b"slab_bytes", "slab_id", b"slab_id", "slot_bytes", b"slot_bytes"]) -> None: ...
 
 Global___SlabReply: typing_extensions.TypeAlias = SlabReply
 

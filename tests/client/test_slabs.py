@@ -1,6 +1,8 @@
 """Mapped slabs, against a real session's socket and memory: bytes, words, and answers that come too late."""
 
+import gc
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -9,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvstore.client import buffers
 from kvstore.client.slabs import Slabs
 from kvstore.errors import KVStoreError, NodeUnavailable, PermissionRefused, SessionLost, StaleGeneration
 from kvstore.node.tiers.dram import DramMemory
 from kvstore.pb import node_pb2
+from tests.cluster import LAYOUT, random_blocks
+from tests.inprocess import site, tokens
 
+HUGE = Path("/sys/kernel/mm/transparent_hugepage")
 SESSION = bytes(range(16))
 SLOT_BYTES, SLOTS = 4096, 4
 SLAB_BYTES = SLOT_BYTES * SLOTS
@@ -38,7 +44,9 @@ class Node:
         if request.slab_id == 0:
             return node_pb2.SlabReply(bound=True), []
         shared = self.memory.share(request.slab_id, read_only=request.slab_id == 2)
-        reply = node_pb2.SlabReply(slab_id=request.slab_id, slab_bytes=SLAB_BYTES, slot_bytes=SLOT_BYTES)
+        reply = node_pb2.SlabReply(
+            slab_id=request.slab_id, slab_bytes=SLAB_BYTES, slot_bytes=SLOT_BYTES, hugepages=shared.hugepages
+        )
         return reply, [shared.slab_fd, shared.generations_fd]
 
     def fill(self, slab_id: int, value: int) -> None:
@@ -93,6 +101,29 @@ def test_a_slab_is_mapped_once(node: Node, slabs: Slabs) -> None:
     with pytest.raises(StaleGeneration):
         slab.check(SLOT_BYTES + 17, 11)
     slab.check(0, 10)
+
+
+@pytest.mark.skipif(not HUGE.exists(), reason="the kernel has no huge pages")
+@pytest.mark.parametrize("hugepages", [True, False])
+async def test_huge_pages_are_asked_for_where_the_node_does(tmp_path: Path, hugepages: bool) -> None:
+    """By both: who touches a page first decides its size, so an engine must not ask where an operator wants none."""
+    gc.collect()  # what earlier tests left to the collector
+    before = slab_mappings().keys()
+    async with site(tmp_path) as here:
+        node = await here.node(hugepages=hugepages)
+        client = await here.client(node)
+        await client.store(tokens(1), buffers.contiguous(random_blocks(LAYOUT, 1), LAYOUT))
+        mapped = [flags for where, flags in slab_mappings().items() if where not in before]
+        assert len(mapped) >= 2
+        assert {"hg" in flags for flags in mapped} == {hugepages}
+
+
+def slab_mappings() -> dict[str, set[str]]:
+    """Flags of the mappings of slabs in this process, by address."""
+    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    return {
+        part.split()[0]: {*part.rpartition("VmFlags:")[2].split()} for part in parts if "memfd:kvstore-slab" in part
+    }
 
 
 def test_descriptors_do_not_stay_open(node: Node, slabs: Slabs) -> None:

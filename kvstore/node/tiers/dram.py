@@ -32,6 +32,7 @@ class SharedSlab:
     generations_fd: int
     slab_bytes: int
     slot_bytes: int
+    hugepages: bool
 
 
 class _Slab:
@@ -44,7 +45,7 @@ class _Slab:
         with contextlib.ExitStack() as undo:
             undo.callback(memory.close)
             words_fd = memfd("kvstore-words", words_bytes, undo)
-            self.words = np.frombuffer(mapped(words_fd, words_bytes, False), np.uint64)
+            self.words = np.frombuffer(mapped(words_fd, words_bytes), np.uint64)
             fcntl.fcntl(words_fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
             self.words_fd = reopened_read_only(words_fd, undo)
             os.close(words_fd)
@@ -98,7 +99,7 @@ class DramMemory(TierMemory):
         if slab is None:
             raise InvalidInput(f"slab {slab_id} is not open")
         fd = slab.memory.read_only_fd if read_only else slab.memory.fd
-        return SharedSlab(fd, slab.words_fd, slab.memory.slab_bytes, slab.slot_bytes)
+        return SharedSlab(fd, slab.words_fd, slab.memory.slab_bytes, slab.slot_bytes, slab.memory.hugepages)
 
     def close(self) -> None:
         for slab_id in list(self._slabs):

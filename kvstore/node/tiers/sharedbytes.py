@@ -5,7 +5,6 @@ A memfd cannot be resized by anybody (a client that shrank one would kill the no
 """
 
 import contextlib
-import errno
 import fcntl
 import mmap
 import os
@@ -23,9 +22,12 @@ class SharedBytes:
 
     def __init__(self, slab_bytes: int, hugepages: bool) -> None:
         self.slab_bytes = slab_bytes
+        self.hugepages = hugepages
         with contextlib.ExitStack() as undo:
             self.fd = memfd("kvstore-slab", slab_bytes, undo)
-            self.mapped = np.frombuffer(mapped(self.fd, slab_bytes, hugepages), np.uint8)
+            self.mapped = np.frombuffer(mapped(self.fd, slab_bytes), np.uint8)
+            if hugepages:
+                pages.ask_for_huge(self.mapped)
             self.read_only_fd = reopened_read_only(self.fd, undo)
             undo.pop_all()
 
@@ -88,16 +90,9 @@ def memfd(name: str, size: int, undo: contextlib.ExitStack) -> int:
     return fd
 
 
-def mapped(fd: int, size: int, hugepages: bool) -> mmap.mmap:
+def mapped(fd: int, size: int) -> mmap.mmap:
     """All of a memory file, writable."""
-    mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-    if hugepages:
-        try:
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a kernel without huge pages
-                raise
-    return mapping
+    return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def reopened_read_only(fd: int, undo: contextlib.ExitStack) -> int:
