@@ -9,7 +9,7 @@ import numpy as np
 from kvstore.blocks.salt import UNSALTED, Salt
 from kvstore.config import ControlConfig
 from kvstore.control import wire
-from kvstore.control.directory import Directory, NodeState
+from kvstore.control.directory import NODES_MAX, Directory, NodeState
 from kvstore.control.events import Events
 from kvstore.control.index.base import Index
 from kvstore.control.keyring import KeyRing
@@ -48,6 +48,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._clock = clock
         self._keys = keys
         self._salt = salt
+        self._salted_otherwise: set[str] = set()
         self._rules = SetRules(index, clock)
         self.counters = MatchCounters()
 
@@ -55,8 +56,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Register(self, request: control_pb2.RegisterRequest, context: Any) -> control_pb2.RegisterReply:
         address = request.address
         wire.check_address(address)
-        if request.salt_check != self._salt.check:
-            raise SaltMismatch(f"{address.node_id} salts keys differently: restart both with the same file of tokens")
+        self._expect_salt(address.node_id, request.salt_check)
         self._directory.check_room(address.node_id)
         record = await self._index.admit(address.node_id, address.incarnation)
         known_before = self._directory.registered(address.node_id, address.incarnation) is not None
@@ -72,6 +72,17 @@ class ControlService(control_pb2_grpc.ControlServicer):
             rules=await self._rules.book(),
             transfer_keys=None if self._keys is None else self._keys.told_to(address),
         )
+
+    def _expect_salt(self, node_id: str, check: bytes) -> None:
+        """Raises SaltMismatch. The log says so once, for the node comes again and again."""
+        if check == self._salt.check:
+            self._salted_otherwise.discard(node_id)
+            return
+        text = f"{node_id} salts keys differently: restart both with the same file of tokens"
+        if node_id not in self._salted_otherwise and len(self._salted_otherwise) < NODES_MAX:
+            self._salted_otherwise.add(node_id)
+            log.warning("node %s; it is not registered", text)
+        raise SaltMismatch(text)
 
     @unary
     async def Heartbeat(self, request: control_pb2.HeartbeatRequest, context: Any) -> control_pb2.HeartbeatReply:

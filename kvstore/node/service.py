@@ -310,6 +310,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     @unary
     async def Unpin(self, request: node_pb2.UnpinRequest, context: Context) -> node_pb2.UnpinReply:
+        if request.HasField("suspects") and (tenant := bound_tenant()):
+            self._expect_own(tenant, request.suspects.namespace_id)
         if not await self._holds.release(request.pin_id):
             self._custody.catalog.unpin(request.pin_id)
             self._custody.settle()

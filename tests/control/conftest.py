@@ -44,9 +44,11 @@ class FakeNode:
     grpc: str = "unix:/nowhere/node.sock"
     places: set[Place] = field(default_factory=set)
 
-    async def register(self) -> control_pb2.RegisterReply:
+    async def register(self, salt_check: bytes = b"") -> control_pb2.RegisterReply:
         address = types_pb2.NodeAddress(node_id=self.node_id, incarnation=self.incarnation, grpc=self.grpc)
-        request = control_pb2.RegisterRequest(caller=caller("test"), address=address, roles=["prefill"])
+        request = control_pb2.RegisterRequest(
+            caller=caller("test"), address=address, roles=["prefill"], salt_check=salt_check
+        )
         reply = await self.stub.Register(request, timeout=DEADLINE_S)
         self.sequence = max(self.sequence, reply.sequence)
         return reply

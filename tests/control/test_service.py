@@ -63,6 +63,22 @@ async def test_expired_locations_are_not_answered(control: control_pb2_grpc.Cont
     assert (await match(control, KEYS)).blocks == 0
 
 
+async def test_a_node_with_a_salt_of_its_own(
+    control: control_pb2_grpc.ControlStub, node: FakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Is refused each time, which the log says once, until it comes with the right one; nothing of it is kept."""
+    for check, lines in ((b"x", 1), (b"x", 1), (b"", 1), (b"y", 2)):
+        register = node.register(salt_check=check)
+        if check:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await register
+            assert isinstance(from_rpc(refused.value), errors.SaltMismatch)
+        else:
+            assert not await node.heartbeat()
+            await register
+        assert caplog.text.count("node a salts keys differently") == lines
+
+
 async def test_the_unregistered_are_told_so(control: control_pb2_grpc.ControlStub, node: FakeNode) -> None:
     """Heartbeat, publish and comparison of an unknown node or incarnation answer known=false and do nothing."""
     assert not await node.heartbeat()

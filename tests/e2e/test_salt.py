@@ -107,6 +107,9 @@ async def test_an_id_that_leaked_opens_nothing(town: Town) -> None:
         "Offer": lambda **named: stub.Offer(node_pb2.OfferRequest(**named, **ours)),
         "Declined": lambda **named: stub.Declined(node_pb2.DeclinedRequest(**named, session_id=bolt._link.session_id)),
         "Load": load,
+        "Unpin": lambda **named: stub.Unpin(
+            node_pb2.UnpinRequest(caller=named.pop("caller"), pin_id=bytes(16), suspects=node_pb2.Suspects(**named))
+        ),
     }
     for name, call in calls.items():
         said = []
