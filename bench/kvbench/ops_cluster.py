@@ -75,12 +75,12 @@ async def cluster(layout: Layout, held_bytes: int, seed: int) -> AsyncIterator["
 
 
 class Cluster:
-    """The running processes. socket: the writer's node."""
+    """The running processes. socket: the writer's node. writer, reader: clients, each of its own node."""
 
     def __init__(self, socket: str, writer: AsyncClient, reader: AsyncClient, held_bytes: int, seed: int) -> None:
         self._socket = socket
-        self._writer = writer
-        self._reader = reader
+        self.writer = writer
+        self.reader = reader
         self._held_bytes = held_bytes
         self._random = random.Random(seed)
 
@@ -88,7 +88,7 @@ class Cluster:
     async def calls(self, operation: str, batch: int, concurrency: int) -> AsyncIterator[Run]:
         """Calls of one kind. Raises KVStoreError when one did not do its work, or, at the end, when bytes that were
         loaded last differ."""
-        source = _content(self._writer.layout, batch)
+        source = content(self.writer.layout, batch)
         loads: Loads | None = None
         async with AsyncExitStack() as stack:
             if operation == "rpc":
@@ -96,14 +96,14 @@ class Cluster:
             elif operation == MEMCPY:
                 call = _copies(source)
             elif operation == "put":
-                call = _puts(self._writer, source)
+                call = _puts(self.writer, source)
             else:
                 sets = min(max(_SETS, concurrency), max(1, self._held_bytes // source.nbytes))
-                matches = await _stored(self._writer, self._reader, source, sets)
+                matches = await _stored(self.writer, self.reader, source, sets)
                 if operation == "match":
                     call = self._matches(matches)
                 else:
-                    client = self._reader if operation == "get-remote" else self._writer
+                    client = self.reader if operation == "get-remote" else self.writer
                     loads = Loads(client, matches, source, concurrency)
                     call = partial(self._load, loads)
             yield partial(side_by_side, call, concurrency)
@@ -122,7 +122,7 @@ class Cluster:
     def _matches(self, matches: list[Match]) -> Call:
         async def call(lane: int) -> None:
             asked = self._random.choice(matches).chain
-            found = await self._reader.match(asked)
+            found = await self.reader.match(asked)
             if found.blocks != len(asked) or found.partial:
                 raise KVStoreError(f"{found} instead of {len(asked)} blocks")
 
@@ -189,7 +189,7 @@ def _puts(writer: AsyncClient, source: Bytes) -> Call:
     kv = buffers.contiguous(source, writer.layout)
 
     async def call(lane: int) -> None:
-        await _store(writer, _fresh(writer, len(source)), kv)
+        await store(writer, fresh(writer, len(source)), kv)
 
     return call
 
@@ -197,9 +197,9 @@ def _puts(writer: AsyncClient, source: Bytes) -> Call:
 async def _fill(writer: AsyncClient, memory_bytes: int) -> None:
     """Writes the node's memory once: nothing is measured that has to make pages first."""
     batch = max(1, _FILL_BYTES // writer.layout.block_bytes)
-    kv = buffers.contiguous(_content(writer.layout, batch), writer.layout)
+    kv = buffers.contiguous(content(writer.layout, batch), writer.layout)
     for _ in range(-(-memory_bytes // (batch * writer.layout.block_bytes))):
-        await _store(writer, _fresh(writer, batch), kv)
+        await store(writer, fresh(writer, batch), kv)
 
 
 def _copies(source: Bytes) -> Call:
@@ -213,13 +213,14 @@ def _copies(source: Bytes) -> Call:
 
 async def _stored(writer: AsyncClient, reader: AsyncClient, source: Bytes, count: int) -> list[Match]:
     """Chains that both nodes' clients find."""
-    chains = [_fresh(writer, len(source)) for _ in range(count)]
+    chains = [fresh(writer, len(source)) for _ in range(count)]
     for number, chain in enumerate(chains):
-        await _store(writer, chain, buffers.contiguous(_numbered(source, number), writer.layout))
+        await store(writer, chain, buffers.contiguous(_numbered(source, number), writer.layout))
     return [await published(reader, chain) for chain in chains]
 
 
-async def _store(writer: AsyncClient, chain: Chain, kv: KVBuffers) -> None:
+async def store(writer: AsyncClient, chain: Chain, kv: KVBuffers) -> None:
+    """All blocks of a chain. Raises KVStoreError where some were refused."""
     stored = await writer.store(chain, kv)
     if stored.stored != len(chain):
         raise KVStoreError(f"only {stored.stored} of {len(chain)} blocks were stored: {stored}")
@@ -231,11 +232,12 @@ def _numbered(source: Bytes, number: int) -> Bytes:
     return source
 
 
-def _content(layout: Layout, blocks: int) -> Bytes:
+def content(layout: Layout, blocks: int) -> Bytes:
+    """Bytes of so many blocks, always the same."""
     return np.random.default_rng(0).integers(0, 256, (blocks, layout.block_bytes), np.uint8)
 
 
-def _fresh(client: AsyncClient, blocks: int) -> Chain:
+def fresh(client: AsyncClient, blocks: int) -> Chain:
     """A chain that nobody has stored."""
     keys = tuple(unpack_keys(os.urandom(KEY_BYTES * blocks)))
     return Chain(client.namespace.id, keys, blocks * BLOCK_TOKENS, BLOCK_TOKENS)

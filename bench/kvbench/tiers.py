@@ -2,8 +2,11 @@
 
 Each way goes through running nodes, with checksums: DRAM → DRAM is `store` from an engine's memory; NVMe → DRAM is
 `load` of blocks that are on disk alone; DRAM → remote and NVMe → remote are `load` by an engine of another node, over
-TCP on the loopback device. DRAM → NVMe is the tier alone, as spill drives it. Ways and limits take turns; `of_limit`
-is the median over rounds of the ratio within the round. A pair that is not measured says why.
+TCP on the loopback device. DRAM → NVMe is the tier alone, as spill drives it. HBM is an engine's buffer on a GPU,
+reached with CuPy: HBM → DRAM is `store` out of it; DRAM, NVMe and remote → HBM are `load` into it; HBM → HBM and HBM →
+remote are both, one after the other: what was stored is loaded by the same engine, or by one of another node. Ways and
+limits take turns; `of_limit` is the median over rounds of the ratio within the round. A pair that is not measured says
+why.
 """
 
 import argparse
@@ -16,22 +19,22 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kvbench import machine, noise, options, progress, result
+from kvbench import noise, options, progress, result
 from kvbench.result import Result
 from kvbench.storage_point import StoragePoint
-from kvbench.tiers_ways import DRAM, HBM, NVME, PLACES, REMOTE, Way, opened
+from kvbench.tiers_targets import why_no_device
+from kvbench.tiers_ways import DRAM, HBM, NVME, PLACES, REMOTE, Pair, Way, opened
 from kvstore.blocks.layout import Layout
 from kvstore.errors import InvalidInput
 
 _DEPTH = 8
 _WHY_NOT = {
+    (HBM, NVME): "blocks of a GPU are spilled from DRAM: HBM → DRAM, then DRAM → NVMe",
     (NVME, NVME): "blocks move to a device from memory alone",
     (REMOTE, DRAM): "as DRAM → remote, seen from the other side",
     (REMOTE, NVME): "no node writes to another's disk: copies arrive in its DRAM and are spilled from there",
     (REMOTE, REMOTE): "blocks go straight from their owner to their reader",
 }
-
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace) -> Result:
 
 async def _measure(point: StoragePoint, layout: Layout, rounds: int, seed: int, folder: Path) -> dict[Pair, Measured]:
     """One round more than is asked for: the first warms up."""
-    async with opened(point, layout, seed, folder, _has_fio()) as (ways, limits):
+    async with opened(point, layout, seed, folder, fio=_has_fio(), device=not why_no_device()) as (ways, limits):
         measured = {pair: Measured(way, [], []) for pair, way in ways.items()}
         with progress.bar("tiers", (1 + rounds) * len(ways)) as shown:
             for number in range(1 + rounds):
@@ -119,8 +122,8 @@ def row(pair: Pair, measured: Measured | None, total_bytes: int) -> dict[str, An
 
 
 def why_not(source: str, target: str) -> str:
-    if HBM in (source, target):
-        return "n/a: this command measures no device memory" if machine.describe()["gpus"] else "n/a: no GPU"
+    if HBM in (source, target) and (reason := why_no_device()):
+        return reason
     if (source, target) in _WHY_NOT:
         return _WHY_NOT[source, target]
     assert not _has_fio(), f"{source} → {target} was not measured"

@@ -6,17 +6,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from kvbench import tiers_hbm
 from kvbench.fio import Fio
 from kvbench.nvme_tier import TierOnDisk
-from kvbench.ops_cluster import Bytes, cluster
+from kvbench.ops_cluster import Bytes, cluster, content
 from kvbench.pair import Point
 from kvbench.socket_pair import sockets
 from kvbench.storage_point import StoragePoint
-from kvbench.yardsticks import FIO, MEMCPY, SOCKET
+from kvbench.tiers_targets import HostMemory, Target, timed_load
+from kvbench.yardsticks import CUDA_TO_DEVICE, CUDA_TO_HOST, FIO, MEMCPY, SOCKET
 from kvstore.blocks.keys import KEY_BYTES, Chain, unpack_keys
 from kvstore.blocks.layout import BLOCK_TOKENS, Layout
 from kvstore.blocks.namespace import Namespace
@@ -24,15 +25,16 @@ from kvstore.blocks.state import Tier
 from kvstore.cli.spawn import server
 from kvstore.client import AsyncClient, Match, buffers
 from kvstore.config import NodeConfig
-from kvstore.errors import DeadlineExceeded, KVStoreError
+from kvstore.errors import DeadlineExceeded
 from kvstore.node.storage.entry import PLAIN
 
 HBM, DRAM, NVME, REMOTE = PLACES = ("HBM", "DRAM", "NVMe", "remote")
 FIO_READ, FIO_WRITE = f"{FIO} read", f"{FIO} write"
 _MEMORY_BYTES_MIN = 4 * NodeConfig().slab_bytes
 _SPILL_S = 60.0
-_LOAD_S = 60.0
 
+Pair = tuple[str, str]
+"""Source and target."""
 Move = Callable[[], Awaitable[float]]
 """Moves all bytes once and returns the seconds."""
 
@@ -47,20 +49,30 @@ class Way:
 
 @asynccontextmanager
 async def opened(
-    point: StoragePoint, layout: Layout, seed: int, folder: Path, fio: bool
-) -> AsyncIterator[tuple[dict[tuple[str, str], Way], dict[str, Move]]]:
-    """All ways that this machine has, by source and target, and their limits by name. fio: whether it is installed."""
+    point: StoragePoint, layout: Layout, seed: int, folder: Path, *, fio: bool, device: bool
+) -> AsyncIterator[tuple[dict[Pair, Way], dict[str, Move]]]:
+    """All ways that this machine has, by source and target, and their limits by name. fio: whether it is installed;
+    device: whether there is a GPU."""
     message = Point(point.block_bytes, point.depth, point.total_bytes)
     async with AsyncExitStack() as stack:
         memory = await stack.enter_async_context(cluster(layout, point.total_bytes, seed))
         socket = stack.enter_context(sockets("127.0.0.1"))
         limits: dict[str, Move] = {SOCKET: lambda: asyncio.to_thread(socket, message)}
-        ways: dict[tuple[str, str], Way] = {}
+        ways: dict[Pair, Way] = {}
         for operation, pair, limit in (("put", (DRAM, DRAM), MEMCPY), ("get-remote", (DRAM, REMOTE), SOCKET)):
             run = await stack.enter_async_context(memory.calls(operation, point.blocks, 1))
             ways[pair] = Way(_one_call(run), (limit,))
         run = await stack.enter_async_context(memory.calls(MEMCPY, point.blocks, 1))
         limits[MEMCPY] = _one_call(run)
+        hbm = None
+        if device:
+            hbm = await stack.enter_async_context(tiers_hbm.opened(point, layout, seed))
+            limits |= {CUDA_TO_HOST: hbm.to_host, CUDA_TO_DEVICE: hbm.from_host}
+            ways[HBM, HBM] = Way(hbm.through, (CUDA_TO_HOST, CUDA_TO_DEVICE))
+            ways[HBM, DRAM] = Way(hbm.store, (CUDA_TO_HOST,))
+            ways[HBM, REMOTE] = Way(hbm.to_remote, (CUDA_TO_HOST, SOCKET))
+            ways[DRAM, HBM] = Way(hbm.load, (CUDA_TO_DEVICE,))
+            ways[REMOTE, HBM] = Way(hbm.load_remote, (SOCKET, CUDA_TO_DEVICE))
         if fio:
             tier = TierOnDisk(folder / "tier", point, PLAIN)
             stack.push_async_callback(asyncio.to_thread, tier.close)
@@ -71,6 +83,8 @@ async def opened(
             disk = await stack.enter_async_context(_on_disk_alone(point, layout, folder))
             ways[NVME, DRAM] = Way(disk.local, (FIO_READ,))
             ways[NVME, REMOTE] = Way(disk.remote, (FIO_READ, SOCKET))
+            if hbm is not None:
+                ways[NVME, HBM] = Way(partial(disk.into, hbm.device), (FIO_READ, CUDA_TO_DEVICE))
         yield ways, limits
 
 
@@ -102,25 +116,17 @@ class _OnDisk:
         self._reader = reader
         self._match = match
         self._source = source
-        self._target = np.zeros_like(source)
+        self._target = HostMemory(source)
 
     async def local(self) -> float:
-        return await self._load(self._owner)
+        return await self.into(self._target)
 
     async def remote(self) -> float:
-        return await self._load(self._reader)
+        return await timed_load(self._reader, self._match, self._target, self._source)
 
-    async def _load(self, client: AsyncClient) -> float:
-        """Bytes are compared after the clock has stopped."""
-        self._target[:, ::4096] ^= 0xFF
-        began = time.perf_counter()
-        loaded = await client.load(
-            self._match, buffers.contiguous(self._target, client.layout), deadline_s=_LOAD_S
-        ).result()
-        seconds = time.perf_counter() - began
-        if loaded.blocks != len(self._match.chain) or not np.array_equal(self._target, self._source):
-            raise KVStoreError(f"what was loaded from disk is not what was stored: {loaded}")
-        return seconds
+    async def into(self, target: Target) -> float:
+        """Into memory of the engine at the disk's node."""
+        return await timed_load(self._owner, self._match, target, self._source)
 
 
 @asynccontextmanager
@@ -128,7 +134,7 @@ async def _on_disk_alone(point: StoragePoint, layout: Layout, folder: Path) -> A
     quiet = ("--log-level", "warning")
     device = folder / "device"
     device.mkdir()
-    source = np.random.default_rng(1).integers(0, 256, (point.blocks, layout.block_bytes), np.uint8)
+    source = content(layout, point.blocks)
     async with AsyncExitStack() as stack:
         control = (await stack.enter_async_context(server("control", *quiet)))["address"]
         clients = []

@@ -86,7 +86,9 @@ class CupyDouble(types.ModuleType):
             hostUnregister=lambda pointer: self.registered.remove(next(r for r in self.registered if r[0] == pointer)),
             CUDARuntimeError=OSError,
         )
-        self.cuda = types.SimpleNamespace(Stream=_Stream, Event=_Event, Device=_Device, runtime=runtime)
+        self.cuda = types.SimpleNamespace(
+            Stream=_Stream, Event=_Event, Device=_Device, runtime=runtime, is_available=lambda: True
+        )
 
     def RawKernel(self, source: str, name: str) -> Any:
         assert name in source
