@@ -12,6 +12,7 @@ import hypothesis.internal.observability  # noqa: F401
 import pytest
 
 from tests.cluster import Cluster, cluster
+from tests.inprocess import Site, at_rest, site
 
 # Images of containers often set this. Each server that a test starts would then compile the whole package again, and
 # each run all tests.
@@ -24,6 +25,14 @@ async def processes(tmp_path: Path) -> AsyncIterator[Cluster]:
     """An empty cluster of real processes; everything started in it is gone after the test."""
     async with cluster(tmp_path) as built:
         yield built
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Site]:
+    """Control planes, nodes and clients in the tests' process. At its end the nodes must hold nothing for anybody."""
+    async with site(tmp_path) as built:
+        yield built
+        await at_rest(*built.nodes)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,12 @@ from kvstore.config import ClientConfig
 from kvstore.errors import BufferMismatch, Closed, InvalidInput, NodeUnavailable, TicketInvalid
 from kvstore.pb import node_pb2
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, at_rest, tokens
 from tests.waiting import eventually
 
 BLOCKS = 4
 SOURCE = random_blocks(LAYOUT, BLOCKS)
 NAMESPACE = Namespace.of("test", LAYOUT)
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 def kv_of(blocks: int = BLOCKS) -> Any:

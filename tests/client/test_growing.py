@@ -1,8 +1,6 @@
 """A sequence that grows: its blocks are stored as they fill, and the engine waits for nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +9,11 @@ from kvstore.blocks.namespace import Namespace
 from kvstore.client import AsyncClient, Client, buffers
 from kvstore.errors import BufferMismatch, Closed, InvalidInput, NodeUnavailable
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, tokens
 from tests.waiting import eventually
 
 BLOCKS = 6
 STEP = LAYOUT.block_tokens
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 async def found(client: AsyncClient) -> int:

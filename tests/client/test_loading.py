@@ -2,8 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from kvstore.errors import (
 )
 from kvstore.node.answers import ShardId
 from kvstore.node.app import NodeServer
-from tests.inprocess import Site, at_rest, fabric_of, site, tokens
+from tests.inprocess import Site, at_rest, fabric_of, tokens
 from tests.waiting import eventually
 
 Bytes = npt.NDArray[np.uint8]
@@ -33,13 +31,6 @@ LAYOUT = Layout((LayerGroup(layers=7, page_tokens=16, page_bytes=12 * 1024, dtyp
 """7 layers of 96 KiB: granules of 2, 2, 2 and 1 layers."""
 BLOCKS = 3
 SOURCE = np.random.default_rng(0).integers(0, 256, (BLOCKS + 1, LAYOUT.block_bytes), np.uint8)
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 class Target:

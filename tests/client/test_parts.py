@@ -1,8 +1,6 @@
 """Chains longer than a message: in parts, with one answer."""
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from kvstore.errors import BlocksMissing, HandoffLost, LeaseLost, NodeUnavailabl
 from kvstore.node.answers import ShardId
 from kvstore.node.app import NodeServer
 from tests.cluster import random_blocks
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, at_rest, tokens
 from tests.waiting import eventually
 
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
@@ -32,13 +30,6 @@ SOURCE = random_blocks(LAYOUT, BLOCKS)
 def short_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three keys fill a message."""
     monkeypatch.setattr(parts, "KEYS_PER_MESSAGE_MAX", STEP)
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 async def pair(here: Site, **options: Any) -> tuple[NodeServer, AsyncClient]:

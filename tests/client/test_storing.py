@@ -3,8 +3,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +13,10 @@ from kvstore.client.storing import StoreResult, Writer
 from kvstore.errors import BufferMismatch, Closed, InvalidInput, LeaseLost
 from kvstore.node.app import NodeServer
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, at_rest, tokens
 from tests.waiting import eventually
 
 BLOCKS = 3
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 async def pair(here: Site, **options: Any) -> tuple[NodeServer, AsyncClient]:

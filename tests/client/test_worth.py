@@ -1,9 +1,7 @@
 """A match says how much is worth loading: through real nodes, whose lanes the control plane knows."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +10,13 @@ from kvstore.client import AsyncClient, Client, Match, buffers
 from kvstore.client.copying import CopyRate
 from kvstore.errors import InvalidInput
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import LOOPBACK, Site, at_rest, site, tokens
+from tests.inprocess import LOOPBACK, Site, tokens
 from tests.waiting import eventually
 
 BLOCKS = 4
 SOURCE = random_blocks(LAYOUT, BLOCKS)
 FAST, SLOW = 100_000.0, 100.0
 """Tokens per second: a block takes 0.6 ms, or 0.6 s; over a NIC of 1 MB/s it takes 0.13 s."""
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 @pytest.fixture

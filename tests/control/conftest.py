@@ -1,7 +1,6 @@
 """A real control plane on a unix socket, and a node's side of the protocol."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,24 +11,12 @@ import pytest
 from kvstore.blocks.digest import empty_digests, pack_digests, toggle
 from kvstore.config import ControlConfig
 from kvstore.control.app import ControlServer, serve
-from kvstore.pb import admin_pb2_grpc, control_pb2, control_pb2_grpc, node_pb2_grpc, types_pb2
-from kvstore.rpc.channel import caller, make_server, open_channel
+from kvstore.pb import admin_pb2_grpc, control_pb2, control_pb2_grpc, types_pb2
+from kvstore.rpc.channel import caller, open_channel
 
 DEADLINE_S = 10.0
 NAMESPACE = bytes(range(16))
 Place = tuple[bytes, int, int]  # key, shard rank, shard count
-
-
-@asynccontextmanager
-async def answering(folder: Path, node: node_pb2_grpc.NodeServicer) -> AsyncIterator[str]:
-    """The address of a node that answers as told."""
-    server = make_server()
-    node_pb2_grpc.add_NodeServicer_to_server(node, server)
-    address = f"unix:{folder}/node.sock"
-    server.add_insecure_port(address)
-    await server.start()
-    yield address
-    await server.stop(None)
 
 
 @dataclass

@@ -10,10 +10,11 @@ import pytest
 
 from kvstore import errors
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
-from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller, make_server
+from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller
 from kvstore.rpc.status import from_rpc
+from tests.answering import answering
 from tests.contracts.index import key
-from tests.control.conftest import DEADLINE_S, NAMESPACE, FakeNode, answering, match
+from tests.control.conftest import DEADLINE_S, NAMESPACE, FakeNode, match
 from tests.waiting import eventually
 
 KEYS = [key(i) for i in range(6)]
@@ -161,12 +162,7 @@ async def test_how_evenly_storage_nics_carry(
     await FakeNode(control, node_id="gone").register()
     async with AsyncExitStack() as stack:
         for number, moved_bytes in enumerate(moved):
-            server = make_server()
-            node_pb2_grpc.add_NodeServicer_to_server(Usage(moved_bytes), server)
-            address = f"unix:{tmp_path}/{number}.sock"
-            server.add_insecure_port(address)
-            await server.start()
-            stack.push_async_callback(server.stop, None)
+            address = await stack.enter_async_context(answering(tmp_path, Usage(moved_bytes), str(number)))
             await FakeNode(control, node_id=f"n{number}", grpc=address).register()
         stats = await admin.Stats(admin_pb2.StatsRequest(caller=CALLER), timeout=DEADLINE_S)
     assert (stats.storage_nics, stats.storage_nic_max_to_avg) == (nics, max_to_avg)
@@ -196,14 +192,11 @@ async def test_nodes_are_asked_until_nothing_is_left(
     asked: int,
 ) -> None:
     """What went is added up, what stays is counted once; never for ever, and once where it is only counted."""
-    server, node = make_server(), Refilled(times)
-    node_pb2_grpc.add_NodeServicer_to_server(node, server)
-    server.add_insecure_port(f"unix:{tmp_path}/refilled.sock")
-    await server.start()
-    await FakeNode(control, node_id="near", grpc=f"unix:{tmp_path}/refilled.sock").register()
+    node = Refilled(times)
     request = admin_pb2.PurgeStoredRequest(caller=CALLER, tenant="a", dry_run=dry_run)
-    (purged,) = (await admin.Purge(request, timeout=DEADLINE_S)).nodes
-    await server.stop(None)
+    async with answering(tmp_path, node) as address:
+        await FakeNode(control, node_id="near", grpc=address).register()
+        (purged,) = (await admin.Purge(request, timeout=DEADLINE_S)).nodes
     went = 1 if dry_run else min(times, asked)
     assert (node.asked, purged.purged.blocks, purged.purged.pinned_blocks) == (asked, 2 * went, 5)
     assert [(each.copies, each.bytes) for each in purged.purged.tiers] == [(2 * went, 10 * went)] * (went > 0)

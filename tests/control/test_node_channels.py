@@ -14,7 +14,7 @@ from kvstore.control.node_channels import NodeChannels
 from kvstore.errors import KVStoreError
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import OPEN_DOOR, open_channel
-from tests.control.conftest import answering
+from tests.answering import answering
 
 LOST_MS = 1000
 CLOSED = grpc.ChannelConnectivity.SHUTDOWN

@@ -1,8 +1,5 @@
 """Operators' pins over several nodes: all of them, or none."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import grpc
 import pytest
 
@@ -12,17 +9,11 @@ from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, site, tokens
+from tests.inprocess import Site, tokens
 
 BLOCKS = 3
 BYTES = BLOCKS * LAYOUT.block_bytes
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
 
 
 async def stored(here: Site, control: str, *budgets: int, seed: int = 0) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,12 @@ from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
 from tests.cluster import LAYOUT, random_blocks, whole_match
-from tests.inprocess import Site, at_rest, fabric_of, site, tokens
+from tests.inprocess import Site, at_rest, fabric_of, tokens
 from tests.waiting import eventually
 
 BLOCKS = 8
 SOURCE = random_blocks(LAYOUT, BLOCKS)
 BOTH, NEITHER = ({Tier.DRAM: count, Tier.NVME: count} for count in (BLOCKS, 0))
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
 
 
 def on_disk(folder: Path, name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Tenants' quotas over real nodes: told to all, kept over restarts, and what clients see of them."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,11 @@ from kvstore.pb import admin_pb2, admin_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, tokens
 from tests.waiting import eventually
 
 BLOCKS = 4
 CALLER = caller("test")
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 async def change(control: str, tenant: str, *, remove: bool = False, **fields: int) -> admin_pb2.AdminSetRulesReply:

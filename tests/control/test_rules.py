@@ -14,9 +14,10 @@ from kvstore.control.app import ControlServer, serve
 from kvstore.control.index.memory import MemoryIndex
 from kvstore.control.rules import PATTERNS_MAX, SetRules
 from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
-from kvstore.rpc.channel import caller, make_server, open_channel
+from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.rules import rules_message, rules_of
 from kvstore.rpc.status import from_rpc
+from tests.answering import answering
 from tests.control.conftest import DEADLINE_S, FakeNode
 
 CALLER = caller("test")
@@ -38,14 +39,10 @@ class Follower(node_pb2_grpc.NodeServicer):
 @pytest.fixture
 async def follower(tmp_path: Path, control: control_pb2_grpc.ControlStub) -> AsyncIterator[Follower]:
     """A registered node."""
-    server, follower = make_server(), Follower()
-    node_pb2_grpc.add_NodeServicer_to_server(follower, server)
-    address = f"unix:{tmp_path}/node.sock"
-    server.add_insecure_port(address)
-    await server.start()
-    await FakeNode(control, node_id="near", grpc=address).register()
-    yield follower
-    await server.stop(None)
+    follower = Follower()
+    async with answering(tmp_path, follower) as address:
+        await FakeNode(control, node_id="near", grpc=address).register()
+        yield follower
 
 
 async def change(admin: admin_pb2_grpc.AdminStub, pattern: str, **fields: Any) -> admin_pb2.AdminSetRulesReply:

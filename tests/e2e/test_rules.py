@@ -1,6 +1,6 @@
 """Rules on a running node: from its file, its clients, an operator; and what a probe extends."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,18 +12,11 @@ from kvstore.node.app import NodeServer
 from kvstore.pb import admin_pb2, admin_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import LAYOUT, random_blocks, whole_match
-from tests.inprocess import SECOND_NS, Site, at_rest, site, tokens
+from tests.inprocess import SECOND_NS, Site, tokens
 from tests.waiting import eventually
 
 BLOCKS = 3
 HOUR_S = 3600
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 async def store(client: AsyncClient, **options: float) -> None:

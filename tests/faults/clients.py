@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.blocks.layout import Layout
 from kvstore.client import AsyncClient, buffers
 from kvstore.client.buffers import KVBuffers
 from kvstore.errors import KVStoreError
@@ -47,6 +48,16 @@ class Pair:
 
 def into(target: Bytes) -> KVBuffers:
     return buffers.contiguous(target, LAYOUT)
+
+
+def kv_of(blocks: int, seed: int = 0) -> KVBuffers:
+    """Memory with blocks to store."""
+    return into(random_blocks(LAYOUT, blocks, seed))
+
+
+def empty_kv(blocks: int, layout: Layout = LAYOUT) -> KVBuffers:
+    """Memory to load into."""
+    return buffers.contiguous(np.zeros((blocks, layout.block_bytes), np.uint8), layout)
 
 
 def blank(blocks: int) -> Bytes:

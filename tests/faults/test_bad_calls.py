@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvstore.blocks.layout import Layout
 from kvstore.blocks.state import Outcome
 from kvstore.client import AsyncClient, buffers
 from kvstore.errors import (
@@ -25,7 +24,8 @@ from tests.faults import other_version
 from tests.faults.clients import (
     SMALL,
     Shared,
-    into,
+    empty_kv,
+    kv_of,
     raw_calls,
     still_serves,
 )
@@ -33,14 +33,6 @@ from tests.faults.engine import prompt
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-def kv_of(blocks: int, seed: int = 0) -> buffers.KVBuffers:
-    return into(random_blocks(LAYOUT, blocks, seed))
-
-
-def empty_kv(blocks: int, layout: Layout = LAYOUT) -> buffers.KVBuffers:
-    return buffers.contiguous(np.zeros((blocks, layout.block_bytes), np.uint8), layout)
 
 
 # ---- writers -----------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ from tests.faults.clients import (
     SLOTS,
     SMALL,
     Shared,
-    into,
+    empty_kv,
+    kv_of,
     raw_calls,
     still_serves,
 )
@@ -39,14 +40,6 @@ TINY = Layout.dense(layers=1, kv_heads=1, head_dim=16, dtype="uint8", dtype_byte
 """512 bytes per block: thousands of them are little."""
 OTHER = Layout.dense(layers=2, kv_heads=2, head_dim=64)
 MILLION_BLOCKS = 15_625  # of a million tokens
-
-
-def kv_of(blocks: int, seed: int = 0) -> buffers.KVBuffers:
-    return into(random_blocks(LAYOUT, blocks, seed))
-
-
-def empty_kv(blocks: int, layout: Layout = LAYOUT) -> buffers.KVBuffers:
-    return buffers.contiguous(np.zeros((blocks, layout.block_bytes), np.uint8), layout)
 
 
 # ---- layouts and namespaces --------------------------------------------------------------------------------------

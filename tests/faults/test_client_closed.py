@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import time
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from tests.faults.clients import (
     serves,
 )
 from tests.faults.engine import Bytes, prompt
+from tests.waiting import once_reached
 
 pytestmark = [pytest.mark.ucx, pytest.mark.asyncio(loop_scope="session")]
 
@@ -225,10 +225,12 @@ async def test_node_restarts_under_its_clients(built: Cluster, small: Running) -
     assert time.monotonic() - began_s < 2
     again = await built.node("small", compute_kind="loopback", **SMALL)
 
-    await back(lambda: clients["half"].match(tokens))  # it can be reached, and its session is not known
+    await once_reached(lambda: clients["half"].match(tokens))  # it can be reached, and its session is not known
     await half.write_layers(1, 3)
-    assert (await back(lambda: clients["begun"].match(tokens, hold_s=1))).blocks == 0
-    assert (await back(lambda: clients["begun"].store(prompt(1, 9504), into(source)))).stored == 1  # attached anew
+    assert (await once_reached(lambda: clients["begun"].match(tokens, hold_s=1))).blocks == 0
+    assert (
+        await once_reached(lambda: clients["begun"].store(prompt(1, 9504), into(source)))
+    ).stored == 1  # attached anew
     for late in (half.commit(), begun.write_layers(0, 1)):
         with pytest.raises(LeaseLost):
             await late
@@ -236,15 +238,15 @@ async def test_node_restarts_under_its_clients(built: Cluster, small: Running) -
         with pytest.raises(Closed):
             await writer.commit()
         await writer.abort()
-    assert (await back(lambda: clients["match"].match(tokens))).blocks == 0
-    assert (await back(lambda: clients["store"].store(tokens, into(source)))).stored == 3
+    assert (await once_reached(lambda: clients["match"].match(tokens))).blocks == 0
+    assert (await once_reached(lambda: clients["store"].store(tokens, into(source)))).stored == 3
     await reads_back(clients["match"], tokens, source)
-    result = await back(lambda: clients["load"].load(clients["load"].chain(tokens), into(blank(3))).result())
+    result = await once_reached(lambda: clients["load"].load(clients["load"].chain(tokens), into(blank(3))).result())
     assert result.blocks == 3
-    assert (await back(lambda: clients["hold"].match(tokens, hold_s=5))).blocks == 3
-    fresh = await back(lambda: clients["offer"].offer(prompt(1, 9503), deadline_s=0.2))
+    assert (await once_reached(lambda: clients["hold"].match(tokens, hold_s=5))).blocks == 3
+    fresh = await once_reached(lambda: clients["offer"].offer(prompt(1, 9503), deadline_s=0.2))
     assert fresh
-    assert isinstance(await outcome_of(back(lambda: clients["send"].send(ticket, into(source)))), TicketInvalid)
+    assert isinstance(await outcome_of(once_reached(lambda: clients["send"].send(ticket, into(source)))), TicketInvalid)
     many = await asyncio.gather(
         *(outcome_of(clients["parallel"].store(prompt(1, 9510 + i), into(source))) for i in range(5))
     )
@@ -254,16 +256,6 @@ async def test_node_restarts_under_its_clients(built: Cluster, small: Running) -
     await built.clean(again)
     assert (await counters(built, again))["sessions"] == 0
     await again.kill()
-
-
-async def back(call: Any) -> Any:
-    """The call's answer once the node can be reached again."""
-    async with asyncio.timeout(5):
-        while True:
-            try:
-                return await call()
-            except NodeUnavailable:
-                await asyncio.sleep(0.01)
 
 
 async def test_node_that_stood_still_past_the_deadline(built: Cluster, small: Running) -> None:

@@ -3,9 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ from kvstore.client import AsyncClient, buffers
 from kvstore.errors import LeaseLost, NodeUnavailable, SessionLost
 from tests.cluster import LAYOUT, Cluster, Running, cluster, open_descriptors, random_blocks, threads
 from tests.faults.scenes import NARROW, NODE, Stored, outcomes, store, timed
-from tests.waiting import eventually
+from tests.waiting import eventually, once_reached
 
-Value = TypeVar("Value")
 pytestmark = [pytest.mark.ucx, pytest.mark.asyncio(loop_scope="module")]
 
 
@@ -113,26 +111,16 @@ async def test_node_killed_between_reserve_and_commit(site: Site) -> None:
     node = await site.cluster.node("committing", **NODE)
     usage = await site.cluster.clean(node)
     assert usage.tiers[0].live_slots == 0
-    assert (await eventually_up(lambda: client.store(tokens, kv))).stored == 4
+    assert (await once_reached(lambda: client.store(tokens, kv))).stored == 4
     late = await client.begin_store(np.arange(64, dtype=np.uint32) + 9000, kv)
     await late.write_layers(0, LAYOUT.layers)
     await node.kill()
     node = await site.cluster.node("committing", **NODE)
-    await eventually_up(lambda: client.match(tokens))  # a put ends with its first failure, also one to reach the node
+    await once_reached(lambda: client.match(tokens))  # a put ends with its first failure, also one to reach the node
     with pytest.raises((SessionLost, LeaseLost)):
         await late.commit()
     await site.cluster.clean(node)
     await node.kill()
-
-
-async def eventually_up(call: Callable[[], Awaitable[Value]]) -> Value:
-    """Repeats a call while the node cannot be reached yet: a channel waits a moment before it connects again."""
-    async with asyncio.timeout(5):
-        while True:
-            try:
-                return await call()
-            except NodeUnavailable:
-                await asyncio.sleep(0.01)
 
 
 async def test_owner_stopped_while_sending(site: Site) -> None:

@@ -1,6 +1,5 @@
 """The census: how many nodes have each block of namespaces with copies, and what it sets right."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,16 @@ from kvstore.control.copies import added_up
 from kvstore.node.app import NodeServer
 from kvstore.node.catalog import ShardId
 from kvstore.pb import node_pb2
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, at_rest, tokens
 from tests.node.test_replicas import BLOCKS, cluster_of, copies, kv_of, settled, writer_of
 from tests.waiting import eventually
 
 SHARD = ShardId(0, 1)
 
 
-@pytest.fixture
-async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+@pytest.fixture(autouse=True)
+def census_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.node.census._REST_S", 0.05)
-    async with site(tmp_path) as here:
-        yield here
-        for node in here.nodes:
-            assert node.catalog.violations() == []
 
 
 def told(nodes: list[NodeServer]) -> list[node_pb2.NamespaceCopies]:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +15,8 @@ from kvstore.node.app import NodeServer
 from kvstore.pb import node_pb2, types_pb2
 from kvstore.rpc.channel import caller
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, held_by, site, tokens
+from tests.inprocess import Site, at_rest, held_by, tokens
 from tests.waiting import eventually
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
 
 
 class World:

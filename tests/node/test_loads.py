@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
+from collections.abc import Awaitable
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from kvstore.pb import node_pb2, types_pb2
 from kvstore.rpc.channel import caller
 from kvstore.rpc.stream import replies
 from tests.cluster import random_blocks
-from tests.inprocess import Site, at_rest, fabric_of, site
+from tests.inprocess import Site, at_rest, fabric_of
 from tests.waiting import eventually
 
 LAYOUT = Layout.dense(layers=4, kv_heads=8, head_dim=64)
@@ -126,13 +125,6 @@ def hints(*nodes: int | None) -> dict[str, bytes]:
         "location_block": np.array([block for block, _ in known], "<u4").tobytes(),
         "location_node": np.array([node for _, node in known], "<u2").tobytes(),
     }
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        await at_rest(*here.nodes)
 
 
 async def test_own_blocks_are_read_where_they_lie(here: Site) -> None:

@@ -1,7 +1,6 @@
 """A node with an NVMe tier, in the test's own process: what is stored outlives the node, and is served from disk."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,12 @@ from kvstore.node.app import NodeServer
 from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, at_rest, tokens
 from tests.node.nvme_world import flip
 from tests.waiting import eventually
 
 BLOCKS = 24
 DRAM, NVME = Tier.DRAM, Tier.NVME
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
 
 
 async def node_on(here: Site, folder: Path, **options: Any) -> NodeServer:

@@ -1,7 +1,6 @@
 """Copies on several nodes: made in the background, kept as long as the block, made again after a loss."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from kvstore.node.storage.manifest import Manifest
 from kvstore.pb import node_pb2
 from kvstore.rpc.channel import caller
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, fabric_of, site, tokens
+from tests.inprocess import Site, at_rest, fabric_of, tokens
 from tests.waiting import eventually
 
 BLOCKS = 6
@@ -29,14 +28,10 @@ SOURCE = random_blocks(LAYOUT, BLOCKS)
 FAST = {"heartbeat_ms": 50, "node_lost_ms": 400}
 
 
-@pytest.fixture
-async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    """The census, which finds everything in the end, comes round once only."""
+@pytest.fixture(autouse=True)
+def census_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds everything in the end, so here it comes round once only."""
     monkeypatch.setattr("kvstore.node.census._REST_S", 3600.0)
-    async with site(tmp_path) as here:
-        yield here
-        for node in here.nodes:
-            assert node.catalog.violations() == []
 
 
 def kv_of(blocks: int = BLOCKS) -> Any:

@@ -1,7 +1,6 @@
 """Copies that are too many: they go, but not what was stored where it is, is held, or is needed by what hangs on it."""
 
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import grpc
 import numpy as np
@@ -11,7 +10,7 @@ from kvstore.client import buffers
 from kvstore.node.app import NodeServer
 from kvstore.node.catalog import Lifetime
 from tests.cluster import LAYOUT
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, at_rest, tokens
 from tests.node.small_catalog import SHARD, TTL_NS, SmallCatalog, key, namespace
 from tests.node.test_replicas import BLOCKS, SOURCE, cluster_of, copies, counters, held, kv_of, settled, writer_of
 from tests.waiting import eventually
@@ -86,13 +85,9 @@ def test_a_copy_that_is_being_written_again_stays() -> None:
     assert shed(small, "a") == ["a"]
 
 
-@pytest.fixture
-async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+@pytest.fixture(autouse=True)
+def census_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.node.census._REST_S", 0.05)
-    async with site(tmp_path) as here:
-        yield here
-        for node in here.nodes:
-            assert node.catalog.violations() == []
 
 
 async def silent(node: NodeServer, others: Sequence[NodeServer]) -> None:

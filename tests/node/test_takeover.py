@@ -1,6 +1,5 @@
 """A node takes over the shared directory of a node that is gone: what lay there is served, and nothing is written."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,12 @@ from kvstore.pb import admin_pb2, admin_pb2_grpc, node_pb2
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.status import from_rpc
 from tests.cluster import LAYOUT, random_blocks
-from tests.inprocess import Site, at_rest, site, tokens
+from tests.inprocess import Site, at_rest, tokens
 from tests.node.nvme_world import flip
 from tests.waiting import eventually
 
 BLOCKS = 12
 SLAB = 4 * MIB
-
-
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(tmp_path) as here:
-        yield here
-        for node in here.nodes:
-            assert node.catalog.violations() == []
 
 
 class World:

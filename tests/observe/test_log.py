@@ -2,22 +2,12 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
 
 from kvstore.errors import InvalidInput
 from kvstore.observe import log
-
-
-@pytest.fixture(autouse=True)
-def _root_logger_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_lines_go_to_stderr_from_the_level_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,9 @@ import pytest
 from kvstore import errors as e
 from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc import PROTOCOL_VERSION
-from kvstore.rpc.channel import MESSAGE_BYTES_MAX, caller, make_server, open_channel
+from kvstore.rpc.channel import MESSAGE_BYTES_MAX, caller, open_channel
 from kvstore.rpc.status import STATUS, from_rpc, streaming, unary
+from tests.answering import answering
 
 TEXT = "block 7 … of 3 × 4 B: 'no'"
 
@@ -45,19 +46,13 @@ class Service(node_pb2_grpc.NodeServicer):
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    service = Service()
-    server = make_server()
-    node_pb2_grpc.add_NodeServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/s")
-    await server.start()
-    yield service
-    await server.stop(None)
+def service() -> Service:
+    return Service()
 
 
 @pytest.fixture
 async def stub(tmp_path: Path, service: Service) -> AsyncIterator[node_pb2_grpc.NodeStub]:
-    async with open_channel(f"unix:{tmp_path}/s") as channel:
+    async with answering(tmp_path, service) as address, open_channel(address) as channel:
         yield node_pb2_grpc.NodeStub(channel)
 
 

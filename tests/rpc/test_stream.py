@@ -16,6 +16,7 @@ from kvstore.pb import node_pb2, node_pb2_grpc
 from kvstore.rpc.channel import make_server, open_channel
 from kvstore.rpc.status import STATUS, from_rpc, streaming
 from kvstore.rpc.stream import end_telling, replies, tell
+from tests.answering import answering
 from tests.waiting import eventually
 
 TEXT = "block 7 … of 3 × 4 B: 'no'"
@@ -35,19 +36,13 @@ class Service(node_pb2_grpc.NodeServicer):
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    service = Service()
-    server = make_server()
-    node_pb2_grpc.add_NodeServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/s")
-    await server.start()
-    yield service
-    await server.stop(None)
+def service() -> Service:
+    return Service()
 
 
 @pytest.fixture
 async def stub(tmp_path: Path, service: Service) -> AsyncIterator[node_pb2_grpc.NodeStub]:
-    async with open_channel(f"unix:{tmp_path}/s") as channel:
+    async with answering(tmp_path, service) as address, open_channel(address) as channel:
         yield node_pb2_grpc.NodeStub(channel)
 
 

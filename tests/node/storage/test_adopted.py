@@ -3,8 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -183,19 +181,6 @@ def test_what_cannot_be_adopted(tmp_path: Path) -> None:
 
 
 # ---- two processes ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """An owner that overwrites slot 1 of file 0 with blocks 0 … 3 in turn, in a process of its own."""
-    command = [sys.executable, "-m", "tests.node.storage.shared_owner", str(tmp_path / "other")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
 
 
 def test_an_owner_that_was_stopped_is_fenced_when_it_goes_on(

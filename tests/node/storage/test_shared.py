@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -184,19 +183,6 @@ def test_no_device_is_an_error(tmp_path: Path) -> None:
 
 
 # ---- two processes ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """An owner that overwrites slot 1 of file 0 with blocks 0 … 3 in turn, in a process of its own."""
-    command = [sys.executable, "-m", "tests.node.storage.shared_owner", str(tmp_path / "other")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
 
 
 def hear(process: subprocess.Popen[str]) -> str:
