@@ -57,11 +57,7 @@ def steps(path: Path, trace: Path | None, head: Path | None) -> Iterator[Step]:
     """In the order in which they run: those that everybody asks for first. head: what of the trace is replayed."""
     small = ("--bytes", "128MiB", "--rounds", "3")
     there = ("--path", str(path))
-    yield Step(
-        "transfer",
-        ("transfer",),
-        ("--bytes", "64MiB", "--rounds", "3", "--sizes", "256KiB,1MiB,4MiB", "--in-flight", "1,8"),
-    )
+    yield Step("transfer", ("transfer",), (*small, "--sizes", "256KiB,4MiB", "--in-flight", "1,8"))
     yield Step("local", ("local",), (*small, "--sizes", "256KiB,4MiB"))
     yield Step("tiers", ("tiers", *there), small)
     yield Step("nvme", ("nvme", *there), small)
@@ -79,7 +75,7 @@ def steps(path: Path, trace: Path | None, head: Path | None) -> Iterator[Step]:
     yield Step("replay-ttl", (*replay, *times), ())
     yield Step("agents", ("agents", "--testbed", *there), ("--quick", "--duration", "8", "--pool", "96"), 130.0)
     goodput = ("goodput", "--testbed", *(("--trace", str(trace)) if trace is not None else ()), *there)
-    coarse = ("--skip", "500", "--requests", "30", "--ways", "single path,dual path", "--tolerance", "0.3")
+    coarse = ("--skip", "500", "--requests", "24", "--ways", "dual path", "--tolerance", "0.3")
     yield Step("goodput", goodput, coarse, 130.0)
     yield Step("peers", ("peers", "--contests", "store,transfer"), ("--sizes", "1MiB", "--rounds", "3"))
     yield Step("peers-faults", ("peers", "--contests", "faults"), ("--after", "4"))
