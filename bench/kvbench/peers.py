@@ -1,12 +1,13 @@
-"""kvstore beside Mooncake and NIXL: the same blocks, in turn, on the same machine; then the same faults.
+"""kvstore beside Mooncake, NIXL and LMCache: the same blocks, in turn, on the same machine; then the same faults.
 
-The rivals are what `scripts/peers install all` brings; one that is not installed is left out, and said to be. Where
+The rivals are what `scripts/peers install` brings; one that is not installed is left out, and said to be. Where
 this runs as root every host is a network namespace, joined to the others by veth pairs that are not shaped; elsewhere
 all are processes on the loopback device. Every byte is compared. A put is timed until the other host can read it; each
 key is new, for Mooncake takes a second put of a key for done and keeps the old value.
 
 A ratio is how many times as fast kvstore is: the median over rounds of the ratio within the round, and of these the
-worst of the sizes. Puts and gets of kvstore make and compare checksums, as they do by default; Mooncake's have none.
+worst of the sizes. Puts and gets of kvstore make and compare checksums, as they do by default; those of Mooncake and
+LMCache have none.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from kvbench import options, result
 from kvbench.peers_faults import metadata_killed, storage_killed
 from kvbench.peers_site import sites
 from kvbench.peers_speed import FABRIC, MOVERS, WARM_UP, Batch, Seconds, check_stores, movers, ratio, rows, stores
-from kvbench.peers_stores import STORES, KVStoreCluster, MooncakeCluster, UncheckedCluster
+from kvbench.peers_stores import STORES, KVStoreCluster, LMCacheCluster, MooncakeCluster, UncheckedCluster
 from kvbench.progress import bar
 from kvbench.result import Result
 from kvbench.rivals_installed import Installed
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> Result:
     options.check_sizes(sizes, 2)
     options.check_positive(blocks=args.blocks, rounds=args.rounds, after=args.after)
     measurements, ratios = asyncio.run(_run(args.contests, sizes, args.blocks, args.rounds, args.after))
-    rivals = [Installed(name) for name in ("mooncake", "nixl")]
+    rivals = [Installed(name) for name in ("mooncake", "nixl", "lmcache")]
     variables = {store.name: store.settings for store in STORES if not store.why_not()}
     variables |= {mover.name: dict(mover.settings) for mover in MOVERS if not mover.why_not()}
     return result.of_this_machine(
@@ -114,12 +115,11 @@ async def _faults(after_s: float) -> list[dict[str, Any]]:
 
 
 def _store_ratios(measured: list[Seconds]) -> dict[str, float | None]:
-    theirs = MooncakeCluster.name
     return {
-        "get_vs_mooncake_store": ratio(measured, "get", KVStoreCluster.name, theirs),
-        "put_vs_mooncake_store": ratio(measured, "put", KVStoreCluster.name, theirs),
-        "get_unchecked_vs_mooncake_store": ratio(measured, "get", UncheckedCluster.name, theirs),
-        "put_unchecked_vs_mooncake_store": ratio(measured, "put", UncheckedCluster.name, theirs),
+        f"{what}{suffix}_vs_{rival}": ratio(measured, what, ours.name, theirs.name)
+        for rival, theirs in (("mooncake_store", MooncakeCluster), ("lmcache", LMCacheCluster))
+        for suffix, ours in (("", KVStoreCluster), ("_unchecked", UncheckedCluster))
+        for what in ("get", "put")
     }
 
 

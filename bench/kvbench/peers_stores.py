@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from kvbench.peers_site import Client, Site, client, listens, program
 from kvbench.rivals_installed import Installed
-from kvbench.yardsticks import MOONCAKE_STORE
+from kvbench.yardsticks import LMCACHE, MOONCAKE_STORE
 from kvstore.cli.spawn import Server, running
 
 _LOG = ("--log-level", "error")
@@ -29,6 +29,8 @@ class Cluster(ABC):
     """What was set beside the defaults: shown with the figures."""
     storage_bytes_min: ClassVar[int] = 1
     """The least that a storage of it can have."""
+    copies_max: ClassVar[int] = 2
+    """Places that a block can be in, of the two that are tried."""
 
     def __init__(
         self, stack: AsyncExitStack, folder: Path, hosts: Sequence[Site], capacity_bytes: int, copies: int
@@ -178,7 +180,50 @@ class MooncakeCluster(Cluster):
         return await self._stack.enter_async_context(starting)
 
 
-STORES: tuple[type[Cluster], ...] = (KVStoreCluster, UncheckedCluster, MooncakeCluster)
+class LMCacheCluster(Cluster):
+    """The server that LMCache brings, beside the writer: it holds all blocks, in one place. Clients keep none."""
+
+    name = LMCACHE
+    settings: ClassVar[dict[str, str]] = {"LMCACHE_LOCAL_CPU": "False", "LMCACHE_REMOTE_SERDE": "naive"}
+    copies_max = 1
+    _rival: ClassVar[Installed] = Installed("lmcache")
+
+    @classmethod
+    def why_not(cls) -> str:
+        return cls._rival.why_not()
+
+    async def open(self) -> None:
+        self._port = self._hosts[0].free_port()
+        await self.start_metadata()
+        self.writer = await self._client(self._hosts[0])
+
+    async def start_reader(self) -> Client:
+        return await self._client(self._hosts[-1])
+
+    async def start_metadata(self) -> None:
+        first = self._hosts[0]
+        argv = (str(self._rival.python), "-m", "lmcache.v1.server", first.address, str(self._port))
+        starting = program(first, *self._rival.prefix(self.settings), *argv)
+        self._server = await self._stack.enter_async_context(starting)
+        await listens(first, self._port, self._server)
+
+    async def kill_metadata(self) -> None:
+        self._server.kill()
+        await self._server.wait()
+
+    async def kill_storage(self) -> None:
+        await self.kill_metadata()
+
+    async def _client(self, host: Site) -> Client:
+        options = ("--server", f"{self._hosts[0].address}:{self._port}", "--pool-bytes", str(self._capacity_bytes))
+        environment = self._rival.prefix(self.settings)
+        starting = client(
+            self.name, host, "lmcache_store", *options, python=str(self._rival.python), environment=environment
+        )
+        return await self._stack.enter_async_context(starting)
+
+
+STORES: tuple[type[Cluster], ...] = (KVStoreCluster, UncheckedCluster, MooncakeCluster, LMCacheCluster)
 
 
 @asynccontextmanager

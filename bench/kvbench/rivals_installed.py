@@ -17,7 +17,12 @@ _PRINT_VERSIONS = """
 import importlib.metadata, json
 print(json.dumps({found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}))
 """
-_QUIET = {"GLOG_minloglevel": "2", "NIXL_LOG_LEVEL": "WARN"}
+_QUIET = {
+    "GLOG_minloglevel": "2",
+    "NIXL_LOG_LEVEL": "WARN",
+    "LMCACHE_LOG_LEVEL": "ERROR",
+    "LMCACHE_TRACK_USAGE": "false",
+}
 _NAMED = ("mooncake-transfer-engine-non-cuda", "nixl-cu12", "lmcache", "numpy", "torch")
 
 

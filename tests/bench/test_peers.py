@@ -43,12 +43,13 @@ async def test_each_store_keeps_the_contract(store: type[Cluster], hosts: tuple[
     put counts for nothing and raises nothing."""
     if reason := store.why_not():
         pytest.skip(reason)
-    async with opened(store, tmp_path, hosts, 64 * MIB, copies=2) as cluster:
+    copies = store.copies_max
+    async with opened(store, tmp_path, hosts, 64 * MIB, copies) as cluster:
         await cluster.writer.ask("fill", **SMALL)
-        put = await cluster.writer.ask("put", **SMALL, copies=2)
+        put = await cluster.writer.ask("put", **SMALL, copies=copies)
         assert put["blocks"] == SMALL["count"]
         assert put["ended_s"] > put["began_s"]
-        assert (await cluster.writer.ask("copied", **SMALL, copies=2, within_s=10)) == {"copies": 2}
+        assert (await cluster.writer.ask("copied", **SMALL, copies=copies, within_s=10)) == {"copies": copies}
         reader = await cluster.start_reader()
         assert (await reader.ask("readable", **SMALL, within_s=10))["blocks"] == SMALL["count"]
         assert (await reader.ask("get", **SMALL))["blocks"] == SMALL["count"]
@@ -256,7 +257,7 @@ def test_rivals_that_are_not_installed_are_left_out(
     }
     assert found["ratios"] == {}
     left_out = [said for said in found["warnings"] if said.startswith("left out")]
-    assert len(left_out) == 2
+    assert len(left_out) == 3
     assert all("scripts/peers install" in reason for reason in left_out)
 
 
@@ -282,8 +283,14 @@ def test_the_script_refuses_what_it_does_not_know(words: tuple[str, ...], tmp_pa
 
 
 def test_the_script_lists_and_removes(tmp_path: Path) -> None:
-    """A half-made environment is not taken for an installed one; `remove` takes it away."""
-    (tmp_path / "nixl").mkdir()
-    assert "outdated" in _script("list", folder=tmp_path).stdout
+    """A half-made environment is not taken for an installed one; `remove` takes it away, and `all` of them."""
+    for name in ("nixl", "lmcache"):
+        (tmp_path / name).mkdir()
+    listed = {line.split()[0]: line.split()[1:] for line in _script("list", folder=tmp_path).stdout.splitlines()}
+    assert listed.keys() == {"mooncake", "nixl", "lmcache"}
+    assert listed["nixl"][0] == listed["lmcache"][0] == "outdated"
+    assert listed["lmcache"][1].startswith("lmcache==")
     assert "nixl is removed" in _script("remove", "nixl", folder=tmp_path).stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["lmcache"]
+    assert "lmcache is removed" in _script("remove", "all", folder=tmp_path).stderr
     assert [*tmp_path.iterdir()] == []
