@@ -1,14 +1,12 @@
 """An engine's stand-in on a host of the testbed: stores histories whose bytes follow from their keys, loads them, and
 compares every byte.
 
-Reads one JSON request a line and answers each with one, as `kvstore.cli.demo_worker` does, so `Engine` talks to it too.
-A history is named by its seed: the same seed is the same prompt everywhere.
+It does what `kvstore.cli.demo_lines` brings. A history is named by its seed: the same seed is the same prompt
+everywhere.
 """
 
 import argparse
 import asyncio
-import json
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,9 +18,10 @@ import numpy.typing as npt
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
+from kvstore.cli import demo_lines
 from kvstore.cli.demo_bytes import DerivedKV
 from kvstore.client import AsyncClient, Match, buffers
-from kvstore.errors import ChecksumMismatch, DeadlineExceeded, KVStoreError, Refused
+from kvstore.errors import ChecksumMismatch, DeadlineExceeded, Refused
 
 LAYOUT = Layout.dense(layers=32, kv_heads=8, head_dim=128)
 """Llama 3 8B: 8 MiB a block of 64 tokens; a layer is a granule."""
@@ -142,19 +141,7 @@ class Worker:
 
 async def _work(node: str) -> None:
     client = await AsyncClient.connect(node=node, namespace=_NAMESPACE, layout=LAYOUT)
-    worker = Worker(client)
-
-    async def answer(request: dict[str, Any]) -> None:
-        number = request.pop("id")
-        try:
-            said = {"id": number, "reply": await worker.answer(request)}
-        except KVStoreError as error:
-            said = {"id": number, "error": f"{request['op']}: {type(error).__name__}: {error}"}
-        print(json.dumps(said), flush=True)
-
-    async with asyncio.TaskGroup() as requests:
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            requests.create_task(answer(json.loads(line)))
+    await demo_lines.serve(Worker(client).answer)
     await client.close()
 
 

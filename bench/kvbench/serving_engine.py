@@ -1,9 +1,9 @@
 """An engine's stand-in that serves requests in time: its GPU is a clock, its KV and all that is done with it are real.
 
-Reads one JSON request a line and answers each with one, in any order, so `Engine` talks to it. A prefill engine admits
-requests in the order in which they come, so many loads at a time; its GPU computes one thing after the other, a layer
-group as soon as its history is there; what is computed goes on to the decode engine layer group by layer group. Bytes
-follow from the blocks' keys; some blocks of each request are compared on either side, all of them by checksum.
+It does what `kvstore.cli.demo_lines` brings. A prefill engine admits requests in the order in which they come, so many
+loads at a time; its GPU computes one thing after the other, a layer group as soon as its history is there; what is
+computed goes on to the decode engine layer group by layer group. Bytes follow from the blocks' keys; some blocks of
+each request are compared on either side, all of them by checksum.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from kvbench.workload import Prompt
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import LayerGroup, Layout, layer_groups
 from kvstore.blocks.namespace import Namespace
+from kvstore.cli import demo_lines
 from kvstore.cli.demo_bytes import DerivedKV
 from kvstore.client import AsyncClient, Load, Match, buffers
 from kvstore.errors import ChecksumMismatch, KVStoreError, Refused
@@ -254,13 +255,10 @@ async def _work(args: argparse.Namespace) -> None:
     running: set[asyncio.Task[None]] = set()
 
     async def answer(request: dict[str, Any]) -> None:
-        number = request.pop("id")
         try:
-            said = {"id": number, "reply": await worker.answer(request)}
-        except KVStoreError as error:
-            said = {"id": number, "error": f"{request['op']}: {type(error).__name__}: {error}"}
+            said = await demo_lines.answered(worker.answer, request)
         except asyncio.CancelledError:
-            said = {"id": number, "error": f"{request['op']}: given up"}
+            said = {"id": request["id"], "error": f"{request['op']}: given up"}
         _say(said)
 
     while line := await asyncio.to_thread(sys.stdin.readline):

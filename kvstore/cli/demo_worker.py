@@ -1,15 +1,12 @@
 """An engine's stand-in for the demo: a process with a client, whose "attention" derives KV from the block's key.
 
-Reads one JSON request a line from standard input and answers each with one line on standard output, in any order:
-{"id", "op", …} → {"id", "reply": {…}} or {"id", "error"}. It ends when its input ends.
+It does what `kvstore.cli.demo_lines` brings, and ends when its input ends.
 """
 
 import argparse
 import asyncio
 import dataclasses
-import json
 import math
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +17,7 @@ import numpy as np
 from kvstore.blocks.keys import Chain
 from kvstore.blocks.layout import Layout, layer_groups
 from kvstore.blocks.namespace import Namespace
+from kvstore.cli import demo_lines
 from kvstore.cli.demo_bytes import Bytes, DerivedKV, tail_key
 from kvstore.cli.demo_report import Figures
 from kvstore.cli.demo_sessions import Tokens
@@ -163,28 +161,16 @@ class Worker:
             self._idle.append(memory)
 
 
-async def _answer(worker: Worker, line: str) -> str:
-    fields = json.loads(line)
-    number, op = fields.pop("id"), fields.pop("op")
-    for name in ("tokens", "answer"):
-        if name in fields:
-            fields[name] = np.frombuffer(bytes.fromhex(fields[name]), np.uint32)
-    try:
-        return json.dumps({"id": number, "reply": await worker.ops[op](**fields)})
-    except KVStoreError as error:
-        return json.dumps({"id": number, "error": f"{op}: {type(error).__name__}: {error}"})
-
-
 async def _work(node: str) -> None:
     client = await AsyncClient.connect(node=node, namespace=Namespace.of(MODEL, LAYOUT), layout=LAYOUT)
     worker = Worker(client)
 
-    async def answer(line: str) -> None:
-        print(await _answer(worker, line), flush=True)
+    async def answer(request: dict[str, Any]) -> dict[str, Any]:
+        for name in {"tokens", "answer"} & request.keys():
+            request[name] = np.frombuffer(bytes.fromhex(request[name]), np.uint32)
+        return await worker.ops[request.pop("op")](**request)
 
-    async with asyncio.TaskGroup() as requests:
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            requests.create_task(answer(line))
+    await demo_lines.serve(answer)
     await client.close()
 
 

@@ -3,14 +3,12 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kvstore.client import buffers
-from tests.cluster import LAYOUT, Cluster, Running, cluster, random_blocks, whole_match
+from tests.cluster import LAYOUT, Cluster, Running, random_blocks, whole_match
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.ucx
@@ -18,21 +16,15 @@ BLOCKS = 24
 TOKENS = np.arange(64 * BLOCKS, dtype=np.uint32)
 
 
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path) as here:
-        yield here
-
-
-async def shared_node(here: Cluster, name: str, control: Running) -> Running:
-    return await here.node(
+async def shared_node(processes: Cluster, name: str, control: Running) -> Running:
+    return await processes.node(
         name,
         control.address,
         flags=("--nvme-shared",),
         dram_bytes="16MiB",
         slab_bytes="4MiB",
         publish_ms="5",
-        nvme_paths=str(here.folder / "mount" / name),
+        nvme_paths=str(processes.folder / "mount" / name),
         nvme_bytes="17MiB",
         nvme_slab_bytes="4MiB",
         nvme_free_bytes_min="0",
@@ -47,22 +39,22 @@ async def run(*argv: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def test_a_killed_owners_directory_is_served_by_another_node(here: Cluster) -> None:
+async def test_a_killed_owners_directory_is_served_by_another_node(processes: Cluster) -> None:
     """Refused while the owner lives; once it is killed and adopted, every block is read byte for byte over any node.
     The owner that is started again is told who has its directory, and has it again when that one has given it back."""
-    control = await here.control(heartbeat_ms="100", node_lost_ms="500")
-    owner = await shared_node(here, "owner", control)
-    heir = await shared_node(here, "heir", control)
-    reader = await here.node("reader", control.address, dram_bytes="16MiB")
+    control = await processes.control(heartbeat_ms="100", node_lost_ms="500")
+    owner = await shared_node(processes, "owner", control)
+    heir = await shared_node(processes, "heir", control)
+    reader = await processes.node("reader", control.address, dram_bytes="16MiB")
     source = random_blocks(LAYOUT, BLOCKS, 5)
-    writer = await here.client(owner)
+    writer = await processes.client(owner)
     assert (await writer.store(TOKENS, buffers.contiguous(source, LAYOUT))).stored == BLOCKS
 
     async def durable() -> bool:
-        return (await here.usage(owner)).counters["durable_blocks"] == BLOCKS
+        return (await processes.usage(owner)).counters["durable_blocks"] == BLOCKS
 
     await eventually(durable, 10)
-    directory = str(here.folder / "mount" / "owner")
+    directory = str(processes.folder / "mount" / "owner")
     adopt = ("admin", "adopt", "heir", directory, "--control", control.address)
     code, _, said = await run(*adopt)
     assert code == 2
@@ -78,7 +70,7 @@ async def test_a_killed_owners_directory_is_served_by_another_node(here: Cluster
     assert int(reply["blocks"]) == BLOCKS
     assert [device["adopted"] for device in reply["devices"]] == [False, True]
     for node in (heir, reader):
-        client = await here.client(node)
+        client = await processes.client(node)
         match = await eventually(lambda client=client: whole_match(client, TOKENS), 10)
         target = np.zeros_like(source)
         assert (await client.load(match, buffers.contiguous(target, LAYOUT)).result()).blocks == BLOCKS
@@ -92,7 +84,7 @@ async def test_a_killed_owners_directory_is_served_by_another_node(here: Cluster
     code, out, _ = await run(*adopt, "--release")
     assert code == 0
     assert "0 blocks of the directory are served" in " ".join(out.split())
-    owner = await shared_node(here, "owner", control)
-    assert (await here.usage(owner)).counters["durable_blocks"] == BLOCKS
+    owner = await shared_node(processes, "owner", control)
+    assert (await processes.usage(owner)).counters["durable_blocks"] == BLOCKS
     for node in (heir, owner):
-        await here.clean(node)
+        await processes.clean(node)

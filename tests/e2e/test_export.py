@@ -15,9 +15,8 @@ import pytest
 from kvstore.blocks.namespace import Namespace
 from kvstore.cli.main import main
 from kvstore.client import AsyncClient, buffers
-from kvstore.config import DoorConfig
 from tests.certs import Certs
-from tests.cluster import LAYOUT, Cluster, Running, cluster, random_blocks, whole_match
+from tests.cluster import LAYOUT, Cluster, Running, cluster, door_options, random_blocks, whole_match
 from tests.inprocess import tokens
 from tests.waiting import eventually
 
@@ -180,8 +179,8 @@ async def test_where_tokens_are_asked(processes: Cluster, admin: Admin, tmp_path
     """A reader's token for the control plane and the tenant's for its bytes: each alone is not enough."""
     certs = Certs(tmp_path / "certs")
     tenant, reader = certs.holder("engine", tenant="default"), certs.holder("anna", admin="read")
-    control = await processes.control(**_door(certs.server("control")))
-    node = await processes.node("m", control=control.address, **SIZES, **_door(certs.server("node")))
+    control = await processes.control(**door_options(certs.server("control")))
+    node = await processes.node("m", control=control.address, **SIZES, **door_options(certs.server("node")))
     client = await processes.client(node, door=tenant)
     await store(client, 0)
     await eventually(lambda: whole_match(client, tokens(BLOCKS, 0)))
@@ -194,10 +193,6 @@ async def test_where_tokens_are_asked(processes: Cluster, admin: Admin, tmp_path
     assert (await admin(control, *words, *owns))["blocks"] == BLOCKS
     assert (await admin(control, *words, *owns, "--node", node.socket))["blocks"] == BLOCKS
     assert (await admin(control, "import", file, *shown, *owns))["present"] == BLOCKS
-
-
-def _door(door: DoorConfig) -> dict[str, str]:
-    return {"door_cert": door.cert, "door_key": door.key, "door_ca": door.ca, "door_tokens": door.tokens}
 
 
 async def test_an_export_that_is_interrupted(processes: Cluster) -> None:

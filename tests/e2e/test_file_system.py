@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 
 from kvstore.blocks.layout import Layout
 from kvstore.client import AsyncClient, buffers
-from tests.cluster import Cluster, Running, cluster, random_blocks
+from tests.cluster import Cluster, Running, random_blocks
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.ucx
@@ -64,26 +64,20 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     unmounted(place)
 
 
-@pytest.fixture
-async def here(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path) as here:
-        yield here
-
-
 class World:
     """One node, its device on the file system, and an operator."""
 
-    def __init__(self, here: Cluster, control: Running, node: Running, client: AsyncClient, device: Path) -> None:
-        self.here, self.control, self.node, self.client, self.device = here, control, node, client, device
+    def __init__(self, processes: Cluster, control: Running, node: Running, client: AsyncClient, device: Path) -> None:
+        self.here, self.control, self.node, self.client, self.device = processes, control, node, client, device
 
     @classmethod
-    async def make(cls, here: Cluster, place: Path, control: Running | None = None) -> "World":
-        control = control or await here.control()
+    async def make(cls, processes: Cluster, place: Path, control: Running | None = None) -> "World":
+        control = control or await processes.control()
         device = place / "device"
         options = {"dram_bytes": "8MiB", "slab_bytes": "1MiB", "nvme_slab_bytes": "4MiB", "nvme_free_bytes_min": "0"}
         options |= {"nvme_paths": str(device), "nvme_bytes": "1GiB", "nvme_scrub_bytes_per_s": "0"}
-        node = await here.node("node", control.address, **options)
-        return cls(here, control, node, await here.client(node, LAYOUT), device)
+        node = await processes.node("node", control.address, **options)
+        return cls(processes, control, node, await processes.client(node, LAYOUT), device)
 
     async def put(self, seed: int) -> None:
         source = buffers.contiguous(random_blocks(LAYOUT, CHAIN, seed), LAYOUT)
@@ -152,11 +146,11 @@ def full(path: Path) -> bool:
     return False
 
 
-async def test_a_file_system_that_is_full(here: Cluster, place: Path) -> None:
+async def test_a_file_system_that_is_full(processes: Cluster, place: Path) -> None:
     """Others have taken the last byte: the index cannot grow, so the device goes out of service with the first ENOSPC,
     and enabling it is refused with a typed error for as long. Puts go on in memory, all that is read is right, and with
     room again what was durable is served and more becomes durable."""
-    world = await World.make(here, place)
+    world = await World.make(processes, place)
     await world.put(0)
     await world.settled()
     assert await world.counter("durable_blocks") == CHAIN
@@ -168,7 +162,7 @@ async def test_a_file_system_that_is_full(here: Cluster, place: Path) -> None:
         if not await world.in_service():
             break
     assert not await world.in_service()
-    usage = await here.usage(world.node)
+    usage = await processes.usage(world.node)
     assert usage.violations == []
     assert usage.counters["device_failures"] <= 3
     for more in range(seed + 1, seed + 100):
@@ -188,31 +182,31 @@ async def test_a_file_system_that_is_full(here: Cluster, place: Path) -> None:
     await world.settled()
     assert await world.counter("durable_blocks") == before + CHAIN
     await world.client.close()
-    assert (await here.clean(world.node)).violations == []
+    assert (await processes.clean(world.node)).violations == []
 
 
-async def test_a_file_system_that_is_filled_by_the_device(here: Cluster, place: Path) -> None:
+async def test_a_file_system_that_is_filled_by_the_device(processes: Cluster, place: Path) -> None:
     """Its capacity is more than there is: it takes what there is, gives the room of the oldest to the newest, and stays
     in service."""
-    world = await World.make(here, place)
+    world = await World.make(processes, place)
     for seed in range(200):
         await world.put(seed)
     await world.settled()
     assert await world.in_service()
     assert await world.counter("durable_blocks") > 14 * 400
-    (device,) = (await here.usage(world.node)).devices
+    (device,) = (await processes.usage(world.node)).devices
     assert device.slab_bytes <= SIZE_BYTES
     assert await world.get(199) == CHAIN
     await world.client.close()
-    assert (await here.clean(world.node)).violations == []
+    assert (await processes.clean(world.node)).violations == []
 
 
-async def test_a_file_system_that_goes_read_only(here: Cluster, tmp_path: Path) -> None:
+async def test_a_file_system_that_goes_read_only(processes: Cluster, tmp_path: Path) -> None:
     """As ext4 does after an error of its disk: out of service after a few errors, right all the while; repaired,
     mounted and enabled it serves what was durable."""
     place = mounted("ext4", tmp_path)
     try:
-        world = await World.make(here, place)
+        world = await World.make(processes, place)
         await world.put(0)
         await world.settled()
         run("mount", "-o", "remount,abort", str(place))
@@ -235,26 +229,26 @@ async def test_a_file_system_that_goes_read_only(here: Cluster, tmp_path: Path) 
         await world.put(1000)
         await world.settled()
         assert await world.in_service()
-        assert (await here.usage(world.node)).violations == []
+        assert (await processes.usage(world.node)).violations == []
         assert (await world.admin("disable"))[0] == 0
     finally:
         unmounted(place)
 
 
-async def test_a_node_starts_beside_a_read_only_device(here: Cluster, tmp_path: Path) -> None:
+async def test_a_node_starts_beside_a_read_only_device(processes: Cluster, tmp_path: Path) -> None:
     """Mounted so after an error, say: it serves from memory and says what is wrong; mounted for writing and enabled,
     what was durable is served."""
     place = tmp_path / "mount"
     place.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "none", str(place))
     try:
-        world = await World.make(here, place)
+        world = await World.make(processes, place)
         await world.put(0)
         await world.settled()
         await world.client.close()
         await world.node.kill()
         run("mount", "-o", "remount,ro", str(place))
-        world = await World.make(here, place, world.control)
+        world = await World.make(processes, place, world.control)
         assert not await world.in_service()
         await world.put(1)
         assert await world.get(1) == CHAIN

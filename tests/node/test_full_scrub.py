@@ -23,6 +23,20 @@ def scrub_of(world: NvmeWorld) -> FullScrub:
     return FullScrub(world.custody, Scrub(NodeConfig(), world.custody, world.nvme))
 
 
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Once it is shut, reads of devices wait until it is opened."""
+    gate, read = threading.Event(), Device.read
+
+    def held(self: Device, file: int, offset: int, out: Any) -> None:
+        assert gate.wait(10)
+        read(self, file, offset, out)
+
+    gate.set()
+    monkeypatch.setattr(Device, "read", held)
+    return gate
+
+
 async def ended(scrub: FullScrub) -> Any:
     await eventually(lambda: not scrub.usage().running)
     return scrub.usage()
@@ -98,18 +112,12 @@ async def test_what_cannot_be_read_is_counted_apart(tmp_path: Path, monkeypatch:
         assert (told.looked_at, told.corrupt_dropped, told.unreadable_dropped) == (3, 0, 3)
 
 
-async def test_one_at_a_time_and_it_can_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_at_a_time_and_it_can_be_ended(tmp_path: Path, gate: threading.Event) -> None:
     """The same asked for again is the one under way; another is refused; ended early it says so, and holds nothing."""
-    gate, read = threading.Event(), Device.read
-
-    def held(self: Device, file: int, offset: int, out: Any) -> None:
-        assert gate.wait(10)
-        read(self, file, offset, out)
-
     async with nvme_world(tmp_path) as world:
         world.store(keys_of(6), blocks_of(6))
         await world.spill.drain()
-        monkeypatch.setattr(Device, "read", held)
+        gate.clear()
         scrub = scrub_of(world)
         scrub.start(None)
         began = scrub.usage()
@@ -128,19 +136,15 @@ async def test_one_at_a_time_and_it_can_be_ended(tmp_path: Path, monkeypatch: py
         assert (await ended(scrub)).looked_at == 6
 
 
-async def test_what_comes_meanwhile_does_not_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_comes_meanwhile_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
+) -> None:
     """Slabs that were opened since are for the next one: else a node under load would never come to an end."""
     monkeypatch.setattr("kvstore.node.fullscrub._AT_ONCE", 1)
-    gate, read = threading.Event(), Device.read
-
-    def held(self: Device, file: int, offset: int, out: Any) -> None:
-        assert gate.wait(10)
-        read(self, file, offset, out)
-
     async with nvme_world(tmp_path, files=8) as world:
         world.store(keys_of(7), blocks_of(7))
         await world.spill.drain()
-        monkeypatch.setattr(Device, "read", held)
+        gate.clear()
         scrub = scrub_of(world)
         scrub.start(None)
         await asyncio.sleep(0)
