@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -19,7 +19,7 @@ figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; } figca
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #999; }
+th:first-child, td:first-child, .text { text-align: left; } th { border-bottom: 2px solid #999; }
 .warning { background: #fff4e0; border-left: 4px solid #E69F00; padding: .4rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; margin: .6rem 0; } .small { color: #444; font-size: 13px; }
 """
@@ -71,10 +71,21 @@ def _html_result(result: Result) -> Iterator[str]:
     yield from (f'<p class="warning">{escape(text)}</p>' for text in result.warnings)
     yield f'<p class="small">{escape(_settings(result))}</p>'
     for columns, rows in _tables(result):
-        made = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-        text = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{made}</tbody></table></div>'
+        marks = [_mark(row[number] for row in rows) for number in range(len(columns))]
+        head = _html_row("th", columns, marks)
+        made = "".join(_html_row("td", row, marks) for row in rows)
+        text = f'<div class="table"><table><thead>{head}</thead><tbody>{made}</tbody></table></div>'
         yield text if len(rows) <= _LONG_TABLE else f"<details><summary>{len(rows)} points</summary>{text}</details>"
+
+
+def _html_row(tag: str, cells: Sequence[str], marks: Sequence[str]) -> str:
+    row = (f"<{tag}{mark}>{escape(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True))
+    return f"<tr>{''.join(row)}</tr>"
+
+
+def _mark(cells: Iterable[str]) -> str:
+    """Of a column: numbers stand at its right, words at its left."""
+    return ' class="text"' if any(cell[:1].isalpha() for cell in cells) else ""
 
 
 def markdown(sections: Sequence[Section], left_out: Sequence[str], folder: str) -> str:
@@ -136,8 +147,7 @@ def _tables(result: Result) -> Iterator[tuple[Sequence[str], Sequence[Sequence[s
     few = [[name, table.shown(value)] for name, value in [*result.ratios.items(), *headlines.items()]]
     if few:
         yield ("ratio", "value"), few
-    if result.measurements:
-        yield table.flat(result.measurements)
+    yield from (table.flat(part) for part in table.parts(result))
 
 
 def _plain(text: str) -> str:

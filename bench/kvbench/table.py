@@ -13,11 +13,10 @@ _PERCENTILES_OF = 20
 
 def show(result: Result) -> None:
     """Prints a result to standard output."""
-    columns, rows = flat(result.measurements)
     ratios = ((name, shown(value)) for name, value in result.ratios.items())
     tables.show(
         f"{result.bench}: {machine_in_a_line(result.machine)}",
-        tables.table(columns, rows),
+        *(tables.table(*flat(part)) for part in parts(result)),
         *([tables.table(("ratio", "value"), ratios)] if result.ratios else []),
         *(f"{name}: {shown(value)}" for name, value in result.extras.items() if not isinstance(value, list | dict)),
         *(f"warning: {text}" for text in result.warnings),
@@ -28,6 +27,21 @@ def machine_in_a_line(machine: Mapping[str, Any]) -> str:
     """What a file that somebody wrote leaves out is a question mark."""
     known = {name: machine.get(name, "?") for name in ("cpus", "cpu", "kernel", "transports")}
     return "{cpus} CPUs ({cpu}), Linux {kernel}, UCX over {transports}".format(**known)
+
+
+def parts(result: Result) -> list[list[dict[str, Any]]]:
+    """The measurements, those together that have a figure in common: beside others most of their row would be empty.
+    Those with the most figures come first."""
+    found: list[tuple[set[str], list[int]]] = []
+    for number, row in enumerate(result.measurements):
+        names, members = set(row) - set(result.keys), [number]
+        for other in [each for each in found if each[0] & names]:
+            found.remove(other)
+            names |= other[0]
+            members += other[1]
+        found.append((names, members))
+    found.sort(key=lambda each: (-len(each[0]), min(each[1])))
+    return [[result.measurements[number] for number in sorted(members)] for _, members in found]
 
 
 def flat(measurements: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

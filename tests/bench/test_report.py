@@ -240,3 +240,12 @@ def test_without_matplotlib_the_extra_is_named(
     path.write_text(results_drawn.models().to_json())
     assert main(["report", str(path), "--out", str(tmp_path)]) == 2
     assert "kvstore[bench]" in capsys.readouterr().err
+
+
+def test_words_stand_at_the_left_and_numbers_at_the_right(tmp_path: Path) -> None:
+    """Of tables; a column of both is one of words."""
+    rows: list[dict[str, Any]] = [{"way": "single path", "limit": "memcpy", "ms": 1.5}]
+    result = Result("ops", {}, {}, ("way",), rows, {}, [], {})
+    text = report.write([result], tmp_path).read_text()
+    assert '<td class="text">memcpy</td><td>1.5</td>' in text
+    assert '<th class="text">limit</th><th>ms</th>' in text

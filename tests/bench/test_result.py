@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvbench import noise, progress, result, transports
+from kvbench import noise, progress, result, table, transports
 from kvbench.result import Result
 from kvstore.errors import InvalidInput
 
@@ -121,3 +122,16 @@ def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str
     """Standard error is no terminal here; the items come all the same."""
     assert list(progress.track("abc", "x", 3)) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_rows_that_share_no_figure_stand_in_tables_of_their_own() -> None:
+    """What was not measured says why beside no empty cells; rows that another joins stay together, in their order."""
+    rows: list[dict[str, Any]] = [
+        {"pair": "a", "why_not": "no GPU"},
+        {"pair": "b", "gb_per_s": 1.0},
+        {"pair": "c", "ms": 2.0},
+        {"pair": "d", "gb_per_s": 3.0, "ms": 4.0, "limit": 5.0},
+        {"pair": "e", "why_not": "no disk"},
+    ]
+    result = Result("tiers", {}, {}, ("pair",), rows, {}, [], {})
+    assert [[row["pair"] for row in part] for part in table.parts(result)] == [["b", "c", "d"], ["a", "e"]]
