@@ -51,6 +51,8 @@ class Trial:
     """When each request came that has no first token yet."""
     missed: int = 0
     given_up: bool = False
+    late: int = 0
+    """Requests that waited longer than the objective when it was given up."""
 
     @property
     def planned(self) -> int:
@@ -62,8 +64,13 @@ class Trial:
         """Whether so many have missed their objective already that the rest cannot make up for it."""
         if self.to_end:
             return False
-        late = sum(now_s - came > self.slo.ttft_s for came in self.waiting.values())
-        return self.missed + late > misses_allowed(self.planned)
+        return self.missed + self._late(now_s) > misses_allowed(self.planned)
+
+    def give_up(self, now_s: float) -> None:
+        self.given_up, self.late = True, self._late(now_s)
+
+    def _late(self, now_s: float) -> int:
+        return sum(now_s - came > self.slo.ttft_s for came in self.waiting.values())
 
     def tell(self, one: Served) -> None:
         self.served.append(one)
@@ -74,7 +81,8 @@ class Trial:
         seconds = self.end_s - self.skip_s
         whole = math.isfinite(seconds) and not self.given_up
         arrived_per_s = len(self.served) / seconds if whole else rate
-        return Attainment(rate, arrived_per_s, len(self.served), len(self.served) - self.missed, self.given_up)
+        counted, met = len(self.served) + self.late, len(self.served) - self.missed
+        return Attainment(rate, arrived_per_s, counted, met, self.given_up)
 
 
 class Server:
@@ -96,7 +104,8 @@ class Server:
                 ended, waiting = await asyncio.wait(waiting, timeout=_POLL_S)
                 for session in ended:
                     session.result()
-                trial.given_up = trial.lost(time.monotonic())
+                if trial.lost(now_s := time.monotonic()):
+                    trial.give_up(now_s)
         finally:
             for session in sessions:
                 session.cancel()

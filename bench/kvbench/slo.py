@@ -62,7 +62,8 @@ class Served:
 @dataclass(frozen=True, slots=True)
 class Attainment:
     """Of one rate, which was asked for. arrived_per_s: what came, for a session whose answers come late asks late.
-    early: it was given up before its end, since too many had missed already; nobody knows how many would have come."""
+    early: it was given up before its end, since too many had missed already: of those that came until then, with those
+    that still waited for too long."""
 
     rate: float
     arrived_per_s: float

@@ -143,8 +143,8 @@ def test_a_trial_is_lost_when_the_rest_cannot_make_up() -> None:
     assert given.attainment(5.0) == Attainment(5.0, 3 / 8, 3, 1)
     given.to_end = True
     assert not given.lost(107.1)
-    given.given_up = True
-    assert given.attainment(5.0) == Attainment(5.0, 5.0, 3, 1, early=True)
+    given.give_up(104.1)
+    assert given.attainment(5.0) == Attainment(5.0, 5.0, 5, 1, early=True), "who waits in vain has missed"
 
 
 def tried(rate: float, met: int, early: bool = False, ttft_s: float = 1.0) -> Tried:
