@@ -166,9 +166,9 @@ async def test_a_silent_writer_loses_its_lease(here: Site) -> None:
     """At its next call; then its slots are free, and it may begin anew."""
     node, client = await pair(here, lease_ms=20)
     writer = await client.begin_store(tokens(BLOCKS), kv_of())
-    await writer.write_layers(0, LAYOUT.layers)
     await eventually(lambda: node.catalog.usage().counters.get("leases_lapsed"))
     with pytest.raises(LeaseLost):
+        await writer.write_layers(0, LAYOUT.layers)
         await writer.commit()
     await at_rest(node)
     assert await stored(client) == 0
