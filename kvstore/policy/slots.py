@@ -17,7 +17,7 @@ from kvstore.blocks.state import SlotState, check_move
 from kvstore.errors import InvalidInput, TooLarge
 
 SLOT_ALIGN_BYTES = 4096
-IDLE_SLAB_NS = 1_000_000_000
+IDLE_SLAB_NS = 60_000_000_000
 HELD_BY_READERS = (SlotState.LIVE, SlotState.RETIRED)
 
 
