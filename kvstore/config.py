@@ -128,7 +128,9 @@ class ClientConfig:
     connect_ms: int = option(2000, "time to reach the node or the control plane")
     match_ms: int = option(1000, "deadline of a match")
     verify: bool = option(True, "verify checksums of what is loaded, and make those of what is stored")
-    copy_threads: int = option(1, "threads that copy between mapped slots and the engine's buffers")
+    copy_threads: int = option(
+        0, "threads that copy between mapped slots and the engine's buffers; 0: half of the CPUs, 4 at most"
+    )
     group_layers: int = option(0, "layers of one layer group of a load; 0: an eighth, at least 4 MiB of a block")
 
 

@@ -10,7 +10,6 @@ import contextlib
 import math
 import weakref
 from collections.abc import Awaitable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -32,6 +31,7 @@ from kvstore.client.matching import Locations, Match, joined
 from kvstore.client.parts import Part, parts_of
 from kvstore.client.prospect import stages_of
 from kvstore.client.storing import HandoffWriter, StoreResult, Writer
+from kvstore.client.threads import CopyThreads
 from kvstore.config import ClientConfig, DoorConfig
 from kvstore.errors import (
     BufferMismatch,
@@ -97,7 +97,7 @@ class AsyncClient:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._executor = ThreadPoolExecutor(max(1, link.config.copy_threads), thread_name_prefix="kvstore-copy")
+        self._threads = CopyThreads(link.config.copy_threads)
         self._copy_rate = CopyRate()
         self._unfinished: set[Load] = set()
         self._growing: weakref.WeakSet[Growing] = weakref.WeakSet()
@@ -154,7 +154,7 @@ class AsyncClient:
         for work in unfinished:
             await work.cancel()
         # Copies end before the session does: with it the slots that they write to become others'.
-        await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
         await self._link.close()
 
     @property
@@ -263,7 +263,7 @@ class AsyncClient:
             self._link.shard_rank,
             self._link.node,
             self.layout.block_bytes,
-            self._copy_rate.bytes_per_s * max(1, self._link.config.copy_threads),
+            self._copy_rate.bytes_per_s * self._threads.count,
         )
         return worth(first, found.blocks, self.layout.block_bytes, self.layout.block_tokens, stages, prefill)
 
@@ -433,7 +433,7 @@ class AsyncClient:
         return self._link.config.group_layers or max(eighth, -(-_PIECE_BYTES_MIN // layout.layer_bytes))
 
     def _begin(self, asked: Chain, kv: KVBuffers, first_block: int, starts: Sequence[node_pb2.LoadStart]) -> Load:
-        load = Load(self._link, self._copier, self._executor, asked, kv, first_block, starts)
+        load = Load(self._link, self._copier, self._threads, asked, kv, first_block, starts)
         self._unfinished.add(load)
         load.on_done(self._unfinished.discard)
         return load
@@ -476,7 +476,7 @@ class AsyncClient:
             raise InvalidInput(f"store: first_block {first_block} is not within the chain's {len(asked)} blocks")
         _fits(kv, len(asked))
         leases = await lease_parts(self._link, parts_of(asked, first_block), ttl_ms=_ttl_ms(ttl_s))
-        return Writer(self._link, self._copier(), self._executor, asked, kv, leases)
+        return Writer(self._link, self._copier(), self._threads, asked, kv, leases)
 
     def grow(self, prompt: Tokens, kv: KVBuffers, *, blocks_done: int = 0, ttl_s: float | None = None) -> Growing:
         """A sequence whose KV goes on growing: what decoding fills of it is stored block by block, beside the engine's
@@ -537,7 +537,7 @@ class AsyncClient:
         tail = asked.tail_tokens > 0
         _fits(kv, len(asked) + tail)
         leases = await lease_parts(self._link, _parts_of_ticket(asked, handoff), tickets=handoff.tickets, tail=tail)
-        return HandoffWriter(self._link, self._copier(), self._executor, asked, kv, leases)
+        return HandoffWriter(self._link, self._copier(), self._threads, asked, kv, leases)
 
 
 def _ticket(text: str) -> node_pb2.HandoffTicket:

@@ -10,7 +10,6 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from kvstore.client.buffers import KVBuffers
 from kvstore.client.copying import Copier, ReadyPiece
 from kvstore.client.link import Link
 from kvstore.client.streams import PartStream
-from kvstore.client.threads import ended, in_threads
+from kvstore.client.threads import CopyThreads, ended, in_threads
 from kvstore.errors import (
     BlocksMissing,
     ChecksumMismatch,
@@ -110,7 +109,7 @@ class Load:
         self,
         link: Link,
         copier: Callable[[], Copier],
-        executor: Executor,
+        threads: CopyThreads,
         chain: Chain,
         kv: KVBuffers,
         first_block: int,
@@ -118,7 +117,7 @@ class Load:
     ) -> None:
         self._link = link
         self._make_copier = copier
-        self._executor = executor
+        self._threads = threads
         self._layout = link.layout
         self._chain = chain
         self._kv = kv
@@ -292,7 +291,7 @@ class Load:
                 await self._copy_wake.wait()
             batches: deque[list[tuple[ReadyPiece, PartStream]]] = deque()
             calls = self._copies(copier, batches)
-            async with aclosing(in_threads(self._executor, calls, self._link.config.copy_threads + 1)) as results:
+            async with aclosing(in_threads(self._threads, calls, self._threads.count + 1)) as results:
                 async for outcomes in results:
                     self._account(batches.popleft(), outcomes)
                     self._report_groups()

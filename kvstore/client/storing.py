@@ -5,7 +5,6 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,11 @@ from kvstore.client.buffers import KVBuffers
 from kvstore.client.copying import Copier, SlotWrite
 from kvstore.client.leasing import Lease, give_back
 from kvstore.client.link import Link
-from kvstore.client.threads import in_threads
+from kvstore.client.threads import CopyThreads, in_threads
 from kvstore.errors import Closed, InvalidInput, KVStoreError, LeaseLost, SessionLost
 from kvstore.pb import node_pb2
 
-_BATCH_BYTES = 16 * 1024 * 1024
+_BATCH_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +57,14 @@ class Writer:
         self,
         link: Link,
         copier: Copier,
-        executor: Executor,
+        threads: CopyThreads,
         chain: Chain,
         kv: KVBuffers,
         leases: Sequence[Lease],
     ) -> None:
         self._link = link
         self._copier = copier
-        self._executor = executor
+        self._threads = threads
         self._layout = link.layout
         self._kv = kv
         self._leases = leases
@@ -182,7 +181,7 @@ class Writer:
         step = max(1, _BATCH_BYTES // (layers * self._layout.layer_bytes))
         batches = [range(at, min(at + step, len(self._writes))) for at in range(0, len(self._writes), step)]
         calls = [partial(self._copy_batch, batch, first_layer, layers) for batch in batches]
-        async with aclosing(in_threads(self._executor, calls, ahead=len(calls))) as results:
+        async with aclosing(in_threads(self._threads, calls, ahead=len(calls))) as results:
             async for _ in results:
                 if time.monotonic() - self._renewed_s > self._lease_s / 3:
                     await self._mark()

@@ -1,14 +1,27 @@
 """Work in the client's copy threads that is never left running behind a cancelled caller."""
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from kvstore.errors import Closed
 
 Result = TypeVar("Result")
+_AUTO_MAX = 4
+
+
+class CopyThreads(ThreadPoolExecutor):
+    """The copy threads of one client. configured: how many; 0: by the CPUs that this process may use.
+
+    One thread copies and hashes a few GB a second; four are as fast as the memory of most hosts."""
+
+    def __init__(self, configured: int = 0) -> None:
+        usable = len(os.sched_getaffinity(0))
+        self.count = configured if configured > 0 else max(1, min(_AUTO_MAX, usable // 2))
+        super().__init__(self.count, thread_name_prefix="kvstore-copy")
 
 
 async def in_threads(

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-from kvstore.client.threads import ended, in_threads
+from kvstore.client.threads import CopyThreads, ended, in_threads
 from kvstore.errors import Closed
 from tests.waiting import eventually
 
@@ -156,3 +156,12 @@ async def test_ended_outlasts_cancellation() -> None:
         await waiting
     with contextlib.suppress(asyncio.CancelledError):
         await ended([])
+
+
+@pytest.mark.parametrize(("configured", "usable", "count"), [(0, 1, 1), (0, 2, 1), (0, 6, 3), (0, 64, 4), (7, 2, 7)])
+def test_as_many_copy_threads_as_there_are_cpus_for(
+    configured: int, usable: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process_id: set(range(usable)))
+    with CopyThreads(configured) as threads:
+        assert (threads.count, threads._max_workers) == (count, count)
