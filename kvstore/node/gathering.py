@@ -267,6 +267,7 @@ class Gathering:
         except KVStoreError as error:
             if isinstance(path, NodePath):  # what it holds of the landing memory the others may wait for
                 self._ends[number] = asyncio.create_task(path.settle())
+                self._renew(number, path)
             self.progress.retries["path_lost"] += 1
             log.info("load: %s from %s: %s", getattr(path, "route", "here"), getattr(path, "node_id", ""), error)
         finally:
@@ -274,6 +275,19 @@ class Gathering:
             for block in self._board.path_lost(number):
                 self.outcomes[block] = Outcome.NODE_LOST
             self._changed.set()
+
+    def _renew(self, number: int, path: NodePath) -> None:
+        """A connection that broke says little of its node: it is asked once more, over a new one. Until it has answered
+        nothing is lost."""
+        if path.incoming.broken and path.again is not None and not self._changed.over:
+            fresh = path.again()
+            renewed = self._add(fresh)
+            self._board.expect(renewed, fresh.blocks)
+            self._runs[renewed] = asyncio.create_task(self._rejoin(number, renewed, fresh))
+
+    async def _rejoin(self, ended: int, number: int, path: NodePath) -> None:
+        await asyncio.wait({self._ends[ended]})  # only then the connection counts as given up, at both ends
+        await self._join(number, path)
 
     def _tell_mapped(self) -> None:
         """Blocks in this host's DRAM are readable at once, group by group."""

@@ -37,7 +37,8 @@ class Incoming:
     """Belongs to the event loop. `open`, then `run`; `settle` always, last.
 
     lander: where pieces come down; may be changed between `open` and `run`. network: by which NIC the bytes come.
-    portion: of what comes in there, this load's, where it has other paths.
+    portion: of what comes in there, this load's, where it has other paths. broken: the connection ended, while the node
+    may be there.
     peer_address: the other node's, for gRPC. layout: None for one who passes bytes on and needs no checksums.
     """
 
@@ -82,6 +83,7 @@ class Incoming:
         self._ready_layers = 0
         self._ready = asyncio.Event()
         self._lost: asyncio.Future[KVStoreError] = asyncio.get_running_loop().create_future()
+        self.broken = False
         self._peer: Peer | None = None
         self.call: Call | None = None
         self._replies: AsyncGenerator[node_pb2.TransferDown, None] | None = None
@@ -200,6 +202,7 @@ class Incoming:
         self._meter.leave(piece.length, moved)
         if error is not None:
             self.lander.give_back(landed.place_id)
+            self.broken = self.broken or not (self._ending or self._lost.done())
             self._lose(error if isinstance(error, KVStoreError) else PeerLost(str(error)))
             return
         self._progress.note()

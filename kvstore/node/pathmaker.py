@@ -1,6 +1,7 @@
 """Makes the paths of one load that lead to other nodes: to owners, and through helpers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from kvstore.blocks.layout import Layout
@@ -140,18 +141,22 @@ class PathMaker:
             opened.keep = node.node_id == self._start.keep_at
             if relay_shared:
                 opened.shared_layout.CopyFrom(layout_message(self._layout))
-        incoming = Incoming(
-            resources.config,
-            resources.custody,
-            PieceLander(resources.landing, self._tenant),
-            resources.networks,
-            network,
-            node.grpc,
-            resources.neighbours.stub(node.grpc),
-            self._layout,
-            self._portion(resources.networks.meter(network)),
-        )
-        return NodePath(route, node.node_id, blocks, opened, incoming)
+
+        def made(again: Callable[[], NodePath] | None) -> NodePath:
+            incoming = Incoming(
+                resources.config,
+                resources.custody,
+                PieceLander(resources.landing, self._tenant),
+                resources.networks,
+                network,
+                node.grpc,
+                resources.neighbours.stub(node.grpc),
+                self._layout,
+                self._portion(resources.networks.meter(network)),
+            )
+            return NodePath(route, node.node_id, blocks, opened, incoming, again=again)
+
+        return made(None if self._start.ticket else partial(made, None))  # a ticket is taken once
 
     def _portion(self, way: Meter | DiskLane) -> Portion:
         """This load's of a NIC or disk: one for all its paths that come over it."""

@@ -106,7 +106,9 @@ class HerePath:
 
 
 class NodePath:
-    """Blocks that another node sends: their owner, or a helper that reads them from their owner."""
+    """Blocks that another node sends: their owner, or a helper that reads them from their owner.
+
+    again: makes the same path once more."""
 
     def __init__(
         self,
@@ -117,12 +119,14 @@ class NodePath:
         incoming: Incoming | SharedIncoming,
         *,
         shared: bool = False,
+        again: "Callable[[], NodePath] | None" = None,
     ) -> None:
         self.route = route
         self.shared = shared
         self.node_id = node_id
         self.blocks = blocks
         self.incoming = incoming
+        self.again = again
         self._opened = opened
         self._place = {block: i for i, block in enumerate(blocks)}
 

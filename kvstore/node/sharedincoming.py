@@ -80,6 +80,7 @@ class SharedIncoming:
         self.pinned = node_pb2.TransferPinned()
         self.tiers: list[Tier] = []
         self.moves = 0
+        self.broken = False  # there is no connection
 
     async def open(self, opened: node_pb2.TransferOpen, blocks: Sequence[int]) -> list[Outcome]:
         """Asks the owner where the blocks lie; READY for those that can be read from here. Raises as

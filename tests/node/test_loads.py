@@ -200,6 +200,35 @@ async def test_an_owner_that_dies_midway(here: Site) -> None:
     await load.end()
 
 
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_connection_that_breaks_is_made_anew(here: Site, times: int) -> None:
+    """Once: its node is there, and brings the rest. When the new one breaks as well, what had come whole counts."""
+    owner = await here.node()
+    node = await here.node(landing_bytes_max=LAYOUT.block_bytes, piece_bytes=1)
+    writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
+    chain = chain_of(client)
+    await store(writer, chain)
+    fabric, served = fabric_of(owner), owner.transfers.counters
+    fabric.faults.stalled = True
+    load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0))
+    for number in range(1, times + 1):
+        await eventually(lambda number=number: served["transfers"] == number and fabric._parked)
+        fabric._parked.clear()
+        fabric_of(node).lost(fabric.address)
+    fabric.faults.stalled = False
+    while not load.done.outcomes:
+        down = await load.read()
+        if down.WhichOneof("message") == "pieces":
+            load.pieces.append(down.pieces)
+            await load.consumed(list(down.pieces.place_ids))
+        else:
+            load.done = down.done
+    expected = Outcome.READY if times == 1 else Outcome.NODE_LOST
+    assert [Outcome(o) for o in load.done.outcomes] == [expected] * BLOCKS
+    assert served["transfers"] == 2
+    await load.end()
+
+
 async def test_landing_places_belong_to_their_load(here: Site) -> None:
     """A client that gives back what is not its own, or twice, gives nothing back; at the end all of it is."""
     owner, node = await here.node(), await here.node()
