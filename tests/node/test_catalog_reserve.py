@@ -8,6 +8,7 @@ from kvstore.blocks.state import Outcome, Tier
 from kvstore.errors import InvalidInput, TooLarge, UnknownNamespace
 from kvstore.node.catalog import CloseSlab, OpenSlab, SetGeneration, ShardId
 from kvstore.policy.rules import NamespaceRules
+from kvstore.policy.slots import IDLE_SLAB_NS
 from kvstore.policy.ttl import TtlKind, TtlRule
 from tests.node.small_catalog import SHARD, SLOT_BYTES, G, I, P, R, SmallCatalog, key, layout, names, namespace
 
@@ -243,6 +244,6 @@ def test_slabs_that_stand_empty_are_given_back() -> None:
     small = SmallCatalog()
     small.store("a")
     small.catalog.drop(namespace("one"), SHARD, key("a"), "purge")
-    for now_ns in (0, 10**9):
+    for now_ns in (0, IDLE_SLAB_NS):
         small.tick(now_ns)
     assert [type(action) for action in small.catalog.take_actions()] == [OpenSlab, SetGeneration, CloseSlab]

@@ -212,8 +212,7 @@ async def test_a_connection_that_breaks_is_made_anew(here: Site, times: int) -> 
     fabric.faults.stalled = True
     load = await begin(client, chain, nodes=[address_of(owner)], **hints(0, 0, 0))
     for number in range(1, times + 1):
-        await eventually(lambda number=number: served["transfers"] == number and fabric._parked)
-        fabric._parked.clear()
+        await eventually(lambda number=number: served["transfers"] == number and fabric_of(node)._expected)
         fabric_of(node).lost(fabric.address)
     fabric.faults.stalled = False
     while not load.done.outcomes:
