@@ -7,6 +7,7 @@ count when it opens a transfer; the owner answers a higher count with a fresh co
 
 import weakref
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 
 from kvstore.fabric.base import Fabric, Peer
 from kvstore.node.progress import Moves, Users
@@ -23,7 +24,7 @@ class Connections:
         self._moves: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
         self._sent: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
         self._users: weakref.WeakKeyDictionary[Peer, Users] = weakref.WeakKeyDictionary()
-        self._readers: OrderedDict[bytes, int] = OrderedDict()
+        self._readers: OrderedDict[bytes, tuple[int, Callable[[], Peer | None]]] = OrderedDict()
 
     def number(self, owner: str) -> int:
         """The reader's count for an owner's address."""
@@ -47,13 +48,22 @@ class Connections:
         return self._users.setdefault(peer, Users())
 
     async def to_reader(self, fabric: Fabric, address: bytes, number: int) -> Peer:
-        """The owner's connection to a reader, made anew when the reader gave the last one up. Raises InvalidInput."""
-        peer = fabric.connect(address)
-        last = self._readers.pop(address, number)
-        self._readers[address] = max(last, number)
+        """The owner's connection to a reader, made anew when the reader gave the last one up. Raises InvalidInput.
+
+        Only the one that the reader had is closed, never one in the moment of being made: with that UCX may end the
+        reader's next one as well."""
+        last, had = self._readers.pop(address, (number, _nobody))
+        self._readers[address] = max(last, number), had
         if len(self._readers) > _READERS_MAX:
             self._readers.popitem(last=False)
-        if number > last:
+        peer = had()
+        if number > last and peer is not None and peer.alive:
             await peer.close()
-            peer = fabric.connect(address)
+        peer = fabric.connect(address)
+        if address in self._readers:
+            self._readers[address] = self._readers[address][0], weakref.ref(peer)
         return peer
+
+
+def _nobody() -> None:
+    """Of a reader that had no connection yet."""
