@@ -74,7 +74,7 @@ class Gathering:
         self._kept: dict[int, KeptBlock] = {}
         self._kept_pieces: list[list[Piece]] = []
         self._paths: dict[int, Path] = {}
-        self._opened: list[int] = []  # those that the plan began with
+        self._opened: list[int] = []  # those that have something to bring from the beginning
         self._sought: set[int] = set()  # blocks for which helpers were asked at once
         self._live: set[int] = set()
         self._runs: dict[int, asyncio.Task[None]] = {}  # by path
@@ -123,11 +123,12 @@ class Gathering:
     async def _open(self, paths: Sequence[Path], ready: dict[int, set[int]]) -> None:
         """All at once. ready: gets who can bring each block."""
         numbers = [self._add(path) for path in paths]  # also one that is cancelled while it opens is settled
-        self._opened += numbers
         # A ticket that is refused is the load's own error; an owner that cannot be reached is one of several.
         answers = await asyncio.gather(*(path.open() if self._start.ticket else opened(path) for path in paths))
         self._hear(paths)
         for number, path, outcomes in zip(numbers, paths, answers, strict=True):
+            if Outcome.READY in outcomes:
+                self._opened.append(number)
             for block, outcome in zip(path.blocks, outcomes, strict=True):
                 if outcome is Outcome.READY:
                     ready[block].add(number)

@@ -164,8 +164,9 @@ async def test_nothing_comes_from_behind_a_hole(here: Site) -> None:
     await load.end()
 
 
-async def test_an_owner_that_is_not_there(here: Site) -> None:
-    """Its blocks are NODE_LOST within the time to connect; those of others come."""
+async def test_an_owner_that_is_not_there(here: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Its blocks are NODE_LOST within the time to connect; those of others come. It is no path that was lost."""
+    caplog.set_level(logging.INFO)
     owner, node = await here.node(), await here.node(connect_ms=200)
     writer, client = await here.client(owner, LAYOUT), await here.client(node, LAYOUT)
     chain = chain_of(client)
@@ -177,6 +178,7 @@ async def test_an_owner_that_is_not_there(here: Site) -> None:
     assert sorted(set(load.column("blocks"))) == [0, 1]
     await load.consumed(load.column("place_ids"))
     await load.end()
+    assert "from nobody" not in caplog.text
 
 
 async def test_an_owner_that_dies_midway(here: Site) -> None:
