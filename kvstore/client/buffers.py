@@ -29,6 +29,7 @@ from kvstore.client.cuda import Piece as Moves
 from kvstore.errors import BufferMismatch
 
 Bytes = npt.NDArray[np.uint8]
+_LIBRARY_MIN_BYTES = 1024 * 1024
 
 
 class Piece(NamedTuple):
@@ -171,15 +172,27 @@ class _HostCopy:
         for host, moves in pieces:
             for rows, ids, offset in moves:
                 if ids is None:
-                    np.copyto(rows, host[offset : offset + rows.size].reshape(rows.shape))
+                    _copy_out(rows, host[offset : offset + rows.size].reshape(rows.shape))
                 else:
                     rows[ids] = host[offset : offset + ids.size * rows.shape[1]].reshape(ids.size, -1)
+
+
+def _copy_out(rows: Bytes, source: Bytes) -> None:
+    """Slot → engine, by a loop of NumPy's own where that can be: see `docs/decisions.md`."""
+    if rows.nbytes < _LIBRARY_MIN_BYTES and _in_words(rows) and _in_words(source):
+        np.positive(source.view(np.uint64), out=rows.view(np.uint64))
+    else:
+        np.copyto(rows, source)
+
+
+def _in_words(rows: Bytes) -> bool:
+    return not (rows.ctypes.data | rows.shape[-1] | rows.strides[0]) % 8 and rows.strides[-1] == 1
 
 
 class _Blocks(ABC):
     """What the kinds of buffers share: checks, and handing their moves to the mover of their memory.
 
-    `gather` and `scatter` run once per granule, which takes tens of µs: what they need is worked out before.
+    `gather` and `scatter` run once per piece, which may take tens of µs: what they need is worked out before.
     """
 
     def __init__(self, layout: Layout, arrays: Sequence[Rows], blocks: int, engine_stream: int) -> None:

@@ -1,7 +1,6 @@
 """Copies between mapped slots and the engine's buffers, with checksums made or verified on the way.
 
-Everything here blocks and runs in the client's copy threads; the copy and the hash release the interpreter's lock. A
-granule is hashed right beside its copy, while it is in the cache: that costs a fraction of a second pass over memory.
+Everything here blocks and runs in the client's copy threads; the copy and the hash release the interpreter's lock.
 """
 
 import time
@@ -77,8 +76,8 @@ class SlotWrite:
 class Copier:
     """Copies for one client. Thread-safe.
 
-    From host memory granule by granule, each beside its checksum; to it piece by piece, once all checksums are right;
-    memory of a device many granules at a time, with one launch, between slabs that are registered with CUDA.
+    Host memory a piece at a time; into it once all checksums are right. Memory of a device many pieces at a time, with
+    one launch, between slabs that are registered with CUDA.
     """
 
     def __init__(self, layout: Layout, slabs: Slabs, verify: bool, read_rate: CopyRate | None = None) -> None:
@@ -90,7 +89,7 @@ class Copier:
     def write(self, kv: KVBuffers, writes: Sequence[SlotWrite], first_layer: int, layers: int) -> list[bytes]:
         """Engine → slots. Per block the checksums of the granules that became complete; empty without verification."""
         if kv.device == HOST:
-            return [self._write_granules(kv, write, first_layer, layers) for write in writes]
+            return [self._write_block(kv, write, first_layer, layers) for write in writes]
         self._register({write.slot.slab_id for write in writes})
         kv.gather_many(
             [
@@ -129,13 +128,9 @@ class Copier:
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
-    def _write_granules(self, kv: KVBuffers, write: SlotWrite, first_layer: int, layers: int) -> bytes:
-        steps = self._granule_steps(first_layer, layers) if self._verify else [(first_layer, layers)]
-        sums = []
-        for first, count in steps:
-            kv.gather(write.block, first, count, self._range(write.slot, first, count), write.pages)
-            sums.append(self._checksums(write.slot, first, count))
-        return b"".join(sums)
+    def _write_block(self, kv: KVBuffers, write: SlotWrite, first_layer: int, layers: int) -> bytes:
+        kv.gather(write.block, first_layer, layers, self._range(write.slot, first_layer, layers), write.pages)
+        return self._checksums(write.slot, first_layer, layers)
 
     def _checksums(self, slot: Slot, first_layer: int, layers: int) -> bytes:
         """Of the granules that end within a range of layers; they may have begun before it."""

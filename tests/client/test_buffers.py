@@ -470,3 +470,17 @@ def test_one_request_lies_on_one_device(cupy_double: Any, monkeypatch: pytest.Mo
     mixed = [[_u8(PAGES, PAGE), cupy_double.asarray(_u8(PAGES, PAGE))]] * LAYERS
     with pytest.raises(BufferMismatch, match="several devices: cpu, cuda:0"):
         buffers.paged(mixed, [0], LAYOUT)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 8, 16])
+@pytest.mark.parametrize("row_bytes", [4096, 4100])
+def test_rows_that_do_not_lie_in_words(shift: int, row_bytes: int) -> None:
+    """Copied by words or by bytes, what leaves a slot is the same, and nothing beside it changes."""
+    layout = Layout((LayerGroup(layers=2, page_tokens=16, page_bytes=row_bytes, dtype="uint8", tensors=1),))
+    memory = np.zeros(3 * layout.block_bytes + 32, np.uint8)
+    target = memory[shift : shift + 3 * layout.block_bytes].reshape(3, layout.block_bytes)
+    source = np.random.default_rng(0).integers(0, 256, layout.block_bytes, dtype=np.uint8)
+    buffers.contiguous(target, layout).scatter(1, 0, 2, source)
+    assert np.array_equal(target[1], source)
+    assert not target[::2].any()
+    assert not memory[:shift].any()
