@@ -7,7 +7,6 @@ count when it opens a transfer; the owner answers a higher count with a fresh co
 
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 
 from kvstore.fabric.base import Fabric, Peer
 from kvstore.node.progress import Moves, Users
@@ -24,7 +23,8 @@ class Connections:
         self._moves: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
         self._sent: weakref.WeakKeyDictionary[Peer, Moves] = weakref.WeakKeyDictionary()
         self._users: weakref.WeakKeyDictionary[Peer, Users] = weakref.WeakKeyDictionary()
-        self._readers: OrderedDict[bytes, tuple[int, Callable[[], Peer | None]]] = OrderedDict()
+        self._readers: OrderedDict[bytes, int] = OrderedDict()
+        self._to_readers: weakref.WeakValueDictionary[bytes, Peer] = weakref.WeakValueDictionary()
 
     def number(self, owner: str) -> int:
         """The reader's count for an owner's address."""
@@ -52,18 +52,12 @@ class Connections:
 
         Only the one that the reader had is closed, never one in the moment of being made: with that UCX may end the
         reader's next one as well."""
-        last, had = self._readers.pop(address, (number, _nobody))
-        self._readers[address] = max(last, number), had
+        had = self._to_readers.get(address)
+        if number > self._readers.get(address, number) and had is not None and had.alive:
+            self._readers[address] = number  # who asks meanwhile finds it done
+            await had.close()
+        peer = self._to_readers[address] = fabric.connect(address)
+        self._readers[address] = max(self._readers.pop(address, number), number)
         if len(self._readers) > _READERS_MAX:
             self._readers.popitem(last=False)
-        peer = had()
-        if number > last and peer is not None and peer.alive:
-            await peer.close()
-        peer = fabric.connect(address)
-        if address in self._readers:
-            self._readers[address] = self._readers[address][0], weakref.ref(peer)
         return peer
-
-
-def _nobody() -> None:
-    """Of a reader that had no connection yet."""

@@ -202,7 +202,7 @@ class Incoming:
         self._meter.leave(piece.length, moved)
         if error is not None:
             self.lander.give_back(landed.place_id)
-            self.broken = self.broken or not (self._ending or self._lost.done())
+            self.broken |= not (self._ending or self._lost.done())
             self._lose(error if isinstance(error, KVStoreError) else PeerLost(str(error)))
             return
         self._progress.note()
