@@ -24,7 +24,7 @@ from kvstore.cli.tables import progress_of_bytes, show_or_json, table
 from kvstore.client import AsyncClient, buffers
 from kvstore.client.storing import StoreResult
 from kvstore.config import DoorConfig
-from kvstore.errors import DeadlineExceeded, SaltMismatch
+from kvstore.errors import DeadlineExceeded
 
 _CALL_S = 30.0
 
@@ -50,7 +50,7 @@ async def _import(args: argparse.Namespace, door: DoorConfig) -> int:
                 async with connected(args.control, door) as stub:
                     near = address_of(args.node, await nodes_alive(stub, _CALL_S))
                     seed = await seeds(stub, door, _CALL_S)(file.header.namespace.id)
-                _expect_seed(args.file, file.header, seed)
+                file.expect_seed(seed)
                 size = await asyncio.to_thread(lambda: args.file.stat().st_size)
                 with progress_of_bytes(f"{args.file}: verified", size) as moved:
                     seal = await verified(file, moved)
@@ -73,13 +73,6 @@ async def _import(args: argparse.Namespace, door: DoorConfig) -> int:
     columns = ("stored", "present already", "being written by others", "digest")
     show_or_json(said, args.json, table(columns, [row], title="imported"))
     return 0
-
-
-def _expect_seed(path: Path, header: Header, seed: bytes) -> None:
-    try:
-        header.expect_seed(seed)
-    except SaltMismatch as error:
-        raise SaltMismatch(f"{path}: {error}") from error
 
 
 async def _store_all(file: Opened, near: str, door: DoorConfig, moved: Any) -> StoreResult:

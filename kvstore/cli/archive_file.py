@@ -94,6 +94,11 @@ class Opened:
         self._file = file
         self._raw = raw
 
+    def expect_seed(self, seed: bytes) -> None:
+        """As `Header.expect_seed`; the error names the file."""
+        with _named(self._path):
+            self.header.expect_seed(seed)
+
     async def blocks(self, seal: Seal | None = None) -> AsyncIterator[tuple[ArchivedBlock, Bytes]]:
         """Every block, from the first one on, with bytes that are what was exported; then the end mark, if it is right.
         The array is used again for the next block.
@@ -155,12 +160,10 @@ async def opened(path: Path) -> AsyncIterator[Opened]:
     ChecksumMismatch, TooLarge, UnsupportedLayout."""
     with _file_errors(path):
         async with aiofiles.open(path, "rb") as file:
-            try:
+            with _named(path):
                 start = await file.read(START_BYTES)
                 raw = start + await file.read(text_bytes(start))
                 header = read_header(raw)
-            except KVStoreError as error:
-                raise type(error)(f"{path}: {error}") from error
             yield Opened(path, file, header, raw)
 
 
@@ -170,6 +173,15 @@ async def verified(file: Opened, looked_at: Callable[[int], None]) -> Seal:
     async for _, content in file.blocks(seal):
         looked_at(len(content))
     return seal
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Any:
+    """Errors of what a file says name it."""
+    try:
+        yield
+    except KVStoreError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 @contextlib.contextmanager
