@@ -186,12 +186,6 @@ class Copier:
         at = piece.slot.offset + start - base
         return self._slabs.get(piece.slot.slab_id).data[at : at + length]
 
-    # ---- both ------------------------------------------------------------------------------------------------------
-
-    def _register(self, slab_ids: Iterable[int]) -> None:
-        for slab_id in slab_ids:
-            self._slabs.get(slab_id).register()
-
     def _granule_steps(self, first_layer: int, layers: int) -> list[tuple[int, int]]:
         """A range of layers, cut at the borders of granules."""
         step, end, steps = self._layout.granule_layers, first_layer + layers, []
@@ -200,6 +194,12 @@ class Copier:
             steps.append((first_layer, count))
             first_layer += count
         return steps
+
+    # ---- both ------------------------------------------------------------------------------------------------------
+
+    def _register(self, slab_ids: Iterable[int]) -> None:
+        for slab_id in slab_ids:
+            self._slabs.get(slab_id).register()
 
 
 def _expected(piece: ReadyPiece, position: int) -> bytes:
