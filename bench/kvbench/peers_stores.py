@@ -4,6 +4,7 @@ The first host has the writer with its storage, and what knows where blocks are 
 the first and the last have storage for second copies; the last has the reader, which stores nothing.
 """
 
+import asyncio
 import os
 import signal
 import sys
@@ -127,7 +128,42 @@ class UncheckedCluster(KVStoreCluster):
     _client_options = ("--no-verify",)
 
 
-class MooncakeCluster(Cluster):
+class RivalCluster(Cluster):
+    """Of another project: one program that clients meet at, and clients in its own Python."""
+
+    _rival: ClassVar[Installed]
+    _adapter: ClassVar[str]
+    """Module of its clients, in `kvbench.rivals`."""
+    _program: asyncio.subprocess.Process
+    _port: int
+
+    @classmethod
+    def why_not(cls) -> str:
+        return cls._rival.why_not()
+
+    @property
+    def _meeting_point(self) -> str:
+        return f"{self._hosts[0].address}:{self._port}"
+
+    async def _run(self, *argv: str) -> None:
+        """The program, on the first host, until it listens at its port."""
+        first = self._hosts[0]
+        self._program = await self._stack.enter_async_context(program(first, *argv))
+        await listens(first, self._port, self._program)
+
+    async def kill_metadata(self) -> None:
+        self._program.kill()
+        await self._program.wait()
+
+    async def _client(self, host: Site, *options: str) -> Client:
+        environment = self._rival.prefix(self.settings)
+        starting = client(
+            self.name, host, self._adapter, *options, python=str(self._rival.python), environment=environment
+        )
+        return await self._stack.enter_async_context(starting)
+
+
+class MooncakeCluster(RivalCluster):
     """Master, and a client per host that lends memory; the reader lends none."""
 
     name = MOONCAKE_STORE
@@ -138,89 +174,56 @@ class MooncakeCluster(Cluster):
     }
     storage_bytes_min: ClassVar[int] = 16 * 1024 * 1024
     _rival: ClassVar[Installed] = Installed("mooncake")
-
-    @classmethod
-    def why_not(cls) -> str:
-        return cls._rival.why_not()
+    _adapter = "mooncake_store"
 
     async def open(self) -> None:
         self._port = self._hosts[0].free_port()
         await self.start_metadata()
-        clients = [await self._client(host, self._capacity_bytes) for host in self._hosts[:-1]]
+        clients = [await self._lending(host, self._capacity_bytes) for host in self._hosts[:-1]]
         self.writer = clients[0]
 
     async def start_reader(self) -> Client:
-        return await self._client(self._hosts[-1], 0)
+        return await self._lending(self._hosts[-1], 0)
 
     async def start_metadata(self) -> None:
         first = self._hosts[0]
         ports = (f"--rpc_port={self._port}", f"--metrics_port={first.free_port()}")
-        starting = program(first, self._rival.program("mooncake_master"), *ports, f"--rpc_address={first.address}")
-        self._master = await self._stack.enter_async_context(starting)
-        await listens(first, self._port, self._master)
-
-    async def kill_metadata(self) -> None:
-        self._master.kill()
-        await self._master.wait()
+        await self._run(self._rival.program("mooncake_master"), *ports, f"--rpc_address={first.address}")
 
     async def kill_storage(self) -> None:
         os.kill(self.writer.process_id, signal.SIGKILL)
 
-    async def _client(self, host: Site, segment_bytes: int) -> Client:
-        options = ("--host", host.address, "--master", f"{self._hosts[0].address}:{self._port}")
-        starting = client(
-            self.name,
-            host,
-            "mooncake_store",
-            *options,
-            *("--segment-bytes", str(segment_bytes)),
-            python=str(self._rival.python),
-            environment=self._rival.prefix(self.settings),
-        )
-        return await self._stack.enter_async_context(starting)
+    async def _lending(self, host: Site, segment_bytes: int) -> Client:
+        options = ("--host", host.address, "--master", self._meeting_point, "--segment-bytes", str(segment_bytes))
+        return await self._client(host, *options)
 
 
-class LMCacheCluster(Cluster):
+class LMCacheCluster(RivalCluster):
     """The server that LMCache brings, beside the writer: it holds all blocks, in one place. Clients keep none."""
 
     name = LMCACHE
     settings: ClassVar[dict[str, str]] = {"LMCACHE_LOCAL_CPU": "False", "LMCACHE_REMOTE_SERDE": "naive"}
     copies_max = 1
     _rival: ClassVar[Installed] = Installed("lmcache")
-
-    @classmethod
-    def why_not(cls) -> str:
-        return cls._rival.why_not()
+    _adapter = "lmcache_store"
 
     async def open(self) -> None:
         self._port = self._hosts[0].free_port()
         await self.start_metadata()
-        self.writer = await self._client(self._hosts[0])
+        self.writer = await self._pooling(self._hosts[0])
 
     async def start_reader(self) -> Client:
-        return await self._client(self._hosts[-1])
+        return await self._pooling(self._hosts[-1])
 
     async def start_metadata(self) -> None:
-        first = self._hosts[0]
-        argv = (str(self._rival.python), "-m", "lmcache.v1.server", first.address, str(self._port))
-        starting = program(first, *self._rival.prefix(self.settings), *argv)
-        self._server = await self._stack.enter_async_context(starting)
-        await listens(first, self._port, self._server)
-
-    async def kill_metadata(self) -> None:
-        self._server.kill()
-        await self._server.wait()
+        argv = (str(self._rival.python), "-m", "lmcache.v1.server", self._hosts[0].address, str(self._port))
+        await self._run(*self._rival.prefix(self.settings), *argv)
 
     async def kill_storage(self) -> None:
         await self.kill_metadata()
 
-    async def _client(self, host: Site) -> Client:
-        options = ("--server", f"{self._hosts[0].address}:{self._port}", "--pool-bytes", str(self._capacity_bytes))
-        environment = self._rival.prefix(self.settings)
-        starting = client(
-            self.name, host, "lmcache_store", *options, python=str(self._rival.python), environment=environment
-        )
-        return await self._stack.enter_async_context(starting)
+    async def _pooling(self, host: Site) -> Client:
+        return await self._client(host, "--server", self._meeting_point, "--pool-bytes", str(self._capacity_bytes))
 
 
 STORES: tuple[type[Cluster], ...] = (KVStoreCluster, UncheckedCluster, MooncakeCluster, LMCacheCluster)

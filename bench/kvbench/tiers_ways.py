@@ -1,7 +1,6 @@
 """How bytes get from one tier to another in `kvbench tiers`, and how fast the machine itself would move as many."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,14 +11,14 @@ from pathlib import Path
 from kvbench import tiers_hbm
 from kvbench.fio import Fio
 from kvbench.nvme_tier import TierOnDisk
-from kvbench.ops_cluster import Bytes, cluster, content
+from kvbench.ops_cluster import Bytes, cluster, content, fresh
 from kvbench.pair import Point
 from kvbench.socket_pair import sockets
 from kvbench.storage_point import StoragePoint
 from kvbench.tiers_targets import HostMemory, Target, timed_load
 from kvbench.yardsticks import CUDA_TO_DEVICE, CUDA_TO_HOST, FIO, MEMCPY, SOCKET
-from kvstore.blocks.keys import KEY_BYTES, Chain, unpack_keys
-from kvstore.blocks.layout import BLOCK_TOKENS, Layout
+from kvstore.blocks.keys import Chain
+from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import Namespace
 from kvstore.blocks.state import Tier
 from kvstore.cli.spawn import server
@@ -173,8 +172,7 @@ async def _spilled(owner: AsyncClient, reader: AsyncClient, chain: Chain, source
 
 async def _store(owner: AsyncClient, source: Bytes) -> Chain:
     """Some chain, whole; where the memory is full of blocks that are not yet on disk, after them."""
-    keys = tuple(unpack_keys(os.urandom(KEY_BYTES * len(source))))
-    chain = Chain(owner.namespace.id, keys, len(keys) * BLOCK_TOKENS, BLOCK_TOKENS)
+    chain = fresh(owner, len(source))
     async with asyncio.timeout(_SPILL_S):
         while (stored := await owner.store(chain, buffers.contiguous(source, owner.layout))).refused:  # noqa: ASYNC110
             await asyncio.sleep(max(0.01, stored.retry_after_s))
