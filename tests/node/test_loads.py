@@ -68,8 +68,8 @@ class Load:
         assert isinstance(down, node_pb2.LoadDown), "the node ended the load"
         return down
 
-    async def until_done(self) -> list[Outcome]:
-        """Reads on; the outcomes at the end."""
+    async def until_done(self, *, give_back: bool = False) -> list[Outcome]:
+        """Reads on; the outcomes at the end. give_back: the places of pieces, as they come."""
         while True:
             down = await self.read()
             kind = down.WhichOneof("message")
@@ -77,6 +77,8 @@ class Load:
                 self.plan = down.plan
             elif kind == "pieces":
                 self.pieces.append(down.pieces)
+                if give_back:
+                    await self.consumed(list(down.pieces.place_ids))
             else:
                 self.done = down.done
                 return [Outcome(o) for o in down.done.outcomes]
@@ -217,15 +219,8 @@ async def test_a_connection_that_breaks_is_made_anew(here: Site, times: int) -> 
         await eventually(lambda number=number: served["transfers"] == number and fabric_of(node)._expected)
         fabric_of(node).lost(fabric.address)
     fabric.faults.stalled = False
-    while not load.done.outcomes:
-        down = await load.read()
-        if down.WhichOneof("message") == "pieces":
-            load.pieces.append(down.pieces)
-            await load.consumed(list(down.pieces.place_ids))
-        else:
-            load.done = down.done
     expected = Outcome.READY if times == 1 else Outcome.NODE_LOST
-    assert [Outcome(o) for o in load.done.outcomes] == [expected] * BLOCKS
+    assert await load.until_done(give_back=True) == [expected] * BLOCKS
     assert served["transfers"] == 2
     await load.end()
 
@@ -357,14 +352,7 @@ async def test_an_owner_that_dies_is_replaced_by_another_copy(here: Site) -> Non
             load.pieces.append(down.pieces)
     fabric_of(owners[0]).faults.stalled = True
     await load.consumed(load.column("place_ids"))
-    while not load.done.outcomes:
-        down = await load.read()
-        if down.WhichOneof("message") == "pieces":
-            load.pieces.append(down.pieces)
-            await load.consumed(list(down.pieces.place_ids))
-        else:
-            load.done = down.done
-    assert [Outcome(o) for o in load.done.outcomes] == [Outcome.READY] * BLOCKS
+    assert await load.until_done(give_back=True) == [Outcome.READY] * BLOCKS
     fabric_of(owners[0]).faults.stalled = False
     await load.end()
 
