@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     if args.quick:
-        args.ways, args.duration, args.tolerance = ["single path", "dual path"], min(args.duration, 12.0), 0.25
+        args.ways = ["single path", "dual path"]
+        args.duration, args.tolerance = min(args.duration, 12.0), max(args.tolerance, 0.25)
     serving_options.check(args)
     options.check_positive(duration=args.duration)
     agents = Agents(SHAPES[args.shape], args.pool, args.turns, args.turn_gap, args.seed)

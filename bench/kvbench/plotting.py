@@ -19,6 +19,7 @@ try:
         FixedLocator,
         FormatStrFormatter,
         LogLocator,
+        MaxNLocator,
         NullFormatter,
         NullLocator,
     )
@@ -166,9 +167,11 @@ def _limit_bar(number: int) -> str:
 
 
 def log_axis(axis: Axis) -> None:
-    """Ticks at 1, 2 and 5 of each power of ten where there are few of these, written as plain numbers."""
+    """Ticks at 1, 2 and 5 of each power of ten where there are few of these, a few even ones in less than one; written
+    as plain numbers."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+    few = LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,))
+    axis.set_major_locator(few if high > 10 * low else MaxNLocator(4))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_formatter(NullFormatter())
 
