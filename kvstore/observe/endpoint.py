@@ -31,6 +31,7 @@ class Metrics:
         self.url = ""
         self._process = process
         self._name = name
+        self._version = importlib.metadata.version("kvstore")
         self._listen = listen
         self._insecure = insecure
         self._server: HttpServer | None = None
@@ -81,7 +82,7 @@ class Metrics:
     def _own(self) -> Families:
         """What every process shows."""
         families = Families()
-        families.add("kvstore_process_info", 1, self._process, self._name, importlib.metadata.version("kvstore"))
+        families.add("kvstore_process_info", 1, self._process, self._name, self._version)
         families.add("kvstore_tasks", len(asyncio.all_tasks()))
         for family in self._machine.collect():
             families.take(family)

@@ -61,6 +61,7 @@ class HttpServer:
             log_level="warning",
             access_log=False,
             server_header=False,
+            date_header=False,  # it is uvicorn's main loop that renews it
             proxy_headers=False,
             limit_concurrency=_REQUESTS_MAX,
             timeout_graceful_shutdown=_STOP_GRACE_S,
@@ -71,7 +72,7 @@ class HttpServer:
 
     async def stop(self) -> None:
         """Ends all requests within a second or so. Idempotent."""
-        self._server.should_exit = True
+        self._server.ask_to_stop()
         await asyncio.gather(self._serving, return_exceptions=True)
 
     def __repr__(self) -> str:
@@ -79,6 +80,18 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def ask_to_stop(self) -> None:
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        """Until it is to stop. uvicorn's own looks for that ten times a second, in a process that serves others."""
+        await self._stopping.wait()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the process's affair."""
