@@ -96,9 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="for replay and goodput, which need one")
     parser.add_argument("--only", type=options.list_of(str), metavar="NAME,…", help="of these benches")
-    parser.add_argument(
-        "--path", type=Path, default=Path(), help="directory on the disk of the NVMe tier (default: here)"
-    )
+    options.add_path(parser)
     parser.add_argument("--out", type=Path, default=Path("kvbench-results"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--json", action="store_true", help="one JSON object, {page, benches}, instead of the table of what ran"
@@ -106,14 +104,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    minutes = args.minutes if args.minutes is not None else _QUICK_MINUTES if args.quick else float("inf")
-    options.check_positive(minutes=minutes)
+    minutes = _QUICK_MINUTES if args.quick else float("inf")
+    if args.minutes is not None:
+        minutes = args.minutes
+        options.check_positive(minutes=minutes)
     report.require()
     planned = _planned(args)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        if args.quick and args.trace is not None:
-            _cut(args.trace, args.out / _CUT)
+        if args.trace is not None:
+            args.trace.open().close()
+            if args.quick:
+                _cut(args.trace, args.out / _CUT)
     except OSError as error:
         raise InvalidInput(f"{error.filename}: {error.strerror}") from error
     ran = list(_run(planned, args.out, args.quick, time.monotonic() + 60 * minutes))

@@ -1,8 +1,10 @@
 """The console script `kvbench`."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from kvbench import table
 from kvbench.options import result_file
@@ -39,14 +41,25 @@ _MAKE_PAGES = {"report", "all"}
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     makes_page = bool(argv) and argv[0] in _MAKE_PAGES
-    return run_program(
-        "kvbench",
-        "Measures kvstore beside what the machine itself can do.",
-        COMMANDS,
-        argv,
-        add_shared=_add_shared,
-        finish=(lambda code, args: int(code)) if makes_page else _finish,
-    )
+    with _terminated_as_interrupted():
+        return run_program(
+            "kvbench",
+            "Measures kvstore beside what the machine itself can do.",
+            COMMANDS,
+            argv,
+            add_shared=_add_shared,
+            finish=(lambda code, args: int(code)) if makes_page else _finish,
+        )
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A bench that is told to end (`timeout` does) takes down its hosts and files as after Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _add_shared(name: str, parser: argparse.ArgumentParser) -> None:
@@ -57,13 +70,18 @@ def _add_shared(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 def _finish(result: Result, args: argparse.Namespace) -> int:
-    if args.out is not None:
-        try:
+    try:
+        if args.out is not None:
             args.out.write_text(result.to_json() + "\n")
-        except OSError as error:
-            raise InvalidInput(f"--out {args.out}: {error.strerror}") from error
+    except OSError as error:
+        _show(result, args)
+        raise InvalidInput(f"--out {args.out}: {error.strerror}") from error
+    _show(result, args)
+    return result.exit_code
+
+
+def _show(result: Result, args: argparse.Namespace) -> None:
     if args.json:
         print(result.to_json())
     else:
         table.show(result)
-    return result.exit_code

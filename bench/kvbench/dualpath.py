@@ -11,7 +11,6 @@ import asyncio
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each handoff from the last prefill node to the first helper, all the time (default: none)",
     )
     group.add_argument("--tier", choices=("dram", "nvme"), default="dram", help="of the storage node (default: dram)")
-    group.add_argument("--path", type=Path, default=Path(), help="where the NVMe tier's files are made (default: here)")
+    options.add_path(group)
     group.add_argument(
         "--background-load",
         type=bed_faults.percent,
@@ -92,8 +91,9 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    if args.rounds < 1 or args.limit_s <= 0 or args.concurrent < 1 or args.bytes < args.concurrent * LAYOUT.block_bytes:
-        raise InvalidInput(f"--rounds and --concurrent of 1 or more, --bytes of {LAYOUT.block_bytes} per load or more")
+    options.check_positive(rounds=args.rounds, concurrent=args.concurrent, limit_s=args.limit_s)
+    if args.bytes < args.concurrent * LAYOUT.block_bytes:
+        raise InvalidInput(f"--bytes must be {LAYOUT.block_bytes} per load or more")
     if args.fault and args.background_load:
         raise InvalidInput("a fault comes when so much of the load has: background load would be taken for it")
     if (args.overhead or not args.helpers) and (args.fault or args.background_load or args.handoffs):

@@ -12,6 +12,7 @@ from kvbench.result import Result
 from kvbench.yardsticks import HASH
 from kvstore.blocks.keys import chain
 from kvstore.blocks.layout import BLOCK_TOKENS
+from kvstore.errors import InvalidInput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
+    options.check_positive(tokens=args.tokens, block_tokens=args.block_tokens, rounds=args.rounds)
+    if args.tokens < args.block_tokens:
+        raise InvalidInput(f"--tokens must be one block of {args.block_tokens} at least, not {args.tokens}")
     prompt = np.random.default_rng(args.seed).integers(0, 2**32, args.tokens, np.uint32)
     chain_ms = _rounds_ms(lambda: chain(bytes(16), prompt, args.block_tokens), args.rounds)
     bare_ms = _rounds_ms(lambda: hashlib.blake2b(prompt.data, digest_size=16).digest(), args.rounds)

@@ -48,12 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bytes(parser, "1GiB")
     options.add_rounds(parser, 5)
     parser.add_argument("--fio-engine", choices=fio.ENGINES, default="libaio", help="(default: %(default)s)")
-    parser.add_argument(
-        "--path",
-        type=Path,
-        default=Path(),
-        help="directory on the disk; what is made there is removed (default: here)",
-    )
+    options.add_path(parser)
 
 
 @dataclass(frozen=True, slots=True)

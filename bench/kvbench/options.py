@@ -1,6 +1,8 @@
 """The options that benches have in common: each is written here once, and a bench takes those that apply to it."""
 
 import argparse
+import math
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -42,12 +44,29 @@ def natural(text: str) -> int:
 
 
 def result_file(text: str) -> Path:
-    """A file that can be made: known before anything is measured. Raises ArgumentTypeError."""
+    """A file that can be written: known before anything is measured. Raises ArgumentTypeError."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path.parent}: no such directory")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path}: a directory")
+    is_new = not path.exists()
+    try:
+        path.open("a").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
+    return path
+
+
+def directory(text: str) -> Path:
+    """One in which files can be made: known before anything is measured. Raises ArgumentTypeError."""
+    path = Path(text)
+    try:
+        tempfile.TemporaryDirectory(prefix="kvbench-", dir=path).cleanup()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
     return path
 
 
@@ -79,6 +98,16 @@ def add_bytes(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--bytes", type=size, default=default, metavar="SIZE", help="of one run (default: %(default)s)")
 
 
+def add_path(parser: "argparse._ActionsContainer") -> None:
+    parser.add_argument(
+        "--path",
+        type=directory,
+        default=Path(),
+        metavar="DIR",
+        help="on the disk of the NVMe tier; what is made there is removed (default: here)",
+    )
+
+
 def add_rounds(parser: argparse.ArgumentParser, default: int, what: str = "repetitions") -> None:
     parser.add_argument("--rounds", type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)")
 
@@ -108,9 +137,10 @@ def layouts(sizes: Sequence[int], model: models.Model | None) -> dict[int, Layou
 
 
 def check_positive(**given: float) -> None:
-    """Raises InvalidInput for the first that is not above 0. Names as the options have them, with underscores."""
+    """Raises InvalidInput for the first that is not above 0, or has no end. Names as the options have them, with
+    underscores."""
     for name, value in given.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise InvalidInput(f"--{name.replace('_', '-')} must be positive, not {value:g}")
 
 

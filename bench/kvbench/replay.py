@@ -68,8 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     for name in args.policy:
         check_eviction(name, "--policy")
-    if min(args.tier_blocks) < 0 or not all(0 <= ttl_s < 2**31 for ttl_s in args.ttl):
-        raise InvalidInput("--tier-blocks and --ttl: none may be negative")
+    if min(args.tier_blocks) < 0:
+        raise InvalidInput("--tier-blocks: none may be negative")
+    if not all(0 <= ttl_s < 2**31 for ttl_s in args.ttl):
+        raise InvalidInput("--ttl: seconds from 0 to 2^31")
     began = time.perf_counter()
     requests = trace.read(args.trace)
     replays = Replays(requests, TtlKind(args.ttl_kind))

@@ -41,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, default=1_000_000, help="blocks on the device (default: %(default)s)")
     parser.add_argument("--granules", type=int, default=16, help="checksums of each block (default: %(default)s)")
     options.add_rounds(parser, 3, "openings measured")
-    parser.add_argument("--path", default="", help="directory to work in (default: a temporary one)")
+    parser.add_argument("--path", type=options.directory, help="directory to work in (default: a temporary one)")
     options.add_seed(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
     if min(args.slots, args.granules, args.rounds) < 1:
         raise KVStoreError("at least one slot, one granule and one round are needed")
-    with tempfile.TemporaryDirectory(prefix="kvbench-restart-", dir=args.path or None) as folder:
+    with tempfile.TemporaryDirectory(prefix="kvbench-restart-", dir=args.path) as folder:
         slot_bytes = header_bytes(args.granules)
         slab_bytes = min(args.slots, _SLOTS_PER_SLAB) * slot_bytes
         slabs = -(-args.slots // _SLOTS_PER_SLAB)

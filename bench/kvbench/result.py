@@ -100,6 +100,9 @@ def parse(fields: Any, source: str) -> Result:
         raise InvalidInput(f"{source}: of schema {fields['schema']}, this kvbench reads {SCHEMA}: run the bench again")
     if not all(isinstance(row, dict) for row in fields["measurements"]):
         raise InvalidInput(f"{source}: every measurement must be an object")
+    figures = [figure for row in fields["measurements"] for figure in row.values() if noise.is_summary(figure)]
+    if not all(isinstance(value, int | float) for figure in figures for value in figure.values()):
+        raise InvalidInput(f"{source}: medians, percentiles, spreads and counts must be numbers")
     numbers = all(isinstance(value, int | float) for value in fields["ratios"].values())
     if not numbers or not all(isinstance(text, str) for text in [*fields["keys"], *fields["warnings"]]):
         raise InvalidInput(f"{source}: ratios must be numbers, keys and warnings strings")

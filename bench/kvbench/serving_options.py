@@ -10,7 +10,6 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kvbench import engine_model, options, testbed_options
@@ -65,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--loads", type=int, default=4, metavar="N", help="at a time, per prefill engine (default: 4)")
     group.add_argument("--tier", choices=("dram", "nvme"), default="nvme", help="of the storage node (default: nvme)")
-    group.add_argument("--path", type=Path, default=Path(), help="where the NVMe tier's files are made (default: here)")
+    options.add_path(group)
     options.add_seed(parser)
     testbed_options.add_arguments(parser)
 
@@ -80,6 +79,7 @@ def check(args: argparse.Namespace) -> None:
         tolerance=args.tolerance,
         rate_max=args.rate_max,
         loads=args.loads,
+        snic_mbit=args.snic_mbit,
     )
     if args.block_tokens % 16:
         raise InvalidInput("--block-tokens must be a multiple of 16, the tokens of a page")

@@ -55,12 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bytes(parser, "256MiB")
     options.add_rounds(parser, 5)
     options.add_seed(parser)
-    parser.add_argument(
-        "--path",
-        type=Path,
-        default=Path(),
-        help="directory on the disk of the NVMe tier; what is made there is removed (default: here)",
-    )
+    options.add_path(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -72,8 +67,6 @@ def run(args: argparse.Namespace) -> Result:
     ((block_bytes, layout),) = layouts.items()
     if args.bytes < block_bytes:
         raise InvalidInput("--bytes must be one block at least")
-    if not args.path.is_dir():
-        raise InvalidInput(f"--path {args.path}: no such directory")
     point = StoragePoint("write", block_bytes, _DEPTH, args.bytes // block_bytes * block_bytes)
     with tempfile.TemporaryDirectory(prefix="kvbench-tiers-", dir=args.path) as folder:
         measured = asyncio.run(_measure(point, layout, args.rounds, args.seed, Path(folder)))

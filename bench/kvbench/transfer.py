@@ -25,6 +25,7 @@ from kvbench.socket_pair import sockets
 from kvbench.yardsticks import PERFTEST, SOCKET
 from kvstore.cli.options import shown_size
 from kvstore.config import MIB, FabricConfig
+from kvstore.errors import InvalidInput
 
 FABRIC, CHECKED = "fabric", "fabric, checksums"
 LOAD, LOAD_CHECKED = "client.load", "client.load, checksums"
@@ -69,6 +70,8 @@ def run(args: argparse.Namespace) -> Result:
     sizes = list(options.layouts(args.sizes, args.model)) if args.model else args.sizes
     options.check_sizes(sizes, 2)
     options.check_positive(in_flight=min(args.in_flight), bytes=args.bytes, rounds=args.rounds)
+    if args.bytes < max(sizes):
+        raise InvalidInput(f"--bytes must hold one message of {shown_size(max(sizes))}")
     config = TRANSPORTS[args.transport]
     points = [Point(size, count, args.bytes) for size in sizes for count in args.in_flight]
     with contestants(config, args.bytes) as rivals:

@@ -41,7 +41,7 @@ def test_results_and_reasons_come_into_one_report(
     """A bench that cannot be run here is left out with its own words; that is no failure."""
     steps = [
         Step("keys", ("keys", "--rounds", "3"), ("--tokens", "640")),
-        Step("nvme", ("nvme", "--path", "/nowhere/at/all"), ("--rounds", "0")),
+        Step("nvme", ("nvme",), ("--rounds", "0")),
         Step("replay", ("replay",), ()),
     ]
     assert run_steps(steps, tmp_path, monkeypatch) == 0
@@ -60,7 +60,8 @@ def test_what_breaks_is_told_from_what_cannot_be_measured(
 ) -> None:
     """Exit code 1; the others' results are kept, and an older result of its own is not taken for one of this run."""
     (tmp_path / "no.json").write_text("an older run's")
-    steps = [Step("no", ("keys", "--tokens", "-5"), ()), Step("local", ("local",), ("--rounds", "0"))]
+    no_memory_has_these = str(10**15)
+    steps = [Step("no", ("keys", "--tokens", no_memory_has_these), ()), Step("local", ("local",), ("--rounds", "0"))]
     assert run_steps(steps, tmp_path, monkeypatch) == 1
     assert not (tmp_path / "no.json").exists()
     assert "broke with exit code 1" in (tmp_path / "report.html").read_text()
@@ -103,6 +104,8 @@ def test_what_does_not_fit_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     [
         (["--only", "keys,nothing"], "known are"),
         (["--minutes", "0"], "--minutes must be positive"),
+        (["--minutes", "inf"], "--minutes must be positive"),
+        (["--trace", "/nowhere/at/all"], "No such file"),
         (["--quick", "--trace", "/nowhere/at/all"], "No such file"),
     ],
 )

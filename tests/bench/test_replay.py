@@ -145,8 +145,8 @@ def test_senseless_settings_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, [(0, [1])])
     with pytest.raises(ConfigError, match="did you mean 'likely'"):
         replayed(path, "--policy", "likeli")
-    for options in (("--tier-blocks", "-1"), ("--ttl", "-1")):
-        with pytest.raises(InvalidInput, match="none may be negative"):
+    for options in (("--tier-blocks", "-1"), ("--ttl", "-1"), ("--ttl", "nan"), ("--ttl", "inf")):
+        with pytest.raises(InvalidInput, match=options[0]):
             replayed(path, *options)
 
 

@@ -56,6 +56,15 @@ def test_what_is_half_a_result_is_refused(change: dict[str, object], said: str) 
         result.parse(json.loads(example().to_json()) | change, "x")
 
 
+@pytest.mark.parametrize("change", [{"spread": None}, {"median": "x"}, {"p99": []}])
+def test_figures_that_are_none_are_refused(change: dict[str, object]) -> None:
+    """Before anybody calculates with them: `compare` would end as if something had become worse."""
+    fields = json.loads(example().to_json())
+    fields["measurements"][0]["gb_per_s"] |= change
+    with pytest.raises(InvalidInput, match=r"x\.json: medians"):
+        result.parse(fields, "x.json")
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     """Absent, and not JSON."""
     with pytest.raises(InvalidInput, match="No such file"):
