@@ -31,7 +31,7 @@ class Metrics:
         self.url = ""
         self._process = process
         self._name = name
-        self._version = importlib.metadata.version("kvstore")
+        self._version = ""
         self._listen = listen
         self._insecure = insecure
         self._server: HttpServer | None = None
@@ -46,6 +46,7 @@ class Metrics:
         """Raises ConfigError for an address that cannot be bound, or that other hosts reach without `insecure`."""
         if not self._listen:
             return
+        self._version = importlib.metadata.version("kvstore")
 
         async def application(scope: Mapping[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
             status, content_type, body = await self._answer(scope, show)
