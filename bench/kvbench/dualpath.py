@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> Result:
 def _plan(args: argparse.Namespace) -> Plan:
     options.check_positive(rounds=args.rounds, concurrent=args.concurrent, limit_s=args.limit_s)
     if args.bytes < args.concurrent * LAYOUT.block_bytes:
-        raise InvalidInput(f"--bytes must be {LAYOUT.block_bytes} per load or more")
+        raise InvalidInput(f"--bytes of {LAYOUT.block_bytes} per load or more")
     if args.fault and args.background_load:
         raise InvalidInput("a fault comes when so much of the load has: background load would be taken for it")
     if (args.overhead or not args.helpers) and (args.fault or args.background_load or args.handoffs):

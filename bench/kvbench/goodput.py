@@ -46,10 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     serving_options.check(args)
     requests = trace.read_with_lengths(args.trace)
-    if args.skip < 0 or args.requests < 2 or args.skip + args.requests > len(requests):
-        raise InvalidInput(f"--skip from 0, --requests from 2, together {len(requests)} (the trace's) at most")
-    if not 0 <= args.speed < math.inf:
-        raise InvalidInput("--speed: 0 or more times the trace's rate")
+    stretched = 0 <= args.speed < math.inf
+    if args.skip < 0 or args.requests < 2 or args.skip + args.requests > len(requests) or not stretched:
+        raise InvalidInput(
+            f"--skip from 0, --requests from 2, together {len(requests)} (the trace's) at most; --speed from 0"
+        )
     traced = Traced(requests[: args.skip], requests[args.skip : args.skip + args.requests])
     scale = serving_options.scaled(args)
     topology = testbed_options.topology(args)

@@ -26,9 +26,13 @@ def commands() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", [*dict.fromkeys(commands())])
-def test_each_command_is_understood(command: str) -> None:
-    """An option that was renamed, or a value that is none, would leave a figure that nobody can repeat."""
+def test_each_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option that was renamed, or a value that is none, would leave a figure that nobody can repeat. Whoever repeats
+    it has the directory that it names."""
     _, name, *options = shlex.split(command, comments=True)
+    monkeypatch.chdir(tmp_path)
+    if "--path" in options:
+        Path(options[options.index("--path") + 1]).mkdir()
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
     importlib.import_module(COMMANDS[name].module).add_arguments(parser)
     _add_shared(name, parser)
