@@ -1,4 +1,7 @@
-"""Channels to the other nodes, one each, opened when first needed."""
+"""Channels to the other nodes, one each, opened when first needed.
+
+Clients say where blocks are, so an address may be anybody's: behind a shut door who is there proves to be a node first.
+"""
 
 import grpc.aio
 
@@ -24,7 +27,8 @@ class Neighbours:
     def stub(self, address: str) -> "node_pb2_grpc.NodeAsyncStub":
         entry = self._channels.pop(address, None)
         if entry is None:
-            channel = adding(open_channel(address, watched=True, door=self._door), self._keys.shown)
+            opened = open_channel(address, watched=True, door=self._door, trust_sockets=False)
+            channel = adding(opened, self._keys.shown)
             entry = (channel, node_pb2_grpc.NodeStub(channel))
         self._channels[address] = entry
         if len(self._channels) > _CHANNELS_MAX:

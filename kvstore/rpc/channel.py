@@ -47,14 +47,16 @@ def open_channel(
     door: DoorConfig = OPEN_DOOR,
     serves: Role = Role.NODE,
     token: str = "",
+    trust_sockets: bool = True,
 ) -> grpc.aio.Channel:
     """A lazy channel to host:port or unix:path. Connects at the first call and again after a loss.
 
     watched: calls in progress end with UNAVAILABLE within three seconds when the other side, or the way there, stops
     without a word; and when it is back, the next call need not wait until TCP tries again. door: what this process
     shows; over a unix socket the file's permissions stand for a certificate. serves: who must be at the other end.
-    token: shown in place of the door's. Raises ConfigError for certificates and tokens that are none, and for a token
-    that would be sent unencrypted.
+    token: shown in place of the door's. trust_sockets: False where the address may come from others, who can name a
+    socket of their own: a certificate is asked for there too. Raises ConfigError for certificates and tokens that are
+    none, and for a token that would be sent unencrypted.
     """
     _keep_grpc()
     show = shown_token(door, token)
@@ -63,7 +65,7 @@ def open_channel(
         raise ConfigError(f"a token is not sent to {address} unencrypted: name door.cert, door.key and door.ca too")
     # A local subchannel pool: a channel that is opened anew never waits out another one's back-off.
     options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *(_WATCHED if watched else ())]
-    if door.shut and not local:
+    if door.shut and not (local and trust_sockets):
         channel: grpc.aio.Channel = GuardedChannel(address, options, door, serves)
     else:
         channel = grpc.aio.insecure_channel(address, options=options)

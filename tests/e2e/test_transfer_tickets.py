@@ -1,8 +1,11 @@
 """Transfers behind a shut door: between nodes that are registered, and nobody else, while keys come and go."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import grpc.aio
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from kvstore.control.app import ControlServer
 from kvstore.errors import Unauthenticated
 from kvstore.fabric.loopback import LoopbackFabric
 from kvstore.node.app import NodeServer
-from kvstore.pb import node_pb2, node_pb2_grpc
+from kvstore.pb import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from kvstore.rpc.metadata import adding
 from kvstore.rpc.status import from_rpc
@@ -119,6 +122,42 @@ async def test_a_nodes_certificate_alone_is_not_enough(pair: Pair) -> None:
     assert not await admitted(pair, (METADATA_KEY, own[:-1] + bytes([own[-1] ^ 1])))
     assert not await admitted(pair, (METADATA_KEY, b""))
     assert await admitted(pair, (METADATA_KEY, own))
+
+
+class Trap(grpc.GenericRpcHandler):
+    """Answers no call, and keeps what was shown with it."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, str | bytes]] = []
+
+    def service(self, details: Any) -> None:
+        self.shown += details.invocation_metadata
+
+
+@pytest.mark.parametrize("kind", ["unix:", "unix://"])
+async def test_tickets_are_shown_to_nodes_alone(pair: Pair, tmp_path: Path, kind: str) -> None:
+    """A client says where its blocks are; a socket of its own that it names instead gets nothing, though a unix socket
+    asks for no certificate elsewhere."""
+    trap, server = Trap(), grpc.aio.server()
+    server.add_generic_rpc_handlers([trap])
+    server.add_insecure_port(f"unix:{tmp_path}/trap")
+    await server.start()
+    match = await whole_match(pair.far, PROMPT)
+    assert match is not None
+    named = [replaced(node, grpc=f"{kind}{tmp_path}/trap") for node in match.locations.nodes]
+    lured = replace(match, locations=replace(match.locations, nodes=tuple(named)))
+    held = await pair.far._hold(lured, 5.0)
+    loaded = await pair.far.load(lured, buffers.contiguous(np.zeros_like(CONTENT), LAYOUT)).result()
+    await server.stop(0)
+    assert held.blocks == loaded.blocks == 0
+    assert trap.shown == []
+
+
+def replaced(node: types_pb2.NodeAddress, **fields: Any) -> types_pb2.NodeAddress:
+    changed = types_pb2.NodeAddress()
+    changed.CopyFrom(node)
+    changed.MergeFrom(types_pb2.NodeAddress(**fields))
+    return changed
 
 
 async def test_keys_rotate_under_way(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
