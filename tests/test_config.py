@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.config import Config, FabricConfig, NodeConfig, option, overlay
+from kvstore.config import ClientConfig, Config, ControlConfig, DoorConfig, FabricConfig, NodeConfig, option, overlay
 from kvstore.errors import ConfigError
 
 
@@ -55,7 +55,9 @@ def test_a_file_lies_over_the_defaults(tmp_path: Path) -> None:
         ({"dram_bytes": "1GiB"}, r"dram_bytes: int is needed, not '1GiB'"),
         ({"dram_bytes": True}, r"dram_bytes: int is needed, not True"),
         ({"dram_bytes": 1.5}, r"dram_bytes: int is needed, not 1.5"),
-        ({"dram_bytes": -1}, r"dram_bytes: must not be negative: -1"),
+        ({"dram_bytes": -1}, r"dram_bytes: must be 0 or more: -1"),
+        ({"tick_ms": 0}, r"tick_ms: must be 1 or more: 0"),
+        ({"nvme_clean_percent": 101}, r"nvme_clean_percent: must be 100 or less: 101"),
         ({"hugepages": 1}, r"hugepages: bool is needed, not 1"),
         ({"listen": 80}, r"listen: str is needed, not 80"),
         ({"roles": "prefill"}, r"roles: a list of strings is needed, not 'prefill'"),
@@ -87,6 +89,25 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """The path and the reason are in the text."""
     with pytest.raises(ConfigError, match=r"absent.toml: No such file"):
         Config.load(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (ControlConfig, ["heartbeat_ms", "node_lost_ms", "page_ms"]),
+        (NodeConfig, ["tick_ms", "lease_ms", "hold_ms_max", "progress_ms", "connect_ms", "nvme_depth_max"]),
+        (NodeConfig, ["nvme_errors_max", "piece_bytes", "lane_bytes_max", "slab_bytes", "nvme_slab_bytes"]),
+        (ClientConfig, ["deadline_ms", "connect_ms", "match_ms"]),
+        (DoorConfig, ["connections_max", "calls_max"]),
+        (FabricConfig, ["segment_bytes"]),
+    ],
+)
+def test_none_is_refused_where_nothing_goes_without(table: Any, names: list[str]) -> None:
+    """A loop would turn without a pause, a wait end before it began, a queue take nothing."""
+    for name in names:
+        with pytest.raises(ConfigError, match=f"{name}: must be 1 or more: 0"):
+            overlay(table(), {name: 0})
+        assert getattr(overlay(table(), {name: 1}), name) == 1
 
 
 def test_configs_cannot_be_changed() -> None:

@@ -44,12 +44,14 @@ def check(config: Config) -> None:
     expect_whole(config.door)
     expect_accepted("control.listen", config.control.listen, insecure=config.control.insecure, door=config.door)
     if config.control.page:
-        expect_accepted("control.page", config.control.page, insecure=config.control.insecure, door=config.door)
+        expect_accepted(
+            "control.page", config.control.page, insecure=config.control.insecure, door=config.door, sockets=False
+        )
     expect_accepted("node.listen", config.node.listen, insecure=config.node.insecure, door=config.door)
     for name, process in (("control", config.control), ("node", config.node)):
         if process.metrics_listen:
             setting = f"{name}.metrics_listen"
-            expect_accepted(setting, process.metrics_listen, insecure=process.insecure, door=None)
+            expect_accepted(setting, process.metrics_listen, insecure=process.insecure, door=None, sockets=False)
     check_roles(config.node)
     eviction_of_tiers(config.node)
     admission(config.node)

@@ -11,6 +11,7 @@ from kvstore.rpc.certificates import server_credentials
 from kvstore.rpc.channel import OPEN_DOOR
 
 log = logging.getLogger(__name__)
+_PORT_MAX = 65535
 _OPEN_DOOR = (
     ": listen on 127.0.0.1 or unix:PATH, shut the door (--door-cert, docs/security.md), or say --insecure"
     " (insecure = true) if everyone who reaches it may read, change and delete what is stored"
@@ -45,9 +46,17 @@ def bind(server: grpc.aio.Server, setting: str, listen: str, *, insecure: bool, 
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 
-def expect_accepted(setting: str, listen: str, *, insecure: bool, door: DoorConfig | None) -> None:
-    """Raises ConfigError for an address that other hosts reach by an open door, unless the operator accepts that.
-    door: None where there is no door to shut."""
+def expect_accepted(
+    setting: str, listen: str, *, insecure: bool, door: DoorConfig | None, sockets: bool = True
+) -> None:
+    """Raises ConfigError for what is no address, and for one that other hosts reach by an open door, unless the
+    operator accepts that. door: None where there is no door to shut. sockets: whether it may be a unix socket."""
+    _, colon, port = listen.rpartition(":")
+    network = bool(colon) and port.isdecimal() and int(port) <= _PORT_MAX
+    if not (sockets if listen.startswith("unix:") else network):
+        raise ConfigError(
+            f"{setting} {listen}: HOST:PORT{' or unix:PATH' * sockets} is needed, with a port up to {_PORT_MAX}"
+        )
     if is_local(listen) or insecure or (door is not None and door.shut):
         return
     raise ConfigError(

@@ -99,10 +99,8 @@ class _Server(uvicorn.Server):
 
 
 def _bound(setting: str, listen: str, *, insecure: bool, door: DoorConfig | None) -> socket.socket:
-    host, colon, port = listen.rpartition(":")
-    if not colon or listen.startswith("unix:") or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{setting} {listen}: HOST:PORT is needed")
-    expect_accepted(setting, listen, insecure=insecure, door=door)
+    expect_accepted(setting, listen, insecure=insecure, door=door, sockets=False)
+    host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     try:
         return socket.create_server(

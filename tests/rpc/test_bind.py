@@ -10,7 +10,7 @@ from kvstore.rpc.bind import bind, is_local
 from kvstore.rpc.channel import make_server
 
 EXPOSED = ["0.0.0.0:0", "[::]:0", ":0", "*:0", "10.0.0.1:7400", "[::ffff:10.0.0.1]:0", "node-7:0", "ipv4:0.0.0.0:0",
-           "127.0.0.1:0,0.0.0.0:0", "vsock:2:7400", "dns:///localhost:0", "127.0.0.1.example.org:0", ""]  # fmt: skip
+           "127.0.0.1:0,0.0.0.0:0", "vsock:2:7400", "dns:///localhost:0", "127.0.0.1.example.org:0"]  # fmt: skip
 LOCAL = ["127.0.0.1:0", "127.9.9.9:7400", "localhost:7400", "[::1]:0", "unix:/run/kvstore.sock"]
 
 
@@ -19,6 +19,15 @@ async def test_what_other_hosts_may_reach_is_refused(listen: str) -> None:
     """Unless it is accepted; the error names the setting, the address and both ways out."""
     with pytest.raises(ConfigError, match=r"node\.listen.*neither encrypted.*127\.0\.0\.1.*--insecure"):
         bind(make_server(), "node.listen", listen, insecure=False)
+
+
+@pytest.mark.parametrize("listen", ["", "127.0.0.1", "localhost:http", "127.0.0.1:65536", "[::1]", "[::1]:-1"])
+async def test_what_is_no_address_is_refused_as_such(listen: str) -> None:
+    """A port of more than 16 bits too, of which gRPC would take the last 16."""
+    with pytest.raises(
+        ConfigError, match=r"node\.listen.*: HOST:PORT or unix:PATH is needed, with a port up to 65535$"
+    ):
+        bind(make_server(), "node.listen", listen, insecure=True)
 
 
 @pytest.mark.parametrize("listen", LOCAL)
