@@ -10,7 +10,7 @@ from typing import TypeVar
 from kvbench import models
 from kvbench.layouts import layout_of
 from kvstore.blocks.layout import Layout
-from kvstore.cli.options import shown_size, size
+from kvstore.cli.options import shown_size, size, whole
 from kvstore.errors import InvalidInput
 
 T = TypeVar("T")
@@ -34,13 +34,6 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
         return text
 
     return parse
-
-
-def natural(text: str) -> int:
-    """A whole number of 0 or more. Raises ArgumentTypeError."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)
 
 
 def result_file(text: str) -> Path:
@@ -114,7 +107,7 @@ def add_rounds(parser: argparse.ArgumentParser, default: int, what: str = "repet
 
 def add_warm_up(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
-        "--warm-up", type=natural, default=default, metavar="N", help="repetitions before those (default: %(default)s)"
+        "--warm-up", type=whole(0), default=default, metavar="N", help="repetitions before those (default: %(default)s)"
     )
 
 
@@ -126,7 +119,7 @@ def add_duration(parser: argparse.ArgumentParser, default: float) -> None:
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--seed", type=natural, default=1, metavar="N", help="of all that is drawn (default: %(default)s)"
+        "--seed", type=whole(0), default=1, metavar="N", help="of all that is drawn (default: %(default)s)"
     )
 
 

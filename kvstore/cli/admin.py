@@ -25,7 +25,7 @@ from kvstore.cli import (
 )
 from kvstore.cli.asking import TOKEN_VARIABLE, as_json, ask, seeds
 from kvstore.cli.layers import load_config
-from kvstore.cli.options import add_config_file, add_options
+from kvstore.cli.options import add_config_file, add_options, seconds
 from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"file of the token to show (kvstore tokens add); without it the variable {TOKEN_VARIABLE} counts",
     )
     shared.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    shared.add_argument("--deadline-s", type=float, default=10.0, metavar="S", help="(default: %(default)g)")
+    shared.add_argument("--deadline-s", type=seconds, default=10.0, metavar="S", help="(default: %(default)g)")
     parser.set_defaults(broken=lambda reply: [], follow=None)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

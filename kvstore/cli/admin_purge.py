@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from kvstore.blocks.state import Tier
 from kvstore.cli import admin_prefix
 from kvstore.cli.asking import seeds, unanswered
+from kvstore.cli.options import whole
 from kvstore.cli.tables import show, shown_bytes, table
 from kvstore.errors import InvalidInput
 from kvstore.pb import admin_pb2, admin_pb2_grpc
@@ -37,7 +38,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     purge.add_argument("--namespace-json", type=Path, metavar="FILE", help="the namespace of the prompt")
     purge.add_argument(
         "--skip-blocks",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="N",
         help="the first N blocks stay, for others begin with them too",
@@ -51,7 +52,7 @@ async def _purge(stub: "admin_pb2_grpc.AdminAsyncStub", args: argparse.Namespace
     if args.prefix:
         seed_of = seeds(stub, args.door, args.deadline_s)
         prefix = await admin_prefix.named(args.prefix, None, args.namespace_json, seed_of)
-        keys = prefix.keys[max(0, args.skip_blocks) :]
+        keys = prefix.keys[args.skip_blocks :]
         if not keys:
             raise InvalidInput("purge: the prompt has no full block beyond those that stay")
         request.namespace_id, request.keys = prefix.namespace_id, b"".join(keys)

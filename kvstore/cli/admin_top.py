@@ -20,6 +20,7 @@ from rich.live import Live
 from kvstore.cli import admin_top_view as view
 from kvstore.cli.admin_rules import duration_ms
 from kvstore.cli.asking import ask
+from kvstore.cli.options import whole
 from kvstore.cli.tables import show
 from kvstore.config import DoorConfig
 from kvstore.control.page.source import Look
@@ -28,6 +29,7 @@ from kvstore.pb import admin_pb2, admin_pb2_grpc
 from kvstore.rpc.channel import caller
 
 _END_KEYS = b"qQ\x03"
+_INTERVAL_MS_MIN = 100
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -40,15 +42,21 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     top.add_argument(
         "--interval",
         dest="interval_ms",
-        type=duration_ms,
+        type=_interval_ms,
         default=1000,
         metavar="TIME",
         help="from look to look: 500ms, 2s (default: 1s)",
     )
     top.add_argument(
-        "--count", type=int, metavar="N", help="end after N looks; 0: none (default: 0 on a terminal, 1 elsewhere)"
+        "--count", type=whole(0), metavar="N", help="end after N looks; 0: none (default: 0 on a terminal, 1 elsewhere)"
     )
     top.set_defaults(follow=_follow)
+
+
+def _interval_ms(text: str) -> int:
+    if (interval_ms := duration_ms(text)) < _INTERVAL_MS_MIN:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than {_INTERVAL_MS_MIN}ms")
+    return interval_ms
 
 
 async def _follow(args: argparse.Namespace, door: DoorConfig) -> None:

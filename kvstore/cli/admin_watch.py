@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from kvstore.cli.asking import as_json, connected
+from kvstore.cli.options import whole
 from kvstore.config import DoorConfig
 from kvstore.errors import ControlUnavailable
 from kvstore.observe.events import Kind
@@ -22,13 +23,13 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     watch.add_argument("--node", default="", metavar="NODE", help="events of one node alone")
     watch.add_argument("--kind", action="append", default=[], choices=[*Kind], help="this kind alone; may come again")
-    watch.add_argument("--past", type=int, default=0, metavar="N", help="begin with up to N that came before")
+    watch.add_argument("--past", type=whole(0), default=0, metavar="N", help="begin with up to N that came before")
     watch.set_defaults(follow=_follow)
 
 
 async def _follow(args: argparse.Namespace, door: DoorConfig) -> None:
     """Until it is interrupted. Raises ControlUnavailable when the other side ends."""
-    request = admin_pb2.WatchRequest(caller=caller("admin"), node_id=args.node, kinds=args.kind, past=max(0, args.past))
+    request = admin_pb2.WatchRequest(caller=caller("admin"), node_id=args.node, kinds=args.kind, past=args.past)
     async with connected(args.control, door, watched=True) as stub:
         async for reply in stub.Watch(request):
             for line in _json_lines(reply) if args.json else _lines(reply):

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvstore.cli.options import DAYS_MAX, whole
 from kvstore.cli.private_file import write_private
 from kvstore.errors import ConfigError
 
@@ -24,18 +25,19 @@ _SKEW = timedelta(minutes=5)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    days = whole(1, DAYS_MAX)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dir", type=Path, default=Path("certs"), metavar="DIR", help="(default: %(default)s)")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     ca = verbs.add_parser("ca", parents=[shared], help="makes the authority; one that is there is left as it is")
-    ca.add_argument("--days", type=int, default=3650, metavar="N", help="how long it is good (default: %(default)d)")
+    ca.add_argument("--days", type=days, default=3650, metavar="N", help="how long it is good (default: %(default)d)")
     ca.set_defaults(make=_make_ca)
     make = verbs.add_parser("make", parents=[shared], help="makes or renews a certificate")
     make.add_argument("name", metavar="NAME", help="of its files, and in the certificate")
     make.add_argument(
         "--role", action="append", choices=ROLES, required=True, help="what its holder may be; may be given again"
     )
-    make.add_argument("--days", type=int, default=90, metavar="N", help="how long it is good (default: %(default)d)")
+    make.add_argument("--days", type=days, default=90, metavar="N", help="how long it is good (default: %(default)d)")
     make.set_defaults(make=_make_certificate)
 
 

@@ -22,7 +22,7 @@ from kvstore.cli.admin import ask_stats
 from kvstore.cli.demo_cluster import Cluster, cluster
 from kvstore.cli.demo_report import Figures, Report
 from kvstore.cli.demo_sessions import SHAPES, Turn, agent_session, read_trace, trace_turn
-from kvstore.cli.options import size
+from kvstore.cli.options import size, whole
 from kvstore.cli.tables import shown_bytes
 from kvstore.errors import InvalidInput
 from kvstore.observe import log
@@ -35,30 +35,33 @@ Session = Sequence[Turn]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sessions", type=int, default=3, metavar="N", help="agent sessions (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=48, metavar="N", help="per session, 0: all (default: %(default)s)")
+    parser.add_argument(
+        "--sessions", type=whole(1), default=3, metavar="N", help="agent sessions (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--turns", type=whole(0), default=48, metavar="N", help="per session, 0: all (default: %(default)s)"
+    )
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="requests of a trace (JSON lines) instead of sessions"
     )
-    parser.add_argument("--requests", type=int, default=100, metavar="N", help="of the trace (default: %(default)s)")
+    parser.add_argument(
+        "--requests", type=whole(1), default=100, metavar="N", help="of the trace (default: %(default)s)"
+    )
     parser.add_argument("--scale", type=float, default=SCALE, metavar="X", help="of all token counts (default: 1/8)")
     parser.add_argument(
-        "--concurrency", type=int, default=3, metavar="N", help="sessions at once (default: %(default)s)"
+        "--concurrency", type=whole(1), default=3, metavar="N", help="sessions at once (default: %(default)s)"
     )
     parser.add_argument(
         "--dram-bytes", type=size, default=size("1GiB"), metavar="SIZE", help="per node (default: 1GiB)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the sessions' tokens (default: %(default)s)"
+        "--seed", type=whole(0), default=0, metavar="N", help="of the sessions' tokens (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.add_argument("--log-level", choices=log.LEVELS, default="warning", help="of all processes")
 
 
 def run(args: argparse.Namespace) -> int:
-    for name, least in (("sessions", 1), ("turns", 0), ("requests", 1), ("concurrency", 1)):
-        if getattr(args, name) < least:
-            raise InvalidInput(f"--{name}: must be {least} or more")
     try:
         report = asyncio.run(_demo(args, _workload(args)))
     except ExceptionGroup as group:

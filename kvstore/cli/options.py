@@ -5,6 +5,7 @@ What was not given on the command line is not in the parsed arguments, so a file
 """
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import typing
@@ -14,6 +15,9 @@ from typing import Any
 from kvstore.config import Config
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+DAYS_MAX = 36_500
+"""Of what is made for a time: the calendar ends."""
+_YEAR_S = 365 * 86_400
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
 
 
@@ -23,6 +27,27 @@ def size(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: 4096, 64KiB, 512MiB, 1.5GiB")
     return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A reader of whole numbers within bounds; most None: no upper one. It raises ArgumentTypeError."""
+    wanted = f"of {least} or more" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        value = int(text) if text.isdecimal() else -1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {wanted}")
+        return value
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """A time to wait, more than none and up to a year. Raises ArgumentTypeError."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= _YEAR_S:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds: 0.5, 10")
 
 
 def shown_size(count: int) -> str:

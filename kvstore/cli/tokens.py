@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.blocks.salt import Salt
+from kvstore.cli.options import DAYS_MAX, whole
 from kvstore.cli.private_file import write_private
 from kvstore.cli.tables import show, table
 from kvstore.cli.toml import toml_string
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     holder = add.add_mutually_exclusive_group(required=True)
     holder.add_argument("--tenant", default="", metavar="NAME", help="it opens this tenant's namespaces")
     holder.add_argument("--admin", default="", choices=ADMIN, help="it is for kvstore admin and the page")
-    add.add_argument("--days", type=int, default=0, metavar="N", help="how long it is good; 0: until it is revoked")
+    add.add_argument(
+        "--days", type=whole(0, DAYS_MAX), default=0, metavar="N", help="how long it is good; 0: until it is revoked"
+    )
     add.add_argument("--out", type=Path, metavar="FILE", help="the token goes there (0600) instead of on the screen")
     add.set_defaults(do=_add)
     listing = verbs.add_parser("list", parents=[shared], help="tokens and what they are for")
@@ -70,20 +73,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_token(file: Path, name: str, *, tenant: str = "", admin: str = "", days: int = 0) -> str:
-    """Adds a token to the file, which is made where there is none, and returns it. Raises ConfigError."""
+def add_token(
+    file: Path, name: str, *, tenant: str = "", admin: str = "", days: int = 0, out: Path | None = None
+) -> str:
+    """Adds a token to the file, which is made where there is none, and returns it.
+
+    out: a file that it is written to before it is good. Raises ConfigError, and OSError for files.
+    """
     if not NAME.fullmatch(name):
         raise ConfigError(f"tokens: {name!r}: a name is of letters, digits, - and _, 64 at most")
     if bool(tenant) == bool(admin) or not tenant.isprintable():
         raise ConfigError(f"tokens: either a tenant's name, printable, or admin is needed, not {tenant!r}")
-    if days < 0:
-        raise ConfigError(f"tokens: {days} days are over already")
+    if out is not None and out.resolve() == file.resolve():
+        raise ConfigError(f"tokens: {out}: the token goes into another file than the one of all tokens")
     secret, created = new_secret(), datetime.now(UTC).replace(microsecond=0)
     expires = created + timedelta(days=days) if days else None
     with _changing(file) as said:
         if name in said.tokens:
             raise ConfigError(f"{file} has a token {name} already: revoke it first")
         said.tokens[name] = Token(name, tenant, admin, digest_of(secret), created, expires)
+        if out is not None:
+            write_private(out, f"{secret}\n".encode())
     return secret
 
 
@@ -107,10 +117,9 @@ def salt_file(file: Path, *, renew: bool = False) -> None:
 
 
 def _add(args: argparse.Namespace) -> None:
-    secret = add_token(args.file, args.name, tenant=args.tenant, admin=args.admin, days=args.days)
+    secret = add_token(args.file, args.name, tenant=args.tenant, admin=args.admin, days=args.days, out=args.out)
     said = {"name": args.name, "token": secret}
     if args.out is not None:
-        write_private(args.out, f"{secret}\n".encode())
         said = {"name": args.name, "token_file": str(args.out)}
     if args.json:
         print(json.dumps(said))

@@ -227,6 +227,27 @@ def test_what_cannot_be_asked(argv: list[str], words: str, tmp_path: Path, capsy
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["purge", "--prefix", "00" * 16, "--skip-blocks", "-1"], "'-1' is no whole number of 0 or more"),
+        (["purge", "--prefix", "00" * 16, "--skip-blocks", "two"], "'two' is no whole number of 0 or more"),
+        (["top", "--count", "-1"], "'-1' is no whole number of 0 or more"),
+        (["top", "--interval", "0s"], "'0s' is less than 100ms"),
+        (["top", "--interval", "99ms"], "'99ms' is less than 100ms"),
+        (["watch", "--past", "-1"], "'-1' is no whole number of 0 or more"),
+        (["stats", "--deadline-s", "-1"], "'-1' is no time in seconds"),
+        (["stats", "--deadline-s", "nan"], "'nan' is no time in seconds"),
+        (["stats", "--deadline-s", "inf"], "'inf' is no time in seconds"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Are not taken for others: fewer blocks that stay would be more that go."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["admin", *argv, "--control", "127.0.0.1:1"])
+    assert words in capsys.readouterr().err
+
+
 def test_a_control_plane_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line says who could not be reached."""
     address = f"unix:{tmp_path}/nobody.sock"

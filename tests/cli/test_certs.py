@@ -39,3 +39,17 @@ def test_without_an_authority(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """The missing file is named."""
     assert main(["certs", "make", "n", "--role", "node", "--dir", str(tmp_path)]) == 2
     assert "ca.pem: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("days", ["-1", "0", "99999999"])
+def test_days_that_are_none(days: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No certificate that is over already takes the place of one that is good."""
+    assert main(["certs", "ca", "--dir", str(tmp_path)]) == 0
+    assert main(["certs", "make", "n", "--role", "node", "--dir", str(tmp_path)]) == 0
+    before = (tmp_path / "n.pem").read_bytes()
+    for argv in (["make", "n", "--role", "node", "--dir", str(tmp_path)], ["ca", "--dir", str(tmp_path / "new")]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["certs", *argv, "--days", days])
+        assert f"{days!r} is no whole number from 1 to 36500" in capsys.readouterr().err
+    assert (tmp_path / "n.pem").read_bytes() == before
+    assert not (tmp_path / "new").exists()

@@ -93,7 +93,6 @@ def test_wrong_bytes_fail_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ("options", "words"),
     [
         (["--scale", "0"], "--scale"),
-        (["--sessions", "0"], "--sessions"),
         (["--trace", "/nowhere/trace"], "/nowhere/trace: No such file"),
     ],
 )
@@ -101,3 +100,6 @@ def test_options_out_of_range(options: list[str], words: str, capsys: pytest.Cap
     """They are refused before any process is started."""
     assert main(["demo", *options]) == 2
     assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--sessions", "0"])
+    assert "'0' is no whole number of 1 or more" in capsys.readouterr().err

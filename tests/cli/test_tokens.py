@@ -51,6 +51,29 @@ def test_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert digest_of(out.read_text().strip()) in read_tokens(file).by_sha256
 
 
+@pytest.mark.parametrize("out", ["none/secret", "folder", "tokens.toml"])
+def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
+    """There is no token then that nobody has, and no secret lies about."""
+    (tmp_path / "folder").mkdir()
+    file = str(tmp_path / "tokens.toml")
+    run(capsys, "add", "first", "--tenant", "t", "--file", file)
+    before = Path(file).read_bytes()
+    assert main(["tokens", "add", "a", "--tenant", "t", "--file", file, "--out", str(tmp_path / out)]) == 2
+    assert out in capsys.readouterr().err
+    assert Path(file).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "tokens.toml"}
+
+
+@pytest.mark.parametrize("days", ["-1", "36501", "99999999", "1.5", "soon"])
+def test_days_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], days: str) -> None:
+    """Past the calendar's end too; nothing is made."""
+    file = tmp_path / "tokens.toml"
+    with pytest.raises(SystemExit, match="2"):
+        main(["tokens", "add", "a", "--tenant", "t", "--file", str(file), "--days", days])
+    assert f"{days!r} is no whole number from 0 to 36500" in capsys.readouterr().err
+    assert not file.exists()
+
+
 def test_a_file_that_is_made_has_a_salt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own, which every later change keeps; no verb shows it."""
     file, other = str(tmp_path / "tokens.toml"), str(tmp_path / "other.toml")
@@ -93,7 +116,6 @@ def test_a_file_without_a_salt(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["add", "a b", "--tenant", "t"], "a name is of letters"),
         (["add", "a", "--tenant", "t\n"], "either a tenant's name"),
-        (["add", "a", "--tenant", "t", "--days", "-1"], "are over already"),
         (["revoke", "nobody"], "has no token 'nobody'"),
         (["list"], "No such file"),
         (["salt"], "no such file"),
