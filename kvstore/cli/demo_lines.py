@@ -17,10 +17,15 @@ Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 async def serve(answer: Answer) -> None:
-    """Many at once, until there are no more requests and all are answered."""
+    """Many at once, until the input ends; nobody waits for those that are under way then."""
     async with asyncio.TaskGroup() as requests:
+        asked = set()
         while line := await asyncio.to_thread(sys.stdin.readline):
-            requests.create_task(_serve_one(answer, json.loads(line)))
+            task = requests.create_task(_serve_one(answer, json.loads(line)))
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+        for task in asked:
+            task.cancel()
 
 
 async def _serve_one(answer: Answer, request: dict[str, Any]) -> None:

@@ -1,12 +1,16 @@
 """Servers as child processes: started by the real command line, known by their ready line, gone with their parent."""
 
 import asyncio
+import logging
+import shlex
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from kvstore.errors import DeadlineExceeded, Unavailable
+
+log = logging.getLogger(__name__)
 
 READY_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 15.0
@@ -27,7 +31,7 @@ async def child(
     """A Python process with pipes for input and output. Its end is asked for by closing its input, then enforced.
 
     line_bytes_max: longest line that is read from it. prefix: a command that becomes it (`ip netns exec …`).
-    python: another interpreter than this one.
+    python: another interpreter than this one. Raises DeadlineExceeded when it had to be killed.
     """
     pipe = asyncio.subprocess.PIPE
     # A session of its own: an interrupt from the terminal reaches the parent alone, which then ends its children.
@@ -36,15 +40,27 @@ async def child(
     )
     try:
         yield process
+    except BaseException:
+        with suppress(DeadlineExceeded):  # it is in the log; what ended the block is what matters
+            await _end(process, argv)
+        raise
+    await _end(process, argv)
+
+
+async def _end(process: asyncio.subprocess.Process, argv: Sequence[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(STOP_DEADLINE_S):
+            await process.wait()
+    except TimeoutError:
+        late = f"{shlex.join(argv)} did not end within {STOP_DEADLINE_S:g} s: killed"
+        log.error(late)
+        raise DeadlineExceeded(late) from None
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_DEADLINE_S):
-                await process.wait()
-        except BaseException:
+        if process.returncode is None:
             process.kill()
-            raise
+            await process.wait()
 
 
 @asynccontextmanager

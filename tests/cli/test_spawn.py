@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from kvstore.cli import spawn
-from kvstore.errors import Unavailable
+from kvstore.errors import DeadlineExceeded, Unavailable
 
 
 async def test_a_server_is_known_by_its_ready_line() -> None:
@@ -71,10 +72,38 @@ def test_children_of_a_killed_parent_end() -> None:
     assert not alive
 
 
+IGNORES = ("-c", "import time; time.sleep(60)")
+
+
 async def test_a_child_that_ignores_the_end_of_its_input_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline is enforced, and the caller hears of it."""
     monkeypatch.setattr(spawn, "STOP_DEADLINE_S", 0.2)
-    with pytest.raises(TimeoutError):
-        async with spawn.child("-c", "import time; time.sleep(60)") as process:
+    with pytest.raises(DeadlineExceeded, match=r"-c 'import time; .* did not end within 0.2 s: killed"):
+        async with spawn.child(*IGNORES) as process:
             pass
-    assert await process.wait() < 0
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError, KeyboardInterrupt])
+async def test_a_child_that_is_killed_hides_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    """What ended the block is what is told: Ctrl-C stays one."""
+    monkeypatch.setattr(spawn, "STOP_DEADLINE_S", 0.2)
+    with pytest.raises(error):
+        async with spawn.child(*IGNORES) as process:
+            raise error
+    assert process.returncode == -signal.SIGKILL
+    assert "did not end within 0.2 s: killed" in caplog.text
+
+
+async def test_an_engines_stand_in_ends_with_its_input() -> None:
+    """What it was asked last has nobody left to hear of it, however long it would take."""
+    lines = "from kvstore.cli import demo_lines; import asyncio\nasync def answer(request):\n"
+    lines += "    print('asked', flush=True)\n    await asyncio.Event().wait()\nasyncio.run(demo_lines.serve(answer))"
+    async with spawn.child("-c", lines) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b'{"id": 1, "op": "wait"}\n')
+        assert await process.stdout.readline() == b"asked\n"
+    assert process.returncode == 0
