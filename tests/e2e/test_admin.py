@@ -99,9 +99,9 @@ async def test_what_there_is(operator: Operator) -> None:
     assert f"{BLOCKS} of {BLOCKS} blocks match" in await operator.run("explain", *operator.prompt())
     assert not any(node["usage"]["violations"] for node in (await operator.json("check"))["nodes"])
     assert "2 of 2 nodes" in await operator.run("check")
-    frame = await operator.json("top", "--interval", "50ms")
+    frame = await operator.json("top", "--interval", "100ms")
     assert {node["id"] for node in frame["nodes"]} == {"a", "b"}
-    assert "compute-in" in await operator.run("top", "--interval", "50ms")
+    assert "compute-in" in await operator.run("top", "--interval", "100ms")
 
 
 @runs("watch")

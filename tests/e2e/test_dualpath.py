@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvbench import testbed
+from kvbench import dualpath_rounds, testbed
 from kvbench.cli import main
 
 pytestmark = [
@@ -51,8 +51,10 @@ def test_bytes_keep_to_the_nics_of_their_path(capsys: pytest.CaptureFixture[str]
     assert found["ratios"]["dual_vs_single"] > 1.2
 
 
-def test_handoffs_go_beside_a_load(capsys: pytest.CaptureFixture[str]) -> None:
+def test_handoffs_go_beside_a_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Their bytes are compared by the engine that receives them; there are some before each load and some beside it."""
+    monkeypatch.setattr(dualpath_rounds, "_ENGINE_DRAM_BYTES", 4 * BYTES)  # filled with handoffs before
+    monkeypatch.setattr(dualpath_rounds, "_HANDOFFS_ALONE", 20)
     found = measured(capsys, "--snic-mbit", "200", "--cnic-mbit", "1600", "--handoffs", "8MiB")
     assert found["ratios"]["handoff_p99_vs_alone"] > 0
     assert all(row["handoffs"] > 1 for row in found["measurements"] if "seconds" in row)
