@@ -173,8 +173,8 @@ class UcxPeer:
             self.collect()
         self._endpoint.remove_close_callback()
         if self._operations:
-            # Rare: a receive whose sender was killed in its midst. The buffers stay ours, and so do the futures: a lie
-            # here would be a write into a reused slot.
+            # A sender of an older release may do this, with eager fragments (see `context_settings`). The buffers stay
+            # ours, and so do the futures: a lie here would be a write into a reused slot.
             logger.error("%s: %d operations did not end with their endpoint", self._name, len(self._operations))
             return
         self._endpoint = None

@@ -59,7 +59,9 @@ def _environment_kept() -> Iterator[None]:
 
 def context_settings(config: FabricConfig) -> dict[str, str]:
     """What the context is told; it outweighs UCX_* variables."""
-    settings = {"RNDV_THRESH": "auto"}
+    # A message is one segment or a rendezvous, which ends with its endpoint. Of one in eager fragments UCX knows no
+    # endpoint: when the rest does not come its receive never ends, and no cancel reaches it.
+    settings = {"RNDV_THRESH": "auto", "PROTOS": "^egr/multi/*"}
     for name, level in (("IB_SL", config.service_level), ("IB_TRAFFIC_CLASS", config.traffic_class)):
         if level != "auto":  # UCX refuses both where it has no InfiniBand or RoCE device to give them to
             settings[name] = str(int(level))  # of "010" UCX makes 8

@@ -1,11 +1,14 @@
 """The UCX fabric: the contract over TCP, and what is UCX's own."""
 
 import asyncio
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +22,7 @@ from kvstore.errors import ConfigError, FabricUnavailable, PeerLost
 from kvstore.fabric import make_fabric
 from kvstore.fabric.ucx import UcxFabric
 from kvstore.fabric.ucx_context import context_settings, library
-from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, pattern
+from tests.contracts.fabric import DEADLINE_S, MIB, FabricContract, StartFarSide, ended, pattern
 from tests.waiting import eventually
 
 pytestmark = [
@@ -28,6 +31,7 @@ pytestmark = [
 ]
 
 TCP = FabricConfig(kind="ucx", device="lo")
+ROOT = Path(__file__).parents[2]
 
 
 class TestUcxContract(FabricContract):
@@ -164,6 +168,60 @@ async def test_close_with_unclaimed_messages(start_far_process: StartFarSide) ->
     assert time.monotonic() - begun < 2
 
 
+@pytest.fixture
+async def fabric() -> AsyncIterator[UcxFabric]:
+    fabric = UcxFabric(TCP)
+    yield fabric
+    await fabric.close()
+
+
+class Streaming:
+    """Starts senders that are to die."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def start(self, fabric: UcxFabric, size: int, tags: list[int]) -> tuple[int, bytes]:
+        """(process id, address) of one more, which sends all at once."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([fabric.address.hex(), size, tags]).encode() + b"\n")
+        process, address = (await asyncio.wait_for(self._process.stdout.readline(), DEADLINE_S)).split()
+        return int(process), bytes.fromhex(address.decode())
+
+
+@pytest.fixture
+async def streaming() -> AsyncIterator[Streaming]:
+    path = {"PYTHONPATH": str(ROOT)}
+    program = [sys.executable, str(Path(__file__).with_name("streaming.py"))]
+    process = await asyncio.create_subprocess_exec(*program, stdin=PIPE, stdout=PIPE, env=path, start_new_session=True)
+    yield Streaming(process)
+    os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_sender_that_ends_within_a_message(
+    fabric: UcxFabric, streaming: Streaming, death: signal.Signals
+) -> None:
+    """Leaves no receive behind, also not of a message of two segments and a bit, which UCX would send in fragments
+    rather than by rendezvous."""
+    size, count = 2 * TCP.segment_bytes + 8192, 48
+    targets = [np.empty(size, np.uint8) for _ in range(count)]
+    for turn in range(12):
+        tags = [fabric.next_tag() for _ in range(count)]
+        process, address = await streaming.start(fabric, size, tags)
+        peer = fabric.connect(address)
+        received = [peer.receive(tag, target) for tag, target in zip(tags, targets, strict=True)]
+        await received[turn]
+        os.kill(process, death)
+        if death == signal.SIGSTOP:
+            await peer.close()
+        assert any(await ended(*received)), "too late: all messages are there"
+        assert peer.pending == 0
+        os.kill(process, signal.SIGKILL)
+
+
 async def test_idle_fabric_sleeps() -> None:
     """An idle fabric has no wake-up at all; with a connection there is its keep-alive."""
     others = threads()  # what earlier tests left running
@@ -219,8 +277,10 @@ def test_settings() -> None:
     tcp = context_settings(TCP)
     assert (tcp["TLS"], tcp["NET_DEVICES"], tcp["MAX_RNDV_RAILS"]) == ("tcp,self", "lo", "1")
     assert tcp["TCP_TX_SEG_SIZE"] == tcp["TCP_RX_SEG_SIZE"] == str(TCP.segment_bytes)
+    assert tcp["PROTOS"] == "^egr/multi/*", "a receive of which a part is missing outlives its endpoint"
     assert tcp["TCP_CONN_NB"] == "y", "a host that does not answer holds the progress thread"
     rdma = context_settings(FabricConfig(transports="rc,tcp", cuda=True))
+    assert rdma["PROTOS"] == tcp["PROTOS"]
     assert rdma["TLS"] == "rc,tcp,self,cuda_copy,cuda_ipc"
     assert "MAX_RNDV_RAILS" not in rdma
     assert "RNDV_FRAG_MEM_TYPES" not in rdma
