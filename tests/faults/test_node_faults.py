@@ -232,7 +232,7 @@ async def missing_at(stored: Stored, reader: AsyncClient) -> set[str]:
 
 async def test_nothing_leaks(site: Site) -> None:
     """Loads, handoffs, and owners that are killed and come back leave no descriptor, thread or shared memory."""
-    listed = sorted(os.listdir("/dev/shm"))
+    listed = set(os.listdir("/dev/shm"))
     await rounds(site, "warm")
     await eventually(lambda: site.cluster.clean(site.reader_node))
     before = open_descriptors(site.reader_node.pid), threads(site.reader_node.pid)
@@ -241,7 +241,7 @@ async def test_nothing_leaks(site: Site) -> None:
     await site.cluster.clean(site.reader_node)
     await eventually(lambda: open_descriptors(site.reader_node.pid) <= before[0])
     await eventually(lambda: threads(site.reader_node.pid) <= before[1])
-    assert sorted(os.listdir("/dev/shm")) == listed
+    assert set(os.listdir("/dev/shm")) <= listed  # others may take away what is theirs
 
 
 async def rounds(site: Site, name: str) -> None:
