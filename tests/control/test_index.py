@@ -1,6 +1,7 @@
 """Both indexes against their contract and against a model; what LMDB alone must do."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -12,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.control.index.base import Batch, Change, Index
+from kvstore.control.index.folder import IndexFolder
 from kvstore.control.index.lmdb import INDEX_BYTES_MIN, LmdbIndex
 from kvstore.control.index.memory import MemoryIndex
 from kvstore.errors import ConfigError, Refused
 from tests.contracts.index import DRAM, LATER_MS, IndexContract, add, digests_of, held, key, withdraw
+
+NOBODY = 65534
 
 
 class TestMemoryIndex(IndexContract):
@@ -189,6 +193,27 @@ async def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch
     for index in (first, second):
         await index.admit("a", 1)
         await index.close()
+
+
+def test_what_other_users_have_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporary indexes of all users lie in one directory, and nobody may look into another's."""
+    with tempfile.TemporaryDirectory() as shared:
+        os.chmod(shared, 0o1777)
+        monkeypatch.setattr(tempfile, "tempdir", shared)
+        theirs = Path(shared, "kvstore-index-theirs")
+        theirs.mkdir()
+        for name in ("state", "owner"):
+            (theirs / name).touch()
+        theirs.chmod(0)
+        user = os.geteuid()
+        with contextlib.ExitStack() as again:
+            if user == 0:  # who may look everywhere
+                again.callback(os.seteuid, user)
+                os.seteuid(NOBODY)
+            IndexFolder("").close(clean=True)
+        assert os.listdir(shared) == [theirs.name]
+        theirs.chmod(0o700)
+        assert len(os.listdir(theirs)) == 2
 
 
 async def test_a_full_index_refuses_whole_batches(tmp_path: Path) -> None:

@@ -86,13 +86,16 @@ class IndexFolder:
 
 def _temporary() -> str:
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if (left / "state").exists():  # else its owner may just be about to lock it
+        with contextlib.suppress(OSError):  # it is somebody's
             _remove_unowned(left)
     return tempfile.mkdtemp(prefix=_PREFIX)
 
 
 def _remove_unowned(left: Path) -> None:
-    with contextlib.suppress(OSError), open(left / "owner", "r+") as owner:  # OSError: it is somebody's
+    if left.lstat().st_uid != os.geteuid():  # all users share the directory, and what lies in theirs may lead anywhere
+        return
+    (left / "state").stat()  # there is none while its owner is just about to lock it
+    with open(left / "owner", "r+") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(left, ignore_errors=True)
 
