@@ -13,6 +13,7 @@ from kvstore.config import DoorConfig
 from kvstore.errors import ConfigError
 from kvstore.rpc.bind import expect_accepted, is_local
 from kvstore.rpc.https import ClientsOnly, server_context
+from kvstore.rpc.in_time import InTime
 
 _REQUESTS_MAX = 256
 _STOP_GRACE_S = 1
@@ -53,7 +54,7 @@ class HttpServer:
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
             application,
-            http="h11" if context is None else ClientsOnly,
+            http=InTime if context is None else ClientsOnly,
             ssl_context_factory=None if context is None else lambda config, default: context,
             ws="none",
             lifespan="off",

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from kvstore.config import DoorConfig
 from kvstore.rpc.certificates import Role, certificates
+from kvstore.rpc.in_time import InTime
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def _context(door: DoorConfig) -> ssl.SSLContext:
     return context
 
 
-class ClientsOnly(H11Protocol):
+class ClientsOnly(InTime):
     """HTTP for those whose certificate, if they show one, says that they are clients: the other roles are for
     processes."""
 
