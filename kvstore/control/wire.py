@@ -54,8 +54,8 @@ def check_address(address: types_pb2.NodeAddress) -> None:
 
 
 def check_name(node_id: str) -> None:
-    if not 0 < len(node_id.encode()) <= NAME_BYTES_MAX:
-        raise InvalidInput(f"node_id: 1 to {NAME_BYTES_MAX} bytes are needed")
+    if not 0 < len(node_id.encode()) <= NAME_BYTES_MAX or not node_id.isprintable():
+        raise InvalidInput(f"node_id: 1 to {NAME_BYTES_MAX} bytes are needed, all of printable characters")
 
 
 def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:

@@ -8,6 +8,10 @@ from kvstore.errors import InvalidInput
 from kvstore.pb import types_pb2
 from kvstore.rpc.layouts import layout_of
 
+NAME_CHARACTERS_MAX, TEXT_CHARACTERS_MAX = 255, 1024
+"""Of model and tenant; of each other field. Any client names them, and operators read them: in terminals, in logs, and
+in answers that bring those of all namespaces at once."""
+
 
 def namespace_message(namespace: Namespace) -> types_pb2.Namespace:
     return types_pb2.Namespace(**asdict(namespace))
@@ -29,4 +33,8 @@ def opened_of(namespace: types_pb2.Namespace, layout: types_pb2.Layout) -> tuple
     )
     if named.layout_fingerprint != described.fingerprint:
         raise InvalidInput("namespace: the layout's fingerprint is not the namespace's")
+    for field, text in asdict(named).items():
+        most = NAME_CHARACTERS_MAX if field in ("model", "tenant") else TEXT_CHARACTERS_MAX
+        if isinstance(text, str) and (len(text) > most or not text.isprintable()):
+            raise InvalidInput(f"namespace.{field}: at most {most} characters are needed, all printable")
     return named, described

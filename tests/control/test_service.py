@@ -198,6 +198,7 @@ BAD: list[tuple[str, Any, type[errors.KVStoreError], grpc.StatusCode]] = [
     ("Publish", _publish(records=_records(keys=MANY)), errors.TooLarge, grpc.StatusCode.OUT_OF_RANGE),
     ("Register", _register(node_id=""), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
     ("Register", _register(node_id="n" * 300), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
+    ("Register", _register(node_id="n\n\x1b[2J"), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
     ("Register", _register(grpc=""), errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
     (
         "CompareBuckets",

@@ -29,6 +29,7 @@ from kvstore.node.app import NodeServer
 from kvstore.node.service import _split
 from kvstore.pb import node_pb2, types_pb2
 from kvstore.rpc.channel import KEYS_PER_MESSAGE_MAX, caller
+from kvstore.rpc.namespaces import namespace_message
 from kvstore.rpc.status import from_rpc
 from tests.inprocess import Site, at_rest, site
 
@@ -185,8 +186,7 @@ async def test_a_read_only_session(world: World) -> None:
 
 
 def namespace_of(layout: Layout, **changes: str) -> types_pb2.Namespace:
-    n = Namespace.of("test", layout, **changes)
-    return types_pb2.Namespace(model=n.model, tenant=n.tenant, layout_fingerprint=n.layout_fingerprint)
+    return namespace_message(Namespace.of(**{"model": "test"} | changes, layout=layout))
 
 
 def layout_message(layout: Layout, groups: int = 1, **changes: Any) -> types_pb2.Layout:
@@ -212,6 +212,11 @@ async def test_opening_a_namespace(world: World) -> None:
         ({"layout": layout_message(LAYOUT, kind="sliding")}, UnsupportedLayout),
         ({"layout": types_pb2.Layout()}, InvalidInput),
         ({"namespace": types_pb2.Namespace()}, InvalidInput),
+        ({"namespace": namespace_of(LAYOUT, model="m" * 256)}, InvalidInput),
+        ({"namespace": namespace_of(LAYOUT, rope="r" * 1025)}, InvalidInput),
+        ({"namespace": namespace_of(LAYOUT, model="m\x1b[2J")}, InvalidInput),
+        ({"namespace": namespace_of(LAYOUT, adapter="a\nb")}, InvalidInput),
+        ({"namespace": namespace_of(LAYOUT, rope="\u202e")}, InvalidInput),
     ],
 )
 async def test_namespaces_that_cannot_be(world: World, fields: dict[str, Any], error: type[KVStoreError]) -> None:
