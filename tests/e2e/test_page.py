@@ -12,6 +12,7 @@ import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, expect
 
 from kvstore.client import AsyncClient, buffers
+from kvstore.control.page.feed import VIEWERS_MAX
 from kvstore.pb import admin_pb2, admin_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import LAYOUT, Cluster, Running, random_blocks, whole_match
@@ -330,3 +331,21 @@ async def test_a_cluster_without_nodes_says_what_to_do(processes: Cluster, brows
     await page.goto(control.values["page"])
     await expect(page.get_by_text("No node has registered yet")).to_be_visible()
     await expect(page.get_by_text("no match yet", exact=True)).to_be_visible()
+
+
+async def test_one_viewer_too_many_is_told_so(processes: Cluster, browser: Browser) -> None:
+    """And gets his place when another one goes."""
+    control = await processes.control(page="127.0.0.1:0", page_ms="100")
+    url = control.values["page"]
+    address, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
+    others = [await asyncio.open_connection(address, int(port)) for _ in range(VIEWERS_MAX)]
+    for reader, writer in others:
+        writer.write(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readline()
+    page = await browser.new_page()
+    await page.goto(url)
+    await expect(page.locator("#notice")).to_contain_text(f"{VIEWERS_MAX} viewers watch already")
+    for _, writer in others:
+        writer.close()
+    await expect(page.locator("#live")).to_have_text("live", timeout=10_000)
+    await expect(page.locator("#notice")).to_be_hidden()

@@ -64,6 +64,7 @@ async def test_a_token_opens_the_page(control: Running, certs: Certs, page: Page
     """After one that does not; *Log out* leads out, and so does the end of the token."""
     await visit(page, control)
     await expect(page.get_by_role("alert")).to_be_hidden()
+    await expect(page.get_by_role("status")).to_be_hidden()
     await log_in(page, "kvs_wrong")
     await expect(page.get_by_role("alert")).to_be_visible()
     for name in ("anna", "olga"):
@@ -74,6 +75,11 @@ async def test_a_token_opens_the_page(control: Running, certs: Certs, page: Page
             await page.get_by_role("button", name="Log out").click()
     revoke_token(certs.tokens, "olga")
     await expect(page.get_by_label("An admin's token")).to_be_visible(timeout=15_000)
+    await expect(page.get_by_role("status")).to_contain_text("revoked")
+    await expect(page.get_by_label("An admin's token")).to_be_focused()
+    await log_in(page, "kvs_wrong")
+    await expect(page.get_by_role("alert")).to_be_visible()
+    await expect(page.get_by_role("status")).to_be_hidden()
 
 
 async def test_pins_and_quotas_are_for_those_who_may_look(

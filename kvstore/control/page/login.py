@@ -18,7 +18,7 @@ COOKIE = "__Host-kvstore"
 """The prefix has browsers take it over HTTPS from this host alone."""
 FORM_BYTES_MAX = 4096
 LOGIN, LOGOUT = "/login", "/logout"
-_FAILED = 'role="alert" hidden'
+_FAILED, _OVER = 'role="alert" hidden', 'role="status" hidden'
 _FORM = (Path(__file__).with_name("static") / "login.html").read_text()
 _OPEN = ("/static/", LOGIN)
 log = logging.getLogger(__name__)
@@ -73,14 +73,14 @@ def login_routes(viewers: Viewers) -> list[Route]:
     """The form, and the ways in and out."""
 
     async def form(request: Request) -> Response:
-        return HTMLResponse(_FORM)
+        return HTMLResponse(_form(_OVER) if "over" in request.query_params else _FORM)
 
     async def enter(request: Request) -> Response:
         try:
             secret = viewers.enter(await _posted_token(request))
         except e.PermissionRefused as error:
             log.warning("page: %s was refused: %s", request.client, error)
-            return HTMLResponse(_FORM.replace(_FAILED, _FAILED.removesuffix(" hidden")), 401)
+            return HTMLResponse(_form(_FAILED), 401)
         answer = RedirectResponse("/", 303)
         answer.set_cookie(COOKIE, secret, path="/", secure=True, httponly=True, samesite="strict")
         return answer
@@ -92,6 +92,10 @@ def login_routes(viewers: Viewers) -> list[Route]:
         return answer
 
     return [Route(LOGIN, form), Route(LOGIN, enter, methods=["POST"]), Route(LOGOUT, leave, methods=["POST"])]
+
+
+def _form(shown: str) -> str:
+    return _FORM.replace(shown, shown.removesuffix(" hidden"))
 
 
 async def _posted_token(request: Request) -> str:

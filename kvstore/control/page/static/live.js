@@ -20,14 +20,17 @@ export function follow(url, { onState, onPoints, onHappened, onStanding }) {
       onStanding("lost");
       // A refusal closes the stream for good; a lost connection is taken up again by the browser.
       if (source.readyState !== EventSource.CLOSED) return;
-      loginIfOver();
+      askWhy();
       setTimeout(connect, 3000);
     });
   }
 
-  async function loginIfOver() {
-    const answer = await fetch("/api/state").catch(() => null);
-    if (answer?.status === 401) location.assign("/login");
+  // A stream does not tell the answer that refused it.
+  async function askWhy() {
+    const answer = await fetch(url).catch(() => null);
+    if (answer?.status === 401) location.assign("/login?over");
+    else if (answer?.ok) answer.body.cancel();
+    else if (answer) onStanding("lost", (await answer.json().catch(() => null))?.text);
   }
 
   function heard() {

@@ -65,10 +65,12 @@ follow("/api/events", {
     put(part("main"), "aria-busy", false);
     say(part("foot"), `as of ${clock(state.at_ms)}`);
   },
-  onStanding(standing) {
+  onStanding(standing, why) {
     put(part("live"), "data-state", standing);
     put(document.body, "data-stale", standing === "lost");
     say(part("live").lastElementChild, standing === "live" ? "live" : "connection lost, trying again");
-    if (standing === "lost" && lastMs !== null) notice(`The control plane does not answer. What is shown is of ${clock(lastMs)}.`);
+    if (standing !== "lost") return;
+    if (why) notice(`The control plane refuses: ${why}`);
+    else if (lastMs !== null) notice(`The control plane does not answer. What is shown is of ${clock(lastMs)}.`);
   },
 });
