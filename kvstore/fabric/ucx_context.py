@@ -97,6 +97,8 @@ def make_context(config: FabricConfig) -> Any:
         context = api.UCXContext(context_settings(config), features)
     except api.UCXError as error:
         raise FabricUnavailable(f"UCX refuses its settings {context_settings(config)}: {error}") from error
+    except OSError as error:
+        raise FabricUnavailable(f"UCX does not start, which needs a /tmp that it may write: {error}") from error
     devices = {device for _, device in _RESOURCE.findall(context.info)}
     missing = [device for device in config.device.split(",") if device and device not in devices]
     if missing:

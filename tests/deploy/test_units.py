@@ -63,6 +63,13 @@ def test_paths_lie_in_the_directories_that_systemd_makes() -> None:
     assert {Path(path) for path in config.node.nvme_paths} <= directories(made, "State", "/var/lib")
 
 
+def test_services_have_a_directory_for_temporary_files() -> None:
+    """Of their own: the host's is read-only for them, and UCX does not start without one."""
+    for unit in UNITS:
+        assert service(unit)["ProtectSystem"] == "strict"
+        assert service(unit)["PrivateTmp"] == "yes"
+
+
 def directories(unit: Mapping[str, str], kind: str, root: str) -> set[Path]:
     return {Path(root, name) for name in unit[f"{kind}Directory"].split()}
 

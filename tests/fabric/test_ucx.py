@@ -274,6 +274,17 @@ def test_a_level_without_a_device_for_it(levels: dict[str, str]) -> None:
         UcxFabric(FabricConfig(device="lo", **levels))  # type: ignore[arg-type]
 
 
+def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told as what it is: where all is read-only UCX says no more than that tmpfile() failed."""
+
+    def context(*_: object) -> None:
+        raise OSError("tmpfile() failed: iostream error")
+
+    monkeypatch.setattr(library().api, "UCXContext", context)
+    with pytest.raises(FabricUnavailable, match="/tmp"):
+        UcxFabric(FabricConfig())
+
+
 def test_settings() -> None:
     """TCP gets one rail and large segments; another transport keeps UCX's rails; CUDA adds its transports."""
     tcp = context_settings(TCP)
