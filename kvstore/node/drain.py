@@ -92,6 +92,7 @@ class Drain:
         elif action == node_pb2.DRAIN_ACTION_END:
             if self.on:
                 self._stop()
+                self._done = False  # from now on it takes what nobody else has
                 self._switch(False)
         elif action != node_pb2.DRAIN_ACTION_UNSPECIFIED:
             raise InvalidInput(f"drain: no action {action}")

@@ -144,6 +144,7 @@ async def test_it_takes_nothing_more(here: Site) -> None:
 
     drain(nodes[0], END)
     assert not said(nodes[0]).draining
+    assert not said(nodes[0]).done
     assert (await client.store(tokens(BLOCKS, seed=1), kv_of())).stored == BLOCKS
     await eventually(lambda: held(nodes[0], other, seed=2) == BLOCKS)
     assert await ask_to_copy(nodes[1], nodes[0], other, seed=2) == {Outcome.PRESENT}
