@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 async def serve(config: ControlConfig, door: DoorConfig = OPEN_DOOR) -> "ControlServer":
     """Starts a control plane on the running event loop and returns once it answers.
 
-    Raises ConfigError when it cannot listen there or the index cannot be used.
+    Raises ConfigError when it cannot listen there, or the index cannot be used, or the address file not be written.
     """
     index = LmdbIndex(config.index_path, config.index_bytes_max)
     try:
@@ -52,7 +52,11 @@ async def serve(config: ControlConfig, door: DoorConfig = OPEN_DOOR) -> "Control
     except BaseException:
         await index.close()
         raise
-    write_address(config.address_file, server.address)
+    try:
+        write_address(config.address_file, server.address)
+    except BaseException:
+        await server.stop()
+        raise
     return server
 
 

@@ -143,6 +143,19 @@ async def test_loopback_picks_a_free_port(config: ControlConfig, tmp_path: Path)
     await server.stop()
 
 
+async def test_an_address_file_that_cannot_be_written(config: ControlConfig, tmp_path: Path) -> None:
+    """Is a configuration error, which leaves the index to the next; a link that waits there is not followed."""
+    with pytest.raises(ConfigError, match=r"address_file .*/nowhere/address: No such file"):
+        await serve(dataclasses.replace(config, address_file=str(tmp_path / "nowhere" / "address")))
+    theirs, announced = tmp_path / "theirs", tmp_path / "address"
+    theirs.touch()
+    (tmp_path / f".address.{os.getpid()}").symlink_to(theirs)
+    server = await serve(dataclasses.replace(config, address_file=str(announced)))
+    assert await asyncio.to_thread(announced.read_text) == server.address
+    assert not await asyncio.to_thread(theirs.read_text)
+    await server.stop()
+
+
 async def test_an_address_in_use_is_a_configuration_error(config: ControlConfig) -> None:
     """The index is given back, so that the same configuration works once the address is free."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
