@@ -166,5 +166,6 @@ def _write(
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_private(folder / f"{name}.key", private)
-    write_private(folder / f"{name}.pem", certificate.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
+    write_private(folder / f"{name}.key", private, renews=True)
+    signed = certificate.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)
+    write_private(folder / f"{name}.pem", signed, renews=True)

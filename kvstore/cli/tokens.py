@@ -184,7 +184,7 @@ def _changing(file: Path) -> Iterator[_Said]:
         said = _said(file) if file.exists() else _Said({}, new_salt())
         yield said
         salt = [f'salt = "{said.salt.secret.hex()}"\n'] if said.salt else []
-        write_private(file, "\n".join([*salt, *map(_text, said.tokens.values())]).encode())
+        write_private(file, "\n".join([*salt, *map(_text, said.tokens.values())]).encode(), renews=True)
     finally:
         os.close(folder)
 
