@@ -129,6 +129,9 @@ class Feed:
             except KVStoreError as error:
                 log.warning("page: %s", error)
                 self._tell(self._state | {"error": str(error)})
+            except Exception as error:  # what a node says may be of another release; the next look goes on
+                log.exception("page: what the cluster answers cannot be shown")
+                self._tell(self._state | {"error": f"what the cluster answers cannot be shown: {error}"})
             await self._rest(began_s)
 
     async def _rest(self, began_s: float) -> None:
