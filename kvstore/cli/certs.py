@@ -57,8 +57,9 @@ def make_ca(folder: Path, days: int = 3650) -> None:
     """Writes ca.pem and ca.key. Raises ConfigError where there is one: all its certificates would be worth nothing."""
     from cryptography import x509
 
-    if (folder / "ca.key").exists():
-        raise ConfigError(f"{folder / 'ca.key'} exists: a new authority would make its certificates worthless")
+    for path in (folder / "ca.pem", folder / "ca.key"):  # the key may be kept elsewhere
+        if path.exists():
+            raise ConfigError(f"{path} exists: a new authority would make its certificates worthless")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = _new_key()
     name = _named("kvstore CA")

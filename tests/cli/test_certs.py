@@ -19,12 +19,14 @@ def test_an_authority_and_a_certificate(tmp_path: Path) -> None:
 
 
 def test_an_authority_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All its certificates would be worth nothing."""
+    """All its certificates would be worth nothing; also where its key is kept elsewhere."""
     assert main(["certs", "ca", "--dir", str(tmp_path)]) == 0
     before = (tmp_path / "ca.pem").read_bytes()
-    assert main(["certs", "ca", "--dir", str(tmp_path)]) == 2
-    assert "ca.key exists" in capsys.readouterr().err
-    assert (tmp_path / "ca.pem").read_bytes() == before
+    for _ in range(2):
+        assert main(["certs", "ca", "--dir", str(tmp_path)]) == 2
+        assert "exists" in capsys.readouterr().err
+        assert (tmp_path / "ca.pem").read_bytes() == before
+        (tmp_path / "ca.key").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["ca", "../x", "a/b", ""])

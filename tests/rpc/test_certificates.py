@@ -124,7 +124,8 @@ async def test_renewed_files_are_taken_into_use(certs: Certs, monkeypatch: pytes
 
 def renew(own: Path) -> None:
     """Another authority, and certificates of its."""
-    (own / "ca.key").unlink()
+    for name in ("ca.key", "ca.pem"):
+        (own / name).unlink()
     make_ca(own)
     for role in ("node", "client"):
         make_certificate(own, role, [role])
