@@ -13,9 +13,10 @@ from playwright.async_api import Browser, ConsoleMessage, Page, Request, expect
 
 from kvstore.client import AsyncClient, buffers
 from kvstore.control.page.feed import VIEWERS_MAX
-from kvstore.pb import admin_pb2, admin_pb2_grpc, types_pb2
+from kvstore.pb import admin_pb2, admin_pb2_grpc, control_pb2_grpc, types_pb2
 from kvstore.rpc.channel import caller, open_channel
 from tests.cluster import LAYOUT, Cluster, Running, random_blocks, whole_match
+from tests.control.conftest import FakeNode
 from tests.e2e.browsers import chromium, needed
 from tests.waiting import eventually
 
@@ -331,6 +332,20 @@ async def test_a_cluster_without_nodes_says_what_to_do(processes: Cluster, brows
     await page.goto(control.values["page"])
     await expect(page.get_by_text("No node has registered yet")).to_be_visible()
     await expect(page.get_by_text("no match yet", exact=True)).to_be_visible()
+
+
+async def test_many_nodes_that_do_not_answer(processes: Cluster, browser: Browser) -> None:
+    """Are all on the map, and some of them named beside their number."""
+    control = await processes.control(page="127.0.0.1:0", page_ms="100")
+    async with open_channel(control.address) as channel:
+        for number in range(12):
+            await FakeNode(
+                control_pb2_grpc.ControlStub(channel), node_id=f"n{number:02}", grpc="127.0.0.1:1"
+            ).register()
+    page = await browser.new_page()
+    await page.goto(control.values["page"])
+    await expect(page.locator("[data-node]")).to_have_count(12)
+    await expect(page.locator('[data-tile="Nodes up"] .note')).to_have_text("n00, n01, n02 and 9 more")
 
 
 async def test_one_viewer_too_many_is_told_so(processes: Cluster, browser: Browser) -> None:

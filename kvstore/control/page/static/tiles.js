@@ -4,6 +4,7 @@ import { make, Parts, put, say } from "./dom.js";
 import { bytes, count, percent, perSecond, plural, rate } from "./units.js";
 
 const RECENT_MS = 60_000;
+const NAMED_MAX = 4;
 
 export function startTiles(element) {
   const parts = new Parts(element, ({ name }) => {
@@ -23,6 +24,12 @@ export function startTiles(element) {
 const sum = (list, of) => list.reduce((total, each) => total + of(each), 0);
 const all = (table) => sum(Object.values(table), (each) => each);
 
+// The others are on the map.
+function named(nodes) {
+  const names = nodes.slice(0, nodes.length > NAMED_MAX ? NAMED_MAX - 1 : NAMED_MAX).map((node) => node.id).join(", ");
+  return nodes.length > NAMED_MAX ? `${names} and ${count(nodes.length - NAMED_MAX + 1)} more` : names;
+}
+
 function tiles(state, points) {
   const up = state.nodes.filter((node) => node.state === "up").length;
   const spanS = Math.max(1, sum(points, (point) => point.span_ms) / 1000);
@@ -41,7 +48,7 @@ function tiles(state, points) {
   const wrong = all(faults);
   return [
     { name: "Nodes up", value: `${up} / ${state.nodes.length}`, mood: up < state.nodes.length ? "bad" : null,
-      note: up < state.nodes.length ? state.nodes.filter((node) => node.state !== "up").map((node) => node.id).join(", ") : "all answer" },
+      note: up < state.nodes.length ? named(state.nodes.filter((node) => node.state !== "up")) : "all answer" },
     { name: "Hit ratio", value: asked ? percent(matched / asked) : ever.asked ? percent(ever.matched / ever.asked) : "–",
       note: asked ? `of ${count(asked)} blocks, last minute` : ever.asked ? "since the start" : "no match yet" },
     { name: "Arriving now", value: rate(inwards), note: "over all NICs" },
