@@ -6,6 +6,7 @@ them: who has it can be anybody. Making a name again renews it, and processes ta
 """
 
 import argparse
+import secrets
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,7 +63,8 @@ def make_ca(folder: Path, days: int = 3650) -> None:
             raise ConfigError(f"{path} exists: a new authority would make its certificates worthless")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = _new_key()
-    name = _named("kvstore CA")
+    # Of its own: certificates of two authorities are told apart by their issuers' names, where both are believed.
+    name = _named(f"kvstore CA {secrets.token_hex(4)}")
     builder = _builder(name, name, key, days)
     certificate = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).add_extension(
         _usage(signs=True), critical=True

@@ -103,6 +103,17 @@ async def test_a_shut_door_may_face_the_network(certs: Certs) -> None:
         assert await gets_in(address.replace("0.0.0.0", "127.0.0.1"), certs.door("node"))
 
 
+@pytest.mark.parametrize("order", [("cluster", "strangers"), ("strangers", "cluster")])
+async def test_two_authorities_are_believed(certs: Certs, order: tuple[str, str], tmp_path: Path) -> None:
+    """Where ca.pem has both, whichever comes first: so one takes the other's place without a gap."""
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join((tmp_path / authority / "ca.pem").read_bytes() for authority in order))
+    for own in order:
+        async with serving(replace(certs.door("node", own), ca=str(both))) as address:
+            for other in order:
+                assert await gets_in(address, replace(certs.door("client", other), ca=str(both)))
+
+
 async def test_renewed_files_are_taken_into_use(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the server and by an open channel: after the authority was replaced, only its new certificates get in, and
     the channel that was open before goes on with the new ones."""
