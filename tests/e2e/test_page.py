@@ -28,6 +28,11 @@ ACTIVE = "document.activeElement"
 QUOTA_BYTES = 2**25
 PINNED_MS = 30 * 60 * 1000
 CALLER = caller("test")
+LOOKED_AT = """(seen) => {
+    Object.defineProperty(document, "hidden", { value: !seen, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""Playwright's browsers take every tab for one that is seen."""
 
 
 @pytest.fixture
@@ -346,6 +351,23 @@ async def test_many_nodes_that_do_not_answer(processes: Cluster, browser: Browse
     await page.goto(control.values["page"])
     await expect(page.locator("[data-node]")).to_have_count(12)
     await expect(page.locator('[data-tile="Nodes up"] .note')).to_have_text("n00, n01, n02 and 9 more")
+
+
+async def test_any_number_of_tabs(processes: Cluster, browser: Browser) -> None:
+    """Of one browser: those in the background take no connection, and go on when they are looked at again."""
+    control = await processes.control(page="127.0.0.1:0", page_ms="100")
+    context = await browser.new_context()
+    tabs = [await context.new_page() for _ in range(8)]
+    for tab in tabs:
+        await tab.goto(control.values["page"])
+        await expect(tab.locator("#live")).to_have_text("live")
+        await tab.evaluate(LOOKED_AT, False)
+    await processes.node("n", control.address, dram_bytes="64MiB")
+    await tabs[-1].evaluate(LOOKED_AT, True)
+    await expect(tabs[-1].locator("[data-node=n]")).to_be_visible()
+    assert await tabs[0].locator("[data-node=n]").count() == 0
+    await tabs[0].evaluate(LOOKED_AT, True)
+    await expect(tabs[0].locator("[data-node=n]")).to_be_visible()
 
 
 async def test_one_viewer_too_many_is_told_so(processes: Cluster, browser: Browser) -> None:

@@ -6,7 +6,11 @@ export function follow(url, { onState, onPoints, onHappened, onStanding }) {
   let source = null;
   let heardMs = Date.now();
 
+  // A browser has six connections to a server, over all its tabs: those that nobody sees keep none of them.
   function connect() {
+    source?.close();
+    if (document.hidden) return;
+    heard();
     source = new EventSource(url);
     source.addEventListener("open", heard);
     source.addEventListener("state", (event) => {
@@ -38,11 +42,10 @@ export function follow(url, { onState, onPoints, onHappened, onStanding }) {
   }
 
   setInterval(() => {
-    if (Date.now() - heardMs < SILENT_MS) return;
+    if (document.hidden || Date.now() - heardMs < SILENT_MS) return;
     onStanding("lost");
-    heard();
-    source.close();
     connect();
   }, 1000);
+  document.addEventListener("visibilitychange", connect);
   connect();
 }
