@@ -19,6 +19,9 @@ from kvstore.rpc.status import from_rpc
 from kvstore.rpc.tokens import expect_secret
 
 TOKEN_VARIABLE = "KVSTORE_TOKEN"
+_CLOSED = "Socket closed"
+"""What gRPC says when a server that wants TLS is called without."""
+_MAY_BE_SHUT = " (it may ask for a certificate: --door-cert, docs/security.md)"
 
 Reply = TypeVar("Reply")
 SeedOf = Callable[[bytes], Awaitable[bytes]]
@@ -42,7 +45,9 @@ async def connected(
         try:
             yield admin_pb2_grpc.AdminStub(channel)
         except grpc.RpcError as error:
-            raise from_rpc(error, ControlUnavailable, f"control plane {control}") from error
+            closed = str(error.details()).endswith(_CLOSED)
+            hint = _MAY_BE_SHUT if closed and not door.shut else ""
+            raise from_rpc(error, ControlUnavailable, f"control plane {control}{hint}") from error
 
 
 def seeds(stub: "admin_pb2_grpc.AdminAsyncStub", door: DoorConfig, deadline_s: float) -> SeedOf:

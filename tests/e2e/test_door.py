@@ -53,6 +53,7 @@ async def test_blocks_travel_behind_a_shut_door(processes: Cluster, tmp_path: Pa
     for door in (None, certs.stranger("client")):
         refused = await asyncio.to_thread(admin, "stats", control.address, door)
         assert (refused.returncode, refused.stdout) == (2, "")
+        assert ("it may ask for a certificate: --door-cert" in refused.stderr) == (door is None)
 
 
 @pytest.mark.ucx
