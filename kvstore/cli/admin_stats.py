@@ -69,15 +69,17 @@ class _Held:
         yield ", ".join(f"{reason} {count:,}" for reason, count in self.gone.most_common()) or "–"
 
 
-def _held(reply: admin_pb2.StatsReply) -> dict[bytes, _Held]:
-    found: dict[bytes, _Held] = {}
+def _held(reply: admin_pb2.StatsReply) -> dict[tuple[bytes, str], _Held]:
+    """By id; where that is empty by tenant, and of matches by none: they are what is not told apart."""
+    found: dict[tuple[bytes, str], _Held] = {}
     for node in reply.nodes:
         for usage in node.usage.namespaces:
-            held = found.setdefault(usage.namespace_id, _Held())
+            name = (usage.namespace_id, "" if usage.namespace_id else usage.tenant)
+            held = found.setdefault(name, _Held())
             held.tenant, held.model = usage.tenant, usage.model or held.model
             held.add(usage)
     for matches in reply.namespaces:
-        held = found.setdefault(matches.namespace_id, _Held())
+        held = found.setdefault((matches.namespace_id, ""), _Held())
         held.asked, held.matched = matches.asked_blocks, matches.matched_blocks
     return found
 
@@ -85,7 +87,7 @@ def _held(reply: admin_pb2.StatsReply) -> dict[bytes, _Held]:
 def _namespaces(reply: admin_pb2.StatsReply) -> Table:
     rows = (
         (name.hex() or "others", held.tenant or "–", held.model or "–", *held.cells())
-        for name, held in sorted(_held(reply).items())
+        for (name, _), held in sorted(_held(reply).items())
     )
     return table(("namespace", "tenant", "model", *_CELLS), rows, title="namespaces")
 

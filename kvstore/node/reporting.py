@@ -1,6 +1,7 @@
 """What a node holds and forgets, as messages for operators."""
 
 from bisect import bisect_left
+from collections import Counter
 from itertools import islice
 
 from kvstore.blocks.state import Tier
@@ -11,7 +12,8 @@ from kvstore.pb import node_pb2, types_pb2
 from kvstore.policy.quotas import FIELDS, Quota
 from kvstore.rpc.enums import pb_tier
 
-NAMESPACES_MAX = 1024
+NAMESPACES_MAX = 256
+"""The answers of all nodes of a cluster have to go into one message of 16 MiB."""
 TENANTS_MAX = 2048
 LIFETIMES_LOOKED_AT_MAX = 1024
 """Off by at most two in a hundred of all blocks, mostly: every scrape pays a microsecond for each."""
@@ -35,25 +37,33 @@ def tier_usage(tier: TierUsage) -> node_pb2.TierUsage:
 
 
 def namespace_usages(catalog: Catalog, retention: Retention) -> list[node_pb2.NamespaceUsage]:
-    """Of at most NAMESPACES_MAX, in the order in which they were opened."""
-    found = []
-    for each in islice(catalog.namespaces(), NAMESPACES_MAX):
+    """Of the NAMESPACES_MAX that hold most; the others' are added up by tenant, under an empty id."""
+    found: dict[tuple[bytes, str, str], tuple[Counter[Tier], Counter[Tier], Counter[str]]] = {}
+    by_size = sorted(catalog.namespaces(), key=lambda each: -sum(each.held_bytes.values()))
+    for place, each in enumerate(by_size):
         opened = retention.asked(each.namespace_id)
-        tiers = [
-            node_pb2.NamespaceTier(tier=pb_tier(tier), blocks=blocks, bytes=each.held_bytes[tier])
-            for tier, blocks in sorted(each.held_blocks.items())
-            if blocks
-        ]
-        found.append(
-            node_pb2.NamespaceUsage(
-                namespace_id=each.namespace_id,
-                tenant=each.tenant,
-                model=opened[0].model if opened is not None else "",
-                tiers=tiers,
-                gone=each.gone,
-            )
+        model = opened[0].model if opened is not None else ""
+        name = (each.namespace_id, each.tenant, model) if place < NAMESPACES_MAX else (b"", each.tenant, "")
+        blocks, lengths, gone = found.setdefault(name, (Counter(), Counter(), Counter()))
+        blocks.update(each.held_blocks)
+        lengths.update(each.held_bytes)
+        gone.update(each.gone)
+    return [
+        node_pb2.NamespaceUsage(
+            namespace_id=namespace_id,
+            tenant=tenant,
+            model=model,
+            tiers=[
+                node_pb2.NamespaceTier(tier=pb_tier(tier), blocks=count, bytes=lengths[tier])
+                for tier, count in sorted(blocks.items())
+                if count
+            ],
+            gone=gone,
         )
-    return found
+        for (namespace_id, tenant, model), (blocks, lengths, gone) in islice(
+            found.items(), NAMESPACES_MAX + TENANTS_MAX
+        )
+    ]
 
 
 def tenant_usages(catalog: Catalog) -> list[node_pb2.TenantUsage]:

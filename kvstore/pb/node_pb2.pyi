@@ -2273,7 +2273,7 @@ Global___RouteTraffic: typing_extensions.TypeAlias = RouteTraffic
 
 @typing.final
 class NamespaceUsage(google.protobuf.message.Message):
-    """What a node holds of one namespace, in all tiers."""
+    """What a node holds of one namespace, in all tiers. One each for the 256 that hold most; the others are added up by tenant."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -2299,6 +2299,7 @@ class NamespaceUsage(google.protobuf.message.Message):
     TIERS_FIELD_NUMBER: builtins.int
     GONE_FIELD_NUMBER: builtins.int
     namespace_id: builtins.bytes
+    """empty: the others of this tenant"""
     tenant: builtins.str
     model: builtins.str
     """empty: not known, nobody has opened it since the node started"""

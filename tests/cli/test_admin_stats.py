@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from kvstore.cli.admin_stats import stats_tables
+from kvstore.control.page.spaces import namespaces
 from kvstore.pb import admin_pb2, node_pb2, types_pb2
 
 FIRST, SECOND = bytes(16), bytes([1] * 16)
@@ -33,6 +34,27 @@ def test_a_tenant_is_the_sum_of_its_namespaces() -> None:
     tables = {str(table.title): rows(table) for table in stats_tables(reply)}
     assert tables["tenants"] == [("acme", "–", "6 · 6 kB", "–", "75.0%", "purged 5, expired 3")]
     assert [row[-1] for row in tables["namespaces"]] == ["expired 3", "purged 5"]
+
+
+def test_what_is_not_told_apart_still_counts_for_its_tenant() -> None:
+    """Nodes tell of their largest namespaces each, and of the others together; so does the control plane of matches."""
+    others = usage(b"", 4, expired=1)
+    wide = node_pb2.NamespaceUsage(tenant="wide", tiers=others.tiers)
+    nodes = [node_pb2.UsageReply(namespaces=[usage(FIRST, 3), others, wide]), node_pb2.UsageReply(namespaces=[others])]
+    reply = admin_pb2.StatsReply(
+        nodes=[admin_pb2.NodeUsage(node_id=name, usage=held) for name, held in zip("ab", nodes, strict=True)],
+        namespaces=[admin_pb2.NamespaceMatches(asked_blocks=5, matched_blocks=1)],
+    )
+    tables = {str(table.title): rows(table) for table in stats_tables(reply)}
+    assert [(row[0], row[2], row[-1]) for row in tables["tenants"]] == [
+        ("acme", "11 · 11 kB", "expired 2"),
+        ("wide", "4 · 4 kB", "–"),
+    ]
+    assert [row[0] for row in tables["namespaces"]] == ["others", "others", "others", FIRST.hex()]
+    told = {(space["id"], space["tenant"]): space["tiers"] for space in namespaces(reply)}
+    assert told["", "acme"]["DRAM"]["blocks"] == 8
+    assert told["", "wide"]["DRAM"]["blocks"] == 4
+    assert told["", ""] == {}
 
 
 def test_hits_by_tier() -> None:

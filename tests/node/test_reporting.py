@@ -1,11 +1,14 @@
 """What a node holds and forgets, as operators see it."""
 
+import pytest
+
 from kvstore.blocks.state import Tier
+from kvstore.node import reporting
 from kvstore.node.reporting import TTL_BOUNDS_S, namespace_usages, ttl_histogram
 from kvstore.node.retention import Retention
 from kvstore.policy.rulebook import RuleBook
 from tests.inprocess import SECOND_NS
-from tests.node.small_catalog import RULES, SLOT_BYTES, TTL_NS, SmallCatalog
+from tests.node.small_catalog import RULES, SLOT_BYTES, TTL_NS, SmallCatalog, layout, namespace
 
 
 def test_what_a_namespace_holds() -> None:
@@ -25,6 +28,23 @@ def test_what_a_namespace_holds() -> None:
     tiers = {tier.tier: tier for tier in small.catalog.usage().tiers}
     assert tiers[Tier.NVME].gone == {"expired": 3}
     assert tiers[Tier.DRAM].gone == {"expired": 4}
+
+
+def test_many_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that hold most have a line each, whenever they were opened; the others are added up by tenant, so that
+    nothing is missing from a sum."""
+    monkeypatch.setattr(reporting, "NAMESPACES_MAX", 2)
+    small = SmallCatalog(slots=16)
+    for number in range(4):
+        name = namespace(f"late{number}")
+        small.catalog.open_namespace(name, "one", layout(SLOT_BYTES), small.catalog.rules(namespace("one")))
+    small.store("a", tenant="one")
+    small.store("bcd", tenant="two")
+    small.store("e", tenant="wide")
+    told = namespace_usages(small.catalog, Retention(small.catalog, RuleBook(RULES, {})))
+    sizes = {(usage.namespace_id, usage.tenant): sum(tier.bytes for tier in usage.tiers) for usage in told}
+    assert sizes == {(namespace("two"), "two"): 3 * SLOT_BYTES, (namespace("wide"), "wide"): 2 * SLOT_BYTES,
+                     (b"", "one"): SLOT_BYTES}  # fmt: skip
 
 
 def test_how_long_blocks_live() -> None:

@@ -8,11 +8,12 @@ from kvstore.pb import admin_pb2
 
 
 def namespaces(stats: admin_pb2.StatsReply) -> list[dict[str, Any]]:
-    """One entry per namespace that a node holds, or that was asked for."""
-    spaces: dict[bytes, dict[str, Any]] = {}
+    """One entry per namespace that a node holds, or that was asked for; with no id, what is not told apart."""
+    spaces: dict[tuple[bytes, str], dict[str, Any]] = {}
     for node in stats.nodes:
         for usage in node.usage.namespaces:
-            space = spaces.setdefault(usage.namespace_id, _empty(usage.namespace_id))
+            name = (usage.namespace_id, "" if usage.namespace_id else usage.tenant)
+            space = spaces.setdefault(name, _empty(usage.namespace_id))
             space["tenant"] = space["tenant"] or usage.tenant
             space["model"] = space["model"] or usage.model
             space["gone"] += Counter(usage.gone)
@@ -21,7 +22,7 @@ def namespaces(stats: admin_pb2.StatsReply) -> list[dict[str, Any]]:
                 held["blocks"] += tier.blocks
                 held["bytes"] += tier.bytes
     for matches in stats.namespaces:
-        space = spaces.setdefault(matches.namespace_id, _empty(matches.namespace_id))
+        space = spaces.setdefault((matches.namespace_id, ""), _empty(matches.namespace_id))
         space["asked"], space["matched"] = matches.asked_blocks, matches.matched_blocks
     return list(spaces.values())
 
