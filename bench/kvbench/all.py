@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     if args.minutes is not None:
         minutes = args.minutes
         options.check_positive(minutes=minutes)
+    if args.out.suffix in report.SUFFIXES:
+        raise InvalidInput(f"--out {args.out}: a directory is needed, into which report.html comes")
     report.require()
     planned = _planned(args)
     try:

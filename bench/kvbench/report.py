@@ -14,7 +14,7 @@ from kvbench.page import Section, Shown, html, markdown
 from kvbench.result import Result
 from kvstore.errors import InvalidInput
 
-_SUFFIXES = (".html", ".md")
+SUFFIXES = (".html", ".md")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def write(results: Sequence[Result], out: Path, left_out: Sequence[str] = ()) ->
 
     Raises InvalidInput where it cannot be written, Unavailable without matplotlib.
     """
-    page = out if out.suffix in _SUFFIXES else out / "report.html"
+    page = out if out.suffix in SUFFIXES else out / "report.html"
     page = page.with_suffix(".html")
     found = sections(results)
     pictures = page.with_suffix("")

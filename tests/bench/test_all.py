@@ -107,6 +107,7 @@ def test_what_does_not_fit_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
         (["--minutes", "inf"], "--minutes must be positive"),
         (["--trace", "/nowhere/at/all"], "No such file"),
         (["--quick", "--trace", "/nowhere/at/all"], "No such file"),
+        (["--out", "new/report.html"], "--out new/report.html: a directory is needed"),
     ],
 )
 def test_what_cannot_be_asked_for(
