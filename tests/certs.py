@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvstore.cli.certs import make_ca, make_certificate
-from kvstore.cli.private_file import write_private
 from kvstore.cli.tokens import add_token
 from kvstore.config import DoorConfig
+from kvstore.rpc.private_file import write_private
 
 ROLES = ("control", "node", "client")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvstore.cli.options import DAYS_MAX, whole
-from kvstore.cli.private_file import write_private
 from kvstore.errors import ConfigError
+from kvstore.rpc.private_file import write_private
 
 if TYPE_CHECKING:
     from cryptography import x509

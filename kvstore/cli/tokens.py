@@ -21,10 +21,10 @@ from typing import Any
 
 from kvstore.blocks.salt import Salt
 from kvstore.cli.options import DAYS_MAX, whole
-from kvstore.cli.private_file import write_private
 from kvstore.cli.tables import show, table
 from kvstore.cli.toml import toml_string
 from kvstore.errors import ConfigError
+from kvstore.rpc.private_file import write_private
 from kvstore.rpc.tokens import ADMIN, NAME, Token, digest_of, new_salt, new_secret, read_tokens
 
 _UNSALTED = "keys are not salted: `kvstore tokens salt`"

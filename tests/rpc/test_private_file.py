@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.cli import private_file
-from kvstore.cli.private_file import write_private
+from kvstore.rpc import private_file
+from kvstore.rpc.private_file import write_private
 
 SERVICE = 1001
 

@@ -1,4 +1,4 @@
-"""Files with secrets in them."""
+"""Files that are their owner's alone."""
 
 import contextlib
 import os
