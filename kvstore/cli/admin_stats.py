@@ -10,6 +10,7 @@ from kvstore.blocks.state import Tier
 from kvstore.cli.admin_quota import quotas_table
 from kvstore.cli.tables import shown_bytes, table
 from kvstore.pb import admin_pb2, node_pb2
+from kvstore.rpc.namespaces import told_apart
 
 SPANS_S = {"now": 5, "1 min": 60, "10 min": 600, "60 min": 3600}
 _CELLS = (*(f"in {tier.name}" for tier in Tier), "hit ratio", "gone")
@@ -70,12 +71,11 @@ class _Held:
 
 
 def _held(reply: admin_pb2.StatsReply) -> dict[tuple[bytes, str], _Held]:
-    """By id; where that is empty by tenant, and of matches by none: they are what is not told apart."""
+    """As `told_apart`; matches beyond those with an id have no tenant either."""
     found: dict[tuple[bytes, str], _Held] = {}
     for node in reply.nodes:
         for usage in node.usage.namespaces:
-            name = (usage.namespace_id, "" if usage.namespace_id else usage.tenant)
-            held = found.setdefault(name, _Held())
+            held = found.setdefault(told_apart(usage), _Held())
             held.tenant, held.model = usage.tenant, usage.model or held.model
             held.add(usage)
     for matches in reply.namespaces:

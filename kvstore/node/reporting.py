@@ -38,13 +38,11 @@ def tier_usage(tier: TierUsage) -> node_pb2.TierUsage:
 
 def namespace_usages(catalog: Catalog, retention: Retention) -> list[node_pb2.NamespaceUsage]:
     """Of the NAMESPACES_MAX that hold most; the others' are added up by tenant, under an empty id."""
-    found: dict[tuple[bytes, str, str], tuple[Counter[Tier], Counter[Tier], Counter[str]]] = {}
+    found: dict[tuple[bytes, str], tuple[Counter[Tier], Counter[Tier], Counter[str]]] = {}
     by_size = sorted(catalog.namespaces(), key=lambda each: -sum(each.held_bytes.values()))
     for place, each in enumerate(by_size):
-        opened = retention.asked(each.namespace_id)
-        model = opened[0].model if opened is not None else ""
-        name = (each.namespace_id, each.tenant, model) if place < NAMESPACES_MAX else (b"", each.tenant, "")
-        blocks, lengths, gone = found.setdefault(name, (Counter(), Counter(), Counter()))
+        namespace_id = each.namespace_id if place < NAMESPACES_MAX else b""
+        blocks, lengths, gone = found.setdefault((namespace_id, each.tenant), (Counter(), Counter(), Counter()))
         blocks.update(each.held_blocks)
         lengths.update(each.held_bytes)
         gone.update(each.gone)
@@ -52,7 +50,7 @@ def namespace_usages(catalog: Catalog, retention: Retention) -> list[node_pb2.Na
         node_pb2.NamespaceUsage(
             namespace_id=namespace_id,
             tenant=tenant,
-            model=model,
+            model=opened[0].model if (opened := retention.asked(namespace_id)) is not None else "",
             tiers=[
                 node_pb2.NamespaceTier(tier=pb_tier(tier), blocks=count, bytes=lengths[tier])
                 for tier, count in sorted(blocks.items())
@@ -60,9 +58,7 @@ def namespace_usages(catalog: Catalog, retention: Retention) -> list[node_pb2.Na
             ],
             gone=gone,
         )
-        for (namespace_id, tenant, model), (blocks, lengths, gone) in islice(
-            found.items(), NAMESPACES_MAX + TENANTS_MAX
-        )
+        for (namespace_id, tenant), (blocks, lengths, gone) in islice(found.items(), NAMESPACES_MAX + TENANTS_MAX)
     ]
 
 

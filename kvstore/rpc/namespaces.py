@@ -5,7 +5,7 @@ from dataclasses import asdict
 from kvstore.blocks.layout import Layout
 from kvstore.blocks.namespace import HASH_SCHEME, Namespace
 from kvstore.errors import InvalidInput
-from kvstore.pb import types_pb2
+from kvstore.pb import node_pb2, types_pb2
 from kvstore.rpc.layouts import layout_of
 
 NAME_CHARACTERS_MAX, TEXT_CHARACTERS_MAX = 255, 1024
@@ -15,6 +15,11 @@ in answers that bring those of all namespaces at once."""
 
 def namespace_message(namespace: Namespace) -> types_pb2.Namespace:
     return types_pb2.Namespace(**asdict(namespace))
+
+
+def told_apart(usage: node_pb2.NamespaceUsage) -> tuple[bytes, str]:
+    """By what nodes' usages are added up: by namespace, which has an id, or as the others of a tenant."""
+    return usage.namespace_id, "" if usage.namespace_id else usage.tenant
 
 
 def opened_of(namespace: types_pb2.Namespace, layout: types_pb2.Layout) -> tuple[Namespace, Layout]:

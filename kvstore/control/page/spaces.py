@@ -5,6 +5,7 @@ from typing import Any
 
 from kvstore.blocks.state import Tier
 from kvstore.pb import admin_pb2
+from kvstore.rpc.namespaces import told_apart
 
 
 def namespaces(stats: admin_pb2.StatsReply) -> list[dict[str, Any]]:
@@ -12,8 +13,7 @@ def namespaces(stats: admin_pb2.StatsReply) -> list[dict[str, Any]]:
     spaces: dict[tuple[bytes, str], dict[str, Any]] = {}
     for node in stats.nodes:
         for usage in node.usage.namespaces:
-            name = (usage.namespace_id, "" if usage.namespace_id else usage.tenant)
-            space = spaces.setdefault(name, _empty(usage.namespace_id))
+            space = spaces.setdefault(told_apart(usage), _empty(usage.namespace_id))
             space["tenant"] = space["tenant"] or usage.tenant
             space["model"] = space["model"] or usage.model
             space["gone"] += Counter(usage.gone)

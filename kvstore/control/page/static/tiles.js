@@ -26,8 +26,8 @@ const all = (table) => sum(Object.values(table), (each) => each);
 
 // The others are on the map.
 function named(nodes) {
-  const names = nodes.slice(0, nodes.length > NAMED_MAX ? NAMED_MAX - 1 : NAMED_MAX).map((node) => node.id).join(", ");
-  return nodes.length > NAMED_MAX ? `${names} and ${count(nodes.length - NAMED_MAX + 1)} more` : names;
+  if (nodes.length <= NAMED_MAX) return nodes.map((node) => node.id).join(", ");
+  return `${named(nodes.slice(0, NAMED_MAX - 1))} and ${count(nodes.length - NAMED_MAX + 1)} more`;
 }
 
 function tiles(state, points) {
