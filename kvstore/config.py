@@ -32,7 +32,7 @@ def option(default: Any, help: str, *, least: int = 0, most: int | None = None) 
 class FabricConfig:
     """One network interface's data plane (design: one context per NIC)."""
 
-    kind: str = option("auto", "ucx, loopback, or auto: ucx where it is installed")
+    kind: str = option("auto", "ucx; tcp (plain sockets); loopback; auto: ucx, or tcp where UCX is not installed")
     device: str = option("", "network device, as UCX names it (eth1, mlx5_0:1); empty: every device")
     transports: str = option("tcp", "UCX transports (UCX_TLS); on InfiniBand or RoCE: rc,tcp. 'auto': UCX chooses")
     rails_max: int = option(0, "rails of one rendezvous message; 0: one over TCP, UCX's default elsewhere")
@@ -42,7 +42,9 @@ class FabricConfig:
     service_level: str = option(
         "auto", "InfiniBand service level or RoCE Ethernet priority, 0 to 15; auto: UCX chooses"
     )
-    traffic_class: str = option("auto", "RoCE traffic class (DSCP × 4 + ECN), 0 to 255; auto: UCX chooses")
+    traffic_class: str = option(
+        "auto", "traffic class (DSCP × 4 + ECN) of RoCE and of plain sockets, 0 to 255; auto: UCX or the kernel chooses"
+    )
     bytes_per_s: int = option(0, "what the NIC carries in each direction; 0: as measured")
 
 

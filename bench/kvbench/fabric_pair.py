@@ -1,6 +1,7 @@
 """Contestant: the fabric, with and without checksums."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,9 @@ from kvstore.fabric import make_fabric
 from kvstore.fabric.base import Fabric, Peer
 
 _PROBE_BYTES = 1024 * 1024
+_CREDIT = b"c"
 
 Bytes = npt.NDArray[np.uint8]
-Operation = Callable[[int, Bytes], "asyncio.Future[None]"]
 Arrived = Callable[[Bytes], None]
 
 
@@ -33,7 +34,7 @@ def fabrics(config: FabricConfig) -> Iterator[tuple[Move, Move]]:
 
 
 def transport(config: FabricConfig) -> str:
-    """What UCX chose between two processes of this machine, once a message has gone over it."""
+    """What was chosen between two processes of this machine, once a message has gone over it."""
     with pair(_receive, _send, config) as order:
         order(Point(_PROBE_BYTES, 1, _PROBE_BYTES), False)
         return str(order(None, False))
@@ -61,8 +62,7 @@ async def _receiver(orders: Connection, link: Connection, config: FabricConfig) 
         link.send((point, tags))
         await _next(link)
         began = time.perf_counter()
-        link.send("go")
-        await _move(peer.receive, tags, buffers, arrived)
+        await _take(peer, tags, buffers, arrived, link)
         orders.send(time.perf_counter() - began)
     await fabric.close()
 
@@ -74,8 +74,7 @@ async def _sender(link: Connection, config: FabricConfig) -> None:
         point, tags = order
         buffers = sources.of(point)
         link.send("ready")
-        await _next(link)
-        await _move(peer.send, tags, buffers, _believe)
+        await _give(peer, tags, buffers, link)
     await fabric.close()
 
 
@@ -92,15 +91,40 @@ async def _next(connection: Connection) -> Any:
         return None
 
 
-async def _move(operation: Operation, tags: list[int], buffers: list[Bytes], arrived: Arrived) -> None:
-    """One lane per buffer; each takes the next tag when its last message is done."""
+async def _take(peer: Peer, tags: list[int], buffers: list[Bytes], arrived: Arrived, link: Connection) -> None:
+    """One lane per buffer; each takes the next tag when its last message is there, and says over `link`, in one byte,
+    that it waits for it: a message goes out when somebody waits for it, as between nodes."""
     remaining = iter(tags)
 
     async def lane(buffer: Bytes) -> None:
         for tag in remaining:
-            await operation(tag, buffer)
+            receiving = peer.receive(tag, buffer)
+            os.write(link.fileno(), _CREDIT)
+            await receiving
             arrived(buffer)
 
+    await asyncio.gather(*(lane(buffer) for buffer in buffers))
+
+
+async def _give(peer: Peer, tags: list[int], buffers: list[Bytes], link: Connection) -> None:
+    loop, credits, missing = asyncio.get_running_loop(), asyncio.Semaphore(0), len(tags)
+    remaining = iter(tags)
+
+    def credited() -> None:
+        nonlocal missing
+        credit = os.read(link.fileno(), missing)
+        missing -= len(credit)
+        if not missing or not credit:
+            loop.remove_reader(link.fileno())
+        for _ in credit:
+            credits.release()
+
+    async def lane(buffer: Bytes) -> None:
+        for tag in remaining:
+            await credits.acquire()
+            await peer.send(tag, buffer)
+
+    loop.add_reader(link.fileno(), credited)
     await asyncio.gather(*(lane(buffer) for buffer in buffers))
 
 

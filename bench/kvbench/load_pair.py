@@ -23,10 +23,12 @@ _QUIET = ("--log-level", "warning")
 
 
 @contextmanager
-def loads(total_bytes: int) -> Iterator[tuple[Move, Move]]:
-    """Moves that load `total_bytes` from the other node, without and with checksums. Stored once per block size."""
+def loads(kind: str, total_bytes: int) -> Iterator[tuple[Move, Move]]:
+    """Moves that load `total_bytes` from the other node, without and with checksums. Stored once per block size.
+
+    kind: of the fabric between the nodes."""
     with asyncio.Runner() as runner:
-        cluster = _Cluster(total_bytes)
+        cluster = _Cluster(kind, total_bytes)
         try:
             yield (
                 lambda point: runner.run(cluster.load(point, verify=False)),
@@ -39,8 +41,8 @@ def loads(total_bytes: int) -> Iterator[tuple[Move, Move]]:
 class _Cluster:
     """What is stored for one block size, and the clients that load it."""
 
-    def __init__(self, total_bytes: int) -> None:
-        self._dram = str(3 * total_bytes)
+    def __init__(self, kind: str, total_bytes: int) -> None:
+        self._options = ("--compute-kind", kind, "--dram-bytes", str(3 * total_bytes), *_QUIET)
         self._processes = AsyncExitStack()
         self._clients = AsyncExitStack()
         self._readers: dict[bool, tuple[AsyncClient, Match]] = {}
@@ -54,8 +56,8 @@ class _Cluster:
         self._sockets = []
         control = (await self._processes.enter_async_context(server("control", *_QUIET)))["address"]
         for name in ("owner", "reader"):
-            options = ("--node-id", name, "--control", control, "--dram-bytes", self._dram, *_QUIET)
-            node = await self._processes.enter_async_context(server("node", *options))
+            options = ("--node-id", name, "--control", control)
+            node = await self._processes.enter_async_context(server("node", *options, *self._options))
             self._sockets.append(node["socket"])
 
     async def close(self) -> None:

@@ -108,7 +108,8 @@ class KVStoreCluster(Cluster):
         options = (
             *("--node-id", host.name, "--control", self._control.said["address"]),
             *("--listen", f"{host.address}:0", *host.insecure, "--socket", str(self._folder / f"{host.name}.sock")),
-            *("--compute-device", host.device, "--dram-bytes", str(self._capacity_bytes)),
+            *("--compute-kind", "tcp", "--compute-device", host.device),
+            *("--dram-bytes", str(self._capacity_bytes)),
         )
         return await self._stack.enter_async_context(running("node", *options, *_LOG, prefix=host.prefix))
 

@@ -46,6 +46,8 @@ TRANSPORTS = {
     # UCX refuses shared memory where it must notice a dead peer.
     "shm": FabricConfig(kind="ucx", transports="shm", error_handling=False),
     "auto": FabricConfig(kind="ucx", transports="auto", error_handling=False),
+    # Not UCX's.
+    "sockets": FabricConfig(kind="tcp", device="lo"),
 }
 
 
@@ -109,7 +111,7 @@ def contestants(config: FabricConfig, total_bytes: int) -> Iterator[list[Contest
             Contestant(PERFTEST, UcxPerftest(config).move),
         ]
         if config.error_handling:  # without it nodes do not serve each other
-            load, load_checked = stack.enter_context(loads(total_bytes))
+            load, load_checked = stack.enter_context(loads(config.kind, total_bytes))
             rivals += [Contestant(LOAD, load), Contestant(LOAD_CHECKED, load_checked)]
         yield rivals
 

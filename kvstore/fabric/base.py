@@ -18,7 +18,8 @@ The contract, held by tests/contracts/fabric.py for every implementation:
   connection and a new one do not arrive.
 - A peer that only goes silent (stopped, link down) is not noticed here: deadlines are the caller's, and `Peer.close`
   works on it as on any other.
-- Messages that nobody posted a receive for are never written anywhere.
+- Messages that nobody has posted a receive for are never written anywhere, and may be thrown away: a sender waits until
+  it is told the tag.
 - A message longer than the receive's buffer ends the receive with `PeerLost` (the sender broke the agreement) and
   writes nothing past the buffer. A shorter one fills the beginning, undetected: the receiver's checksum tells.
 """

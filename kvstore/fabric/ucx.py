@@ -27,13 +27,15 @@ from kvstore.fabric import ucp
 from kvstore.fabric.base import Buffer
 from kvstore.fabric.liveness import Liveness, settle
 from kvstore.fabric.memory import host_view, on_device
+from kvstore.fabric.sealed import sealed, unsealed
 from kvstore.fabric.tags import Tags
 from kvstore.fabric.ticker import Progress, Ticker
-from kvstore.fabric.ucx_address import sealed, unsealed
 from kvstore.fabric.ucx_context import library, make_context, usable_transports
 
 logger = logging.getLogger(__name__)
 
+MARK = b"kvucx1"
+"""UCX takes a worker address as it stands and crashes on a wrong one: ours can be told."""
 CLOSE_ATTEMPT_NS = 100_000_000
 CLOSE_ATTEMPTS = 2
 SETTLE_S = 1.0
@@ -190,7 +192,7 @@ class UcxFabric:
         self._context = make_context(config)
         self._worker = api.UCXWorker(self._context, enable_delayed_submission=True, enable_python_future=False)
         self._worker.init_blocking_progress_mode()
-        self._address = sealed(self._worker.address.tobytes())
+        self._address = sealed(MARK, self._worker.address.tobytes())
         self._tags = Tags()
         self._peers: dict[bytes, UcxPeer] = {}
         self._unsettled: set[UcxPeer] = set()
@@ -222,7 +224,7 @@ class UcxFabric:
         known = self._peers.get(address)
         if known is not None:
             return known
-        worker_address = unsealed(address)
+        worker_address = unsealed(MARK, address, "UCX")
         peer = UcxPeer(self, address, self._bound_loop())
         api = library().api
         try:

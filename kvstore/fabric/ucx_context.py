@@ -41,7 +41,7 @@ def library() -> Library:
         except ImportError as error:
             raise FabricUnavailable(
                 f"UCX is not installed ({error}): install kvstore[cpu], or kvstore[cu12] or [cu13] with a GPU; "
-                "without one of them there is the loopback fabric only, inside one process"
+                "without one of them blocks go over plain sockets (kind = tcp)"
             ) from error
     return Library(api, Array)
 

@@ -5,12 +5,15 @@ import json
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.contracts.fabric import DEADLINE_S, Bytes, StartFarSide
+from kvstore.fabric.base import Fabric
+from tests.contracts.fabric import DEADLINE_S, MIB, Bytes, FarSide, ended, pattern
 from tests.waiting import eventually
 
 PROGRAM = Path(__file__).with_name("far_side.py")
@@ -18,15 +21,16 @@ ROOT = Path(__file__).parents[2]
 
 
 class FarProcess:
-    """A UCX fabric in a process of its own."""
+    """A fabric in a process of its own."""
 
     def __init__(self, process: Process, address: bytes) -> None:
         self.process, self.address = process, address
 
     @classmethod
-    async def start(cls) -> "FarProcess":
+    async def start(cls, kind: str) -> "FarProcess":
         path = {"PYTHONPATH": str(ROOT)}
-        process = await asyncio.create_subprocess_exec(sys.executable, str(PROGRAM), stdin=PIPE, stdout=PIPE, env=path)
+        command = (sys.executable, str(PROGRAM), kind)
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=path)
         assert process.stdout is not None
         address = await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
         return cls(process, bytes.fromhex(address.decode()))
@@ -66,15 +70,26 @@ class FarProcess:
         assert await asyncio.wait_for(self.process.stdout.readline(), DEADLINE_S) == b"done\n"
 
 
+StartFarProcess = Callable[[str], Coroutine[Any, Any, FarSide]]
+
+
 @pytest.fixture
-async def start_far_process() -> AsyncIterator[StartFarSide]:
-    """Starts a far side; all are killed at the end."""
+async def start_far_process() -> AsyncIterator[StartFarProcess]:
+    """Starts a far side with a fabric of the kind; all are killed at the end."""
     started: list[FarProcess] = []
 
-    async def start() -> FarProcess:
-        started.append(await FarProcess.start())
+    async def start(kind: str) -> FarProcess:
+        started.append(await FarProcess.start(kind))
         return started[-1]
 
     yield start
     for far in started:
         await far.close()
+
+
+async def exchange(one: Fabric, other: Fabric, size: int = MIB) -> None:
+    """A message between two fabrics of this process."""
+    tag, target = other.next_tag(), np.zeros(size, np.uint8)
+    futures = other.connect(one.address).receive(tag, target), one.connect(other.address).send(tag, pattern(size, tag))
+    assert await ended(*futures) == [None, None]
+    assert np.array_equal(target, pattern(size, tag))

@@ -1,16 +1,17 @@
-"""The program of a far side: a UCX fabric that does what it reads, one JSON list per line, and answers each line."""
+"""The program of a far side: a fabric of the kind that is its argument. It does what it reads, one JSON list per line,
+and answers each line."""
 
 import asyncio
 import json
 import sys
 
 from kvstore.config import FabricConfig
-from kvstore.fabric.ucx import UcxFabric
+from kvstore.fabric import make_fabric
 from tests.contracts.fabric import pattern
 
 
 async def main() -> None:
-    fabric = UcxFabric(FabricConfig(kind="ucx", device="lo"))
+    fabric = make_fabric(FabricConfig(kind=sys.argv[1], device="lo"))
     print(fabric.address.hex(), flush=True)
     buffers = []
     peer = None

@@ -1,15 +1,14 @@
 """The UCX fabric: the contract over TCP, and what is UCX's own."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,10 @@ from kvstore.errors import ConfigError, FabricUnavailable, PeerLost
 from kvstore.fabric import make_fabric
 from kvstore.fabric.ucx import UcxFabric
 from kvstore.fabric.ucx_context import context_settings, library
-from tests.contracts.fabric import DEADLINE_S, MIB, FabricContract, StartFarSide, ended, pattern
+from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended
+from tests.fabric.conftest import StartFarProcess, exchange
+from tests.fabric.counts import resident_bytes, settled, threads, wakeups
+from tests.fabric.dying import end_within_messages
 from tests.waiting import eventually
 
 pytestmark = [
@@ -31,7 +33,6 @@ pytestmark = [
 ]
 
 TCP = FabricConfig(kind="ucx", device="lo")
-ROOT = Path(__file__).parents[2]
 
 
 class TestUcxContract(FabricContract):
@@ -51,46 +52,8 @@ class TestUcxContract(FabricContract):
         await fabric.close()
 
     @pytest.fixture
-    def start_far_side(self, start_far_process: StartFarSide) -> StartFarSide:
-        return start_far_process
-
-
-async def exchange(one: UcxFabric, other: UcxFabric, size: int = MIB) -> None:
-    """A message between two fabrics of this process."""
-    tag, target = other.next_tag(), np.zeros(size, np.uint8)
-    futures = other.connect(one.address).receive(tag, target), one.connect(other.address).send(tag, pattern(size, tag))
-    assert await ended(*futures) == [None, None]
-    assert np.array_equal(target, pattern(size, tag))
-
-
-def held() -> tuple[int, int]:
-    """(threads, open descriptors)"""
-    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
-
-
-async def settled() -> tuple[int, int]:
-    """What is held once it no longer falls: a joined thread leaves /proc a moment later."""
-    least = held()
-    for _ in range(20):
-        await asyncio.sleep(0.005)
-        least = min(least, held())
-    return least
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def threads() -> set[int]:
-    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
-
-
-def wakeups(tasks: set[int]) -> int:
-    """How often these threads have gone to sleep so far."""
-    texts = [Path(f"/proc/self/task/{task}/status").read_text() for task in tasks & threads()]
-    return sum(
-        int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("voluntary_ctxt")
-    )
+    def start_far_side(self, start_far_process: StartFarProcess) -> StartFarSide:
+        return partial(start_far_process, "ucx")
 
 
 async def open_and_close() -> None:
@@ -153,9 +116,9 @@ async def test_an_endpoint_that_ends_while_it_is_made(monkeypatch: pytest.Monkey
     await other.close()
 
 
-async def test_close_with_unclaimed_messages(start_far_process: StartFarSide) -> None:
+async def test_close_with_unclaimed_messages(start_far_process: StartFarProcess) -> None:
     """Messages that nobody wanted, of a sender that is stopped, do not hold up the close."""
-    far = await start_far_process()
+    far = await start_far_process("ucx")
     fabric = UcxFabric(TCP)
     await far.connect(fabric.address)
     for tag in (1, 2, 3):
@@ -175,53 +138,11 @@ async def fabric() -> AsyncIterator[UcxFabric]:
     await fabric.close()
 
 
-class Streaming:
-    """Starts senders that are to die."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    async def start(self, fabric: UcxFabric, size: int, tags: list[int]) -> tuple[int, bytes]:
-        """(process id, address) of one more, which sends all at once."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([fabric.address.hex(), size, tags]).encode() + b"\n")
-        process, address = (await asyncio.wait_for(self._process.stdout.readline(), DEADLINE_S)).split()
-        return int(process), bytes.fromhex(address.decode())
-
-
-@pytest.fixture
-async def streaming() -> AsyncIterator[Streaming]:
-    path = {"PYTHONPATH": str(ROOT)}
-    program = [sys.executable, str(Path(__file__).with_name("streaming.py"))]
-    process = await asyncio.create_subprocess_exec(*program, stdin=PIPE, stdout=PIPE, env=path, start_new_session=True)
-    yield Streaming(process)
-    os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
-
-
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_sender_that_ends_within_a_message(
-    fabric: UcxFabric, streaming: Streaming, death: signal.Signals
-) -> None:
+async def test_a_sender_that_ends_within_a_message(fabric: UcxFabric, death: signal.Signals) -> None:
     """Leaves no receive behind, also not of a message of two segments and a bit, which UCX would send in fragments
     rather than by rendezvous."""
-    size, count = 2 * TCP.segment_bytes + 8192, 48
-    targets = [np.empty(size, np.uint8) for _ in range(count)]
-    cut = 0
-    for turn in range(12):
-        tags = [fabric.next_tag() for _ in range(count)]
-        process, address = await streaming.start(fabric, size, tags)
-        peer = fabric.connect(address)
-        received = [peer.receive(tag, target) for tag, target in zip(tags, targets, strict=True)]
-        await received[turn]
-        os.kill(process, death)
-        if death == signal.SIGSTOP:
-            await peer.close()
-        cut += any(await ended(*received))
-        assert peer.pending == 0
-        os.kill(process, signal.SIGKILL)
-    assert cut, "all messages were there each time"
+    await end_within_messages(fabric, "ucx", 2 * TCP.segment_bytes + 8192, death)
 
 
 async def test_idle_fabric_sleeps() -> None:

@@ -30,18 +30,21 @@ class Site:
     writer: AsyncClient
     reader_node: Running
     reader: AsyncClient
+    fabric: dict[str, str]
 
     async def victim(self, name: str, **options: str) -> tuple[Running, AsyncClient]:
-        node = await self.cluster.node(name, **{**NODE, **options})
+        node = await self.cluster.node(name, **{**NODE, **self.fabric, **options})
         return node, await self.cluster.client(node)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    """No control plane: what these tests load is named by hand."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["ucx", "tcp"])
+async def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    """No control plane: what these tests load is named by hand. Once for each fabric between hosts."""
+    fabric = {"compute_kind": request.param}
     async with cluster(tmp_path_factory.mktemp("site")) as built:
-        owner, reader = await asyncio.gather(built.node("owner", **NODE), built.node("reader", **NARROW))
-        yield Site(built, owner, await built.client(owner), reader, await built.client(reader))
+        starting = built.node("owner", **NODE, **fabric), built.node("reader", **NARROW, **fabric)
+        owner, reader = await asyncio.gather(*starting)
+        yield Site(built, owner, await built.client(owner), reader, await built.client(reader), fabric)
 
 
 async def test_node_killed_while_receiving(site: Site) -> None:
@@ -109,14 +112,14 @@ async def test_node_killed_between_reserve_and_commit(site: Site) -> None:
     with pytest.raises(NodeUnavailable):
         await asyncio.wait_for(writer.commit(), 1)
 
-    node = await site.cluster.node("committing", **NODE)
+    node = await site.cluster.node("committing", **NODE, **site.fabric)
     usage = await site.cluster.clean(node)
     assert usage.tiers[0].live_slots == 0
     assert (await once_reached(lambda: client.store(tokens, kv))).stored == 4
     late = await client.begin_store(np.arange(64, dtype=np.uint32) + 9000, kv)
     await late.write_layers(0, LAYOUT.layers)
     await node.kill()
-    node = await site.cluster.node("committing", **NODE)
+    node = await site.cluster.node("committing", **NODE, **site.fabric)
     await once_reached(lambda: client.match(tokens))  # a put ends with its first failure, also one to reach the node
     with pytest.raises((SessionLost, LeaseLost)):
         await late.commit()
@@ -217,7 +220,7 @@ async def test_restarted_owner_and_an_old_match(site: Site) -> None:
     gone, took_s = await timed(stored.load(site.reader))
     assert outcomes(gone[0]) == {"NODE_LOST"}
     assert took_s < 1
-    node = await site.cluster.node("restarting", **NODE, listen=node.address)
+    node = await site.cluster.node("restarting", **NODE, **site.fabric, listen=node.address)
     await site.cluster.client(node)
     seen = await eventually(lambda: missing_at(stored, site.reader))
     assert seen == {"MISSING"}

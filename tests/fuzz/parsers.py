@@ -26,7 +26,8 @@ from kvstore.client.matching import Locations, Match
 from kvstore.config import Config
 from kvstore.control.page.search import read_search
 from kvstore.errors import InvalidInput, KVStoreError
-from kvstore.fabric.ucx_address import sealed, unsealed
+from kvstore.fabric.sealed import sealed, unsealed
+from kvstore.fabric.tcp_address import MARK, TcpAddress
 from kvstore.node.storage.batch import SlabRecord
 from kvstore.node.storage.clock import Anchor
 from kvstore.node.storage.codec import decode_granule, encode
@@ -83,6 +84,7 @@ def parsers() -> list[Parser]:
     prompt = chain(namespace.id, np.arange(200, dtype=np.uint32), LAYOUT.block_tokens)
     match = Match(chain=prompt, blocks=1, locations=Locations.of(control_pb2.MatchReply()), partial=False)
     handoff = node_pb2.HandoffTicket(tickets=[bytes(16)], node={"node_id": "a", "grpc": "127.0.0.1:1"})
+    tcp_address = unsealed(MARK, TcpAddress(bytes(16), bytes(8), (("10.0.0.1", 5), ("fd00::7", 6))).encoded(), "TCP")
     trace = {"input_length": 600, "output_length": 5, "hash_ids": [1, 2]}
     return [
         Parser("slot header", parse_slot_header, pack_slot_header(entry(3)).tobytes()),
@@ -106,7 +108,10 @@ def parsers() -> list[Parser]:
         Parser("match", lambda raw: Match.from_json(raw.decode("latin-1")), match.to_json().encode()),
         Parser("keys", unpack_keys, bytes(64)),
         Parser("search", lambda raw: read_search(_json(raw)), json.dumps({"keys": ["00" * 16]}).encode()),
-        Parser("address of a fabric", unsealed, sealed(bytes(range(100)))),
+        Parser(
+            "address of a fabric", lambda raw: unsealed(b"kvucx1", raw, "UCX"), sealed(b"kvucx1", bytes(range(100)))
+        ),
+        Parser("address of a TCP fabric", lambda raw: TcpAddress.decoded(sealed(MARK, raw)), tcp_address),
         Parser("start of an exported file", lambda raw: text_bytes(raw[:START_BYTES]), archive.pack()),
         Parser("header of an exported file", read_archive_header, archive.pack()),
         Parser("body of an exported file's header", _archive_header, archive.pack()[:-CHECKSUM_BYTES]),
