@@ -1,6 +1,7 @@
 """Loopback fabric: the contract of a fabric inside one process and event loop, with fault switches.
 
-It is for tests: its faults can be placed to the operation. A message stays the sender's until a receive matches it (as with UCX's rendezvous), then it is copied at once.
+It is for tests: its faults can be placed to the operation. A message stays the sender's until a receive matches it (as
+with UCX's rendezvous), then it is copied at once.
 """
 
 import asyncio
