@@ -29,7 +29,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "nics": _nics(),
         "rdma_devices": transports.rdma_devices(),
-        "transports": transports.chosen(FabricConfig()),
+        "transports": transports.chosen(FabricConfig(kind="ucx")),
         "disks": _disks(),
         "gpus": _gpus(),
         "versions": _versions(),

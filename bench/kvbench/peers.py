@@ -25,6 +25,7 @@ from kvbench.peers_stores import STORES, KVStoreCluster, LMCacheCluster, Mooncak
 from kvbench.progress import bar
 from kvbench.result import Result
 from kvbench.rivals_installed import Installed
+from kvbench.testbed import CONGESTION_CONTROL
 from kvbench.testbed import why_not as why_no_testbed
 from kvbench.yardsticks import MOONCAKE_ENGINE, NIXL
 
@@ -39,13 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--after", type=float, default=12.0, metavar="S", help="reads go on after a fault (default: %(default)g)"
     )
+    parser.add_argument(
+        "--congestion-control",
+        default="",
+        metavar="NAME",
+        help="TCP's on all hosts, as reno (default: the machine's; bbr paces what a link in memory would take at once)",
+    )
 
 
 def run(args: argparse.Namespace) -> Result:
     sizes = list(options.layouts(args.sizes, args.model)) if args.model else args.sizes
     options.check_sizes(sizes, 2)
     options.check_positive(blocks=args.blocks, rounds=args.rounds, after=args.after)
-    measurements, ratios = asyncio.run(_run(args.contests, sizes, args.blocks, args.rounds, args.after))
+    measurements, ratios = asyncio.run(_run(args, sizes))
     rivals = [Installed(name) for name in ("mooncake", "nixl", "lmcache")]
     variables = {store.name: store.settings for store in STORES if not store.why_not()}
     variables |= {mover.name: dict(mover.settings) for mover in MOVERS if not mover.why_not()}
@@ -58,6 +65,7 @@ def run(args: argparse.Namespace) -> Result:
             "warm_up": WARM_UP,
             "contests": args.contests,
             "after_s": args.after,
+            "congestion_control": args.congestion_control or CONGESTION_CONTROL.read_text().strip(),
             "hosts": "processes on the loopback device" if why_no_testbed() else "network namespaces",
             "variables": variables,
             "versions": {rival.name: rival.versions() for rival in rivals if not rival.why_not()},
@@ -69,19 +77,18 @@ def run(args: argparse.Namespace) -> Result:
     )
 
 
-async def _run(
-    contests: Sequence[str], sizes: Sequence[int], blocks: int, rounds: int, after_s: float
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+async def _run(args: argparse.Namespace, sizes: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    contests, rounds, control = args.contests, args.rounds, args.congestion_control
     measurements: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
-    batches = [Batch(blocks, size_bytes) for size_bytes in sizes]
+    batches = [Batch(args.blocks, size_bytes) for size_bytes in sizes]
     kinds = [kind for kind in STORES if not kind.why_not()]
     if "store" in contests:
         check_stores(kinds, min(batches, key=lambda batch: batch.bytes))
     with bar("peers", (len(contests) - ("faults" in contests)) * len(sizes) + ("faults" in contests)) as shown:
         if "store" in contests:
             for batch in batches:
-                async with sites("writer", "reader") as hosts:
+                async with sites("writer", "reader", congestion_control=control) as hosts:
                     measured = await stores(kinds, hosts, batch, rounds)
                 measurements += rows(batch, measured)
                 _worst(ratios, _store_ratios(measured))
@@ -89,27 +96,27 @@ async def _run(
         if "transfer" in contests:
             movers_here = [kind for kind in MOVERS if not kind.why_not()]
             for batch in batches:
-                async with sites("giver", "taker") as hosts:
+                async with sites("giver", "taker", congestion_control=control) as hosts:
                     measured = await movers(movers_here, hosts, batch, rounds)
                 measurements += rows(batch, measured)
                 _worst(ratios, _mover_ratios(measured))
                 shown.done()
         if "faults" in contests:
-            measurements += await _faults(after_s)
+            measurements += await _faults(args.after, control)
             shown.done()
     return measurements, ratios
 
 
-async def _faults(after_s: float) -> list[dict[str, Any]]:
+async def _faults(after_s: float, control: str) -> list[dict[str, Any]]:
     found = []
     for kind in (KVStoreCluster, MooncakeCluster):
         if kind.why_not():
             continue
         with tempfile.TemporaryDirectory(prefix="kvbench-peers-") as folder:
-            async with sites("writer", "second", "reader") as hosts:
+            async with sites("writer", "second", "reader", congestion_control=control) as hosts:
                 found.append(await storage_killed(kind, hosts, Path(folder), after_s))
         with tempfile.TemporaryDirectory(prefix="kvbench-peers-") as folder:
-            async with sites("writer", "reader") as hosts:
+            async with sites("writer", "reader", congestion_control=control) as hosts:
                 found.append(await metadata_killed(kind, hosts, Path(folder), after_s))
     return found
 

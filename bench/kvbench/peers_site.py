@@ -11,7 +11,7 @@ from kvbench.testbed import testbed, why_not
 from kvbench.topology import COMPUTE, Host, Nic, Topology
 from kvstore.cli.demo_cluster import Engine
 from kvstore.cli.spawn import child
-from kvstore.errors import DeadlineExceeded, Unavailable
+from kvstore.errors import DeadlineExceeded, InvalidInput, Unavailable
 
 _LINE_BYTES_MAX = 2**24
 _LISTENS_DEADLINE_S = 20.0
@@ -41,13 +41,19 @@ class Site:
 
 
 @asynccontextmanager
-async def sites(*names: str) -> AsyncIterator[tuple[Site, ...]]:
-    """As many hosts on one network that is not shaped; gone with the block, and what runs on them too."""
+async def sites(*names: str, congestion_control: str = "") -> AsyncIterator[tuple[Site, ...]]:
+    """As many hosts on one network that is not shaped; gone with the block, and what runs on them too.
+
+    congestion_control: TCP's, on all of them; "": the machine's. Raises InvalidInput."""
     if why_not():
+        if congestion_control:
+            raise InvalidInput(f"--congestion-control needs hosts of its own: {why_not()}")
         yield tuple(Site(name, "127.0.0.1", "lo") for name in names)
         return
     hosts = tuple(Host(name, (Nic(COMPUTE, number + 1),)) for number, name in enumerate(names))
     async with testbed(Topology(hosts)) as bed:
+        for host in hosts if congestion_control else ():
+            await bed.congestion_control(host, congestion_control)
         yield tuple(
             Site(host.name, host.nic(COMPUTE).address, host.nic(COMPUTE).device, bed.prefix(host)) for host in hosts
         )

@@ -30,6 +30,8 @@ from kvbench.topology import (
 )
 from kvstore.errors import DeadlineExceeded, InvalidInput, KVStoreError, PermissionRefused, Unavailable
 
+CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+_OFFERED = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
 _NAMESPACES = Path("/run/netns")
 _UP_DEADLINE_S = 5.0
 _END_DEADLINE_S = 5.0
@@ -107,6 +109,13 @@ class Testbed:
         """An address that takes everything and never answers."""
         silent = f"neigh replace {address} lladdr {NOWHERE} dev {host.nic(network).device} nud permanent"
         await self._ip(host, [silent])
+
+    async def congestion_control(self, host: Host, name: str) -> None:
+        """Of the connections that are made there from now on. Raises InvalidInput for one that the kernel has not."""
+        try:
+            await _run(*self.prefix(host), "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={name}")
+        except KVStoreError as error:
+            raise InvalidInput(f"TCP congestion control {name!r}: {error}; {_OFFERED} says which there are") from error
 
     async def _ip(self, host: Host, lines: Iterable[str]) -> None:
         await _do(Step("ip", namespace(self.name, host.name), tuple(lines)))

@@ -32,7 +32,7 @@ def slow(used: str, rdma_devices: int) -> Iterator[str]:
 def fallen_back(asked: str, used: str) -> Iterator[str]:
     """A sentence, where two processes of one host talk over sockets though shared memory was asked for, or whatever UCX
     thinks best. Pure."""
-    if asked not in ("tcp", "sockets") and set(used.split("+")) <= {"tcp", "self"}:
+    if asked != "tcp" and set(used.split("+")) <= {"tcp", "self"}:
         yield f"slow transport: {asked} was asked for between two processes of one host, and UCX uses {used}"
 
 

@@ -223,7 +223,7 @@ class TcpFabric:
 
     @property
     def transport(self) -> str:
-        return "tcp"
+        return "sockets"
 
     def next_tag(self) -> int:
         return self._tags.next()

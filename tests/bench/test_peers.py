@@ -1,9 +1,11 @@
 """`kvbench peers`: one contract for every adapter, what counts as a failure, and how ratios come about."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,8 @@ from kvbench.peers_stores import STORES, Cluster, opened
 from kvbench.rivals.content import Blocks, Bytes, differing, fill
 from kvbench.rivals.stores import actions
 from kvbench.rivals_installed import FOLDER_VARIABLE
+from kvbench.testbed import CONGESTION_CONTROL
+from kvbench.testbed import why_not as why_no_testbed
 from kvstore.errors import InvalidInput, KVStoreError, Unavailable
 
 KIB, MIB = 1024, 1024 * 1024
@@ -259,6 +263,20 @@ def test_rivals_that_are_not_installed_are_left_out(
     left_out = [said for said in found["warnings"] if said.startswith("left out")]
     assert len(left_out) == 3
     assert all("scripts/peers install" in reason for reason in left_out)
+
+
+@pytest.mark.skipif(bool(why_no_testbed()), reason=f"testbed: {why_no_testbed()}")
+async def test_congestion_control_of_the_hosts() -> None:
+    """All of them have it, this machine keeps its own; one that the kernel has not is refused."""
+    own = CONGESTION_CONTROL.read_text()
+    async with sites("one", "other", congestion_control="reno") as hosts:
+        for host in hosts:
+            said = await asyncio.create_subprocess_exec(*host.prefix, "cat", CONGESTION_CONTROL, stdout=PIPE)
+            assert (await said.communicate())[0] == b"reno\n"
+    assert CONGESTION_CONTROL.read_text() == own
+    with pytest.raises(InvalidInput, match=r"'nosuch'.*tcp_allowed_congestion_control"):
+        async with sites("one", congestion_control="nosuch"):
+            raise AssertionError("it cannot be there")
 
 
 @pytest.mark.parametrize("option", ["--after", "--rounds", "--blocks"])

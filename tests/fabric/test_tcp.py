@@ -29,7 +29,7 @@ LO = FabricConfig(kind="tcp", device="lo")
 
 
 class TestTcpContract(FabricContract):
-    transport = "tcp"
+    transport = "sockets"
     foreign_address = b"kvloop" + bytes(16)
 
     @pytest.fixture

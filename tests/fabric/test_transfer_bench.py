@@ -53,7 +53,11 @@ def test_never_fewer_messages_than_in_flight() -> None:
 @pytest.mark.skipif(find_spec("ucxx") is None, reason="UCXX is in the extras cpu, cu12 and cu13")
 @pytest.mark.parametrize(
     ("transport", "loads", "load_ratios"),
-    [("tcp", {LOAD, LOAD_CHECKED}, {"load_vs_socket", "load_checked_vs_socket"}), ("shm", set(), set())],
+    [
+        ("tcp", {LOAD, LOAD_CHECKED}, {"load_vs_socket", "load_checked_vs_socket"}),
+        ("sockets", {LOAD, LOAD_CHECKED}, {"load_vs_socket", "load_checked_vs_socket"}),
+        ("shm", set(), set()),
+    ],
 )
 def test_measures_all_contestants(
     transport: str, loads: set[str], load_ratios: set[str], capsys: pytest.CaptureFixture[str]
@@ -64,6 +68,7 @@ def test_measures_all_contestants(
     found = json.loads(capsys.readouterr().out)
     assert {row["contestant"] for row in found["measurements"]} == {FABRIC, CHECKED, SOCKET, PERFTEST} | loads
     assert all(row["gb_per_s"]["median"] > 0 for row in found["measurements"])
+    assert (found["settings"]["chosen"] == "sockets") == (transport == "sockets")
     assert {*found["ratios"]} == {"vs_ucx_perftest", "vs_socket", "checked_vs_unchecked"} | load_ratios
 
 
