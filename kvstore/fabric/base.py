@@ -73,8 +73,8 @@ class Fabric(Protocol):
 
     @property
     def transport(self) -> str:
-        """What carries the bytes, as the implementation reports it: "tcp", "rc_mlx5", "sockets", "loopback"; several are joined
-        by "+". Before the first connection: what may carry them."""
+        """What carries the bytes, as the implementation reports it: "tcp", "rc_mlx5", "sockets", "loopback"; several
+        are joined by "+". Before the first connection: what may carry them."""
 
     def next_tag(self) -> int:
         """A tag (64 bits) that was never given before."""

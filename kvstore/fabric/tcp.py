@@ -11,6 +11,7 @@ threads, and settles what is left when they touch no buffer any more.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import secrets
 import socket
@@ -27,7 +28,7 @@ from kvstore.fabric.base import Buffer
 from kvstore.fabric.liveness import Liveness, settle
 from kvstore.fabric.memory import host_view, on_device
 from kvstore.fabric.tags import Tags
-from kvstore.fabric.tcp_address import SECRET_BYTES, Endpoint, TcpAddress, device_ips, this_host
+from kvstore.fabric.tcp_address import SECRET_BYTES, TcpAddress, device_ips, this_host
 from kvstore.fabric.tcp_streams import Calls, Hangups, Operation, ReceiveStream, SendStream
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ GREETINGS_MAX = 64
 """Connections that have not said yet who they are; one more ends the oldest, which had the most time to."""
 LONE_S = 1.0
 """How long a peer waits for another connection from there when one has ended between two messages."""
+EXHAUSTED_S = 1.0
+"""Until a connection is accepted again, where there was no descriptor for one."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _GREETING = struct.Struct(f"<{SECRET_BYTES}sQH")
 """The secret of the fabric that is greeted, the number of this connection among those of the one that greets, and the
 length of that one's address, which follows."""
@@ -254,8 +258,9 @@ class TcpFabric:
         greeting = _GREETING.pack(there.secret, self._greeted_count, len(self._address)) + self._address
         failure = OSError("no address that has a route from here")
         for endpoint in there.nearest_first():
-            connection = self._bound_socket(endpoint)
+            connection = self._socket(endpoint[0])
             try:
+                self._leave_by_device(connection)
                 async with asyncio.timeout(CONNECT_S):
                     await self._loop.sock_connect(connection, endpoint)
                     await self._loop.sock_sendall(connection, greeting)
@@ -280,14 +285,11 @@ class TcpFabric:
 
     # ---- its own ----
 
-    def _bound_socket(self, endpoint: Endpoint) -> socket.socket:
-        """A socket whose packets leave from the fabric's own device."""
-        connection = self._socket(endpoint[0])
-        if not self._any_device:
-            own = next((ip for ip in self._ips if _family(ip) == connection.family), None)
-            if own is not None:
-                connection.bind((own, 0))
-        return connection
+    def _leave_by_device(self, connection: socket.socket) -> None:
+        """Gives a connection the address of the fabric's own device, where it is to use no other."""
+        own = next((ip for ip in self._ips if _family(ip) == connection.family), None)
+        if own is not None and not self._any_device:
+            connection.bind((own, 0))
 
     def _socket(self, ip: str) -> socket.socket:
         connection = socket.socket(_family(ip), socket.SOCK_STREAM)
@@ -316,7 +318,10 @@ class TcpFabric:
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
-        except OSError:  # it has gone again, or there is no descriptor left
+        except OSError as error:  # it has gone again, or there is no descriptor left for it
+            if error.errno in _EXHAUSTED:
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(EXHAUSTED_S, self._listen_again, listener)
             return
         connection.setblocking(False)
         if len(self._greetings) >= GREETINGS_MAX:
@@ -326,6 +331,10 @@ class TcpFabric:
         task = self._loop.create_task(self._greeted(connection))
         self._greetings[task] = None
         task.add_done_callback(lambda task: self._greeting_ended(task, connection))
+
+    def _listen_again(self, listener: socket.socket) -> None:
+        if self._closing is None:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _greeting_ended(self, task: "asyncio.Task[None]", connection: socket.socket) -> None:
         self._greetings.pop(task, None)

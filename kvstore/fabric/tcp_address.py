@@ -64,8 +64,10 @@ class TcpAddress:
 
     def nearest_first(self) -> list[Endpoint]:
         """What to try from here. Empty: no endpoint has a route from this host."""
-        here = self.host == this_host()
-        near = [(_nearness(ip), (ip, port)) for ip, port in self.endpoints if here or not _is_loopback(ip)]
+        # Of another host: not its loopback addresses, nor those that this one has too, as of bridges to containers.
+        own = set() if self.host == this_host() else set(device_ips(""))
+        elsewhere = [(ip, port) for ip, port in self.endpoints if not own or not (ip in own or _is_loopback(ip))]
+        near = [(_nearness(ip), (ip, port)) for ip, port in elsewhere]
         return [endpoint for share, endpoint in sorted(near, key=lambda item: -item[0]) if share >= 0]
 
 

@@ -49,9 +49,13 @@ class Calls:
 
     def _make(self) -> None:
         self._called = False  # first: what is added from here on calls again
-        while self._waiting:
-            call, args = self._waiting.popleft()
-            call(*args)
+        try:
+            while self._waiting:
+                call, args = self._waiting.popleft()
+                call(*args)
+        finally:
+            if self._waiting:  # one has raised; the others do not wait for it
+                self._loop.call_soon(self._make)
 
 
 class Hangups:

@@ -1,6 +1,7 @@
 """The fabric of plain sockets: the contract, and what is its own."""
 
 import asyncio
+import errno
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ from kvstore.fabric import tcp, tcp_address
 from kvstore.fabric.sealed import sealed
 from kvstore.fabric.tcp import GREETINGS_MAX, TcpFabric, TcpPeer
 from kvstore.fabric.tcp_address import MARK, SECRET_BYTES, TcpAddress, device_ips, this_host
+from kvstore.fabric.tcp_streams import Calls
 from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, guarded, pattern, unharmed
 from tests.fabric.conftest import StartFarProcess, exchange
 from tests.fabric.counts import resident_bytes, settled, threads, wakeups
@@ -190,6 +192,40 @@ async def test_nobody_is_there(fabric: TcpFabric) -> None:
     assert fabric.connect(gone.address) is not peer
 
 
+async def test_a_call_that_fails_holds_up_no_other() -> None:
+    """What other threads told the event loop with it is heard."""
+    loop, heard, failed = asyncio.get_running_loop(), list[int](), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: failed.append(context))
+    calls = Calls(loop)
+    for call in (lambda: heard.append(1), lambda: 1 / 0, lambda: heard.append(2)):
+        calls.add(call)
+    await eventually(lambda: heard == [1, 2])
+    assert len(failed) == 1
+
+
+async def test_without_descriptors(fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is accepted, the event loop does not spin, and later those who wait are heard."""
+    tried = 0
+
+    class Exhausted:
+        def __init__(self, listener: socket.socket) -> None:
+            self.fileno = listener.fileno
+            self._listener = listener
+
+        def accept(self) -> Any:
+            nonlocal tried
+            tried += 1
+            if tried <= 2:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self._listener.accept()
+
+    monkeypatch.setattr(tcp, "EXHAUSTED_S", 0.1)
+    for listener in parts(fabric)._listeners:
+        asyncio.get_running_loop().add_reader(listener.fileno(), parts(fabric)._accept, Exhausted(listener))
+    await exchange(other, fabric)
+    assert tried == 3
+
+
 # ---- strangers ---------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +317,15 @@ def test_loopback_is_for_the_same_host() -> None:
     assert [port for _, port in here][:2] == [2, 3]
     elsewhere = TcpAddress(bytes(16), bytes(8), endpoints).nearest_first()
     assert {port for _, port in elsewhere} <= {1}
+
+
+def test_addresses_that_both_hosts_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a bridge to containers: from here they lead here."""
+    monkeypatch.setattr(tcp_address, "_nearness", lambda ip: 0)
+    monkeypatch.setattr(tcp_address, "device_ips", lambda devices: ["172.17.0.1", "10.0.0.1"])
+    endpoints = (("172.17.0.1", 1), ("10.0.0.2", 2))
+    assert TcpAddress(bytes(16), bytes(8), endpoints).nearest_first() == [("10.0.0.2", 2)]
+    assert TcpAddress(bytes(16), this_host(), endpoints).nearest_first() == [*endpoints]
 
 
 async def test_without_a_route(fabric: TcpFabric) -> None:
