@@ -67,8 +67,9 @@ class Hosts:
             await self.cluster.clean(node)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["ucx", "tcp"])
+async def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts]:
+    """Once for each fabric between hosts."""
     topology = hosts_of(1, 1, Rates(snic_mbit=200))
     async with testbed.testbed(topology) as made, cluster(tmp_path_factory.mktemp("hosts")) as built:
 
@@ -77,9 +78,10 @@ async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts
             listen = f"{host.nic(network).address}:0"
             return {"listen": listen, "prefix": made.prefix(host), "flags": ("--insecure",)}
 
-        nics = {"compute_device": "cnic0", "storage_device": "snic0"}
+        compute, both = {"compute_kind": request.param}, {"compute_kind": request.param, "storage_kind": request.param}
+        nics = {"compute_device": "cnic0", "storage_device": "snic0", **both}
         options = {
-            "storage": {**NODE, "roles": "storage", "compute_device": "snic0"},
+            "storage": {**NODE, "roles": "storage", "compute_device": "snic0", **compute},
             "prefill-1": {**NARROW, **nics, "roles": "prefill"},
             "decode-1": {**NODE, **nics, "roles": "decode", "piece_bytes": "128KiB"},
         }
