@@ -168,8 +168,7 @@ async def _joined(stack: AsyncExitStack, kind: Mover, hosts: Sequence[Site], tot
         ends.append(await stack.enter_async_context(starting))
     giver, taker = ends
     addresses = [(await end.ask("address"))["address"] for end in ends]
-    await giver.ask("join", peer=addresses[1])
-    await taker.ask("join", peer=addresses[0])
+    await asyncio.gather(giver.ask("join", peer=addresses[1]), taker.ask("join", peer=addresses[0]))
     return giver, taker
 
 

@@ -7,7 +7,7 @@ synchronously and return a future.
 
 The contract, held by tests/contracts/fabric.py for every implementation:
 
-- A tag is used once. `next_tag` never repeats in the life of a fabric. Tags are matched per fabric, not per peer.
+- A tag is used once. `next_tag` never repeats in the life of a fabric. A receive is posted on the peer that sends.
 - A buffer belongs to the fabric until its *operation* has ended. Cancelling the future (which is what the cancel of a
   task does that awaits it) ends the waiting only: the operation goes on, the fabric holds the buffer, and `pending`
   counts it. Who needs the buffer back waits under `asyncio.shield` or `asyncio.wait`, or closes the peer.

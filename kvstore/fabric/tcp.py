@@ -1,8 +1,8 @@
 """TCP fabric: messages over plain sockets, for networks without RDMA.
 
 How it works. Each side connects to the other, and each connection carries messages one way: a header of tag and length,
-then the bytes, which the receiver reads straight into the buffer that waits for the tag. A connection begins with the
-secret of the fabric that it goes to and the address of the one that it comes from. Each has a thread of its own
+then the bytes, which the receiver reads straight into the buffer that waits for the tag. Before, both have proved that
+they know the secret of the fabric that is connected to (`tcp_greeting`). Each connection has a thread of its own
 (`tcp_streams`), the event loop is told of what has ended in batches, and an idle fabric has no wake-up at all.
 
 A dead process is noticed by either connection's end; a stopped one is not. `close` shuts both down, which ends the
@@ -10,12 +10,10 @@ threads, and settles what is left when they touch no buffer any more.
 """
 
 import asyncio
-import contextlib
 import errno
 import logging
 import secrets
 import socket
-import struct
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
@@ -28,24 +26,33 @@ from kvstore.fabric.base import Buffer
 from kvstore.fabric.liveness import Liveness, settle
 from kvstore.fabric.memory import host_view, on_device
 from kvstore.fabric.tags import Tags
-from kvstore.fabric.tcp_address import SECRET_BYTES, TcpAddress, device_ips, this_host
+from kvstore.fabric.tcp_address import (
+    SECRET_BYTES,
+    Endpoint,
+    TcpAddress,
+    common_share,
+    device_ips,
+    family,
+    this_host,
+)
+from kvstore.fabric.tcp_greeting import Greeting, heard
 from kvstore.fabric.tcp_streams import Calls, Hangups, Operation, ReceiveStream, SendStream
 
 logger = logging.getLogger(__name__)
 
-CONNECT_S = 2.0
-"""For each address of a fabric; one that is near answers within a round trip."""
+CONNECT_S = 5.0
+STAGGER_S = 0.025
+"""A fabric's addresses are tried one this much after the other, and the first that answers is taken."""
 GREETING_S = 5.0
 GREETINGS_MAX = 64
 """Connections that have not said yet who they are; one more ends the oldest, which had the most time to."""
+UNCLAIMED_MAX = 256
+"""Connections of fabrics that nobody here has connected to; one more ends the oldest."""
 LONE_S = 1.0
 """How long a peer waits for another connection from there when one has ended between two messages."""
 EXHAUSTED_S = 1.0
 """Until a connection is accepted again, where there was no descriptor for one."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_GREETING = struct.Struct(f"<{SECRET_BYTES}sQH")
-"""The secret of the fabric that is greeted, the number of this connection among those of the one that greets, and the
-length of that one's address, which follows."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """Seconds and tries until a host that is gone is noticed where nothing is under way."""
 
@@ -63,6 +70,7 @@ class TcpPeer:
         self._streams: set[SendStream | ReceiveStream] = set()
         self._outgoing: SendStream | None = None
         self._incoming: ReceiveStream | None = None
+        self._lone: asyncio.TimerHandle | None = None
         self._settling: asyncio.Task[None] | None = None
         self._opening = self._loop.create_task(self._open(there))
 
@@ -103,6 +111,8 @@ class TcpPeer:
         """Takes a connection that was made there, in the place of an earlier one."""
         if self._incoming is not None:
             self._incoming.shut()
+        if self._lone is not None:
+            self._lone.cancel()
         self._incoming = incoming
         self._streams.add(incoming)
         incoming.claim, incoming.done = self._claim, self._done
@@ -135,14 +145,14 @@ class TcpPeer:
 
     async def _open(self, there: TcpAddress) -> None:
         try:
-            connection = await self._fabric.greet(there)
+            connection = await self._fabric.reach(there)
         except OSError as error:
-            self.lose(f"is not reached: {error.strerror or error or type(error).__name__}")
+            self.lose(f"is not reached: {error.strerror or str(error) or type(error).__name__}")
             return
         self._outgoing = SendStream(connection, self._fabric.calls, self._posted)
         self._outgoing.done, self._outgoing.lost = self._done, self._outgoing_ended
         self._streams.add(self._outgoing)
-        self._fabric.hangups.watch(self._outgoing.fileno(), lambda: self.lose("the connection was reset"))
+        self._fabric.hangups.watch(connection.fileno(), lambda: self.lose("the connection was reset"))
         self._outgoing.start()
 
     def _outgoing_ended(self, reason: str | None) -> None:
@@ -158,11 +168,7 @@ class TcpPeer:
             self.lose(reason)
         elif self._incoming is incoming:
             self._incoming = None
-            self._loop.call_later(LONE_S, self._lose_if_lone)
-
-    def _lose_if_lone(self) -> None:
-        if self._incoming is None:
-            self.lose("its connection ended")
+            self._lone = self._loop.call_later(LONE_S, self.lose, "its connection ended")
 
     def _settle_soon(self) -> "asyncio.Task[None]":
         if self._settling is None:
@@ -172,8 +178,7 @@ class TcpPeer:
 
     async def _settle(self) -> None:
         self._opening.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._opening
+        await asyncio.wait({self._opening})
         streams = [*self._streams]
         for stream in streams:
             stream.shut()
@@ -196,24 +201,26 @@ class TcpFabric:
             raise FabricUnavailable("kind = tcp has neither cuda nor service_level: both need UCX")
         self._loop = asyncio.get_running_loop()
         self._traffic_class = None if config.traffic_class == "auto" else int(config.traffic_class)
-        self.calls = Calls(self._loop)
-        self.hangups = Hangups(self._loop)
-        self._ips = device_ips(config.device)
         self._any_device = not config.device
-        self._listeners = [listener for ip in self._ips for listener in self._listening(ip)]
+        self._own_ips = frozenset(device_ips(""))
+        ips = device_ips(config.device)
+        self._listeners = [listener for ip in ips for listener in self._listening(ip)]
         if not self._listeners:
-            raise FabricUnavailable(f"TCP cannot listen on any of {', '.join(self._ips)}")
+            raise FabricUnavailable(f"TCP cannot listen on any of {', '.join(ips)}")
         endpoints = tuple(listener.getsockname()[:2] for listener in self._listeners)
+        self._ips = [ip for ip, _ in endpoints]
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._address = TcpAddress(self._secret, this_host(), endpoints).encoded()
+        self.calls = Calls(self._loop)
+        self.hangups = Hangups(self._loop)
         self._tags = Tags()
         self._peers: dict[bytes, TcpPeer] = {}
         self._unsettled: set[TcpPeer] = set()
         self._greetings: dict[asyncio.Task[None], None] = {}
         """Oldest first."""
         self._unclaimed: dict[bytes, ReceiveStream] = {}
-        """Connections of fabrics that nobody has connected to from here yet."""
-        self._greeted_count = 0
+        """Connections of fabrics that nobody has connected to from here yet, oldest first."""
+        self._reached = 0
         self._closing: asyncio.Task[None] | None = None
         for listener in self._listeners:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
@@ -252,27 +259,28 @@ class TcpFabric:
 
     # ---- for its peers ----
 
-    async def greet(self, there: TcpAddress) -> socket.socket:
-        """A connection to another fabric, which knows whose it is. Raises OSError."""
-        self._greeted_count += 1
-        greeting = _GREETING.pack(there.secret, self._greeted_count, len(self._address)) + self._address
-        failure = OSError("no address that has a route from here")
-        for endpoint in there.nearest_first():
-            connection = self._socket(endpoint[0])
-            try:
-                self._leave_by_device(connection)
-                async with asyncio.timeout(CONNECT_S):
-                    await self._loop.sock_connect(connection, endpoint)
-                    await self._loop.sock_sendall(connection, greeting)
-            except OSError as error:  # TimeoutError is one
-                connection.close()
-                failure = error
-            except BaseException:
-                connection.close()
-                raise
-            else:
-                return connection
-        raise failure
+    async def reach(self, there: TcpAddress) -> socket.socket:
+        """A connection to another fabric, which knows whose it is. Raises OSError: of the last address that failed."""
+        self._reached += 1
+        greeting = Greeting(self._address, self._reached, there.secret)
+        waits = enumerate(there.nearest_first(self._own_ips))
+        trying = [self._loop.create_task(self._greet(endpoint, i * STAGGER_S, greeting)) for i, endpoint in waits]
+        failure, taken = OSError("no address that has a route from here"), None
+        try:
+            for answer in asyncio.as_completed(trying):
+                try:
+                    connection = await answer
+                    greeting.take(connection)
+                except OSError as error:
+                    failure = error
+                else:
+                    taken = connection
+                    return taken
+            raise failure
+        finally:
+            for task in trying:
+                task.cancel()
+                task.add_done_callback(lambda task: _close_other(task, taken))
 
     def forget(self, address: bytes, peer: TcpPeer) -> None:
         """The next `connect` makes a new peer."""
@@ -285,14 +293,30 @@ class TcpFabric:
 
     # ---- its own ----
 
-    def _leave_by_device(self, connection: socket.socket) -> None:
-        """Gives a connection the address of the fabric's own device, where it is to use no other."""
-        own = next((ip for ip in self._ips if _family(ip) == connection.family), None)
-        if own is not None and not self._any_device:
-            connection.bind((own, 0))
+    async def _greet(self, endpoint: Endpoint, wait_s: float, greeting: Greeting) -> socket.socket:
+        await asyncio.sleep(wait_s)
+        connection = self._socket(endpoint[0])
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                self._leave_by_device(connection, endpoint[0])
+                await self._loop.sock_connect(connection, endpoint)
+                await greeting.say(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _leave_by_device(self, connection: socket.socket, ip: str) -> None:
+        """Gives a connection the address of the fabric's own device, where it is to use no other. Raises OSError."""
+        if self._any_device:
+            return
+        own = [each for each in self._ips if family(each) == connection.family]
+        if not own:
+            raise OSError(errno.EADDRNOTAVAIL, f"the device has no address of the kind of {ip}")
+        connection.bind((max(own, key=lambda each: common_share(each, ip)), 0))
 
     def _socket(self, ip: str) -> socket.socket:
-        connection = socket.socket(_family(ip), socket.SOCK_STREAM)
+        connection = socket.socket(family(ip), socket.SOCK_STREAM)
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -345,35 +369,25 @@ class TcpFabric:
         """Hears whose the connection is, and gives it to that peer."""
         try:
             async with asyncio.timeout(GREETING_S):
-                secret, number, length = _GREETING.unpack(await self._read(connection, _GREETING.size))
-                if not secrets.compare_digest(secret, self._secret):
-                    raise InvalidInput("it does not know the secret of this fabric")
-                address = await self._read(connection, length)
+                address, number = await heard(connection, self._secret)
             TcpAddress.decoded(address)
         except (OSError, InvalidInput) as error:
             connection.close()
-            logger.warning("a connection was refused: %s", error)
+            logger.debug("a connection was refused: %s", error)
             return
         self._take(address, ReceiveStream(connection, self.calls, number))
-
-    async def _read(self, connection: socket.socket, length: int) -> bytes:
-        read = b""
-        while len(read) < length:
-            more = await self._loop.sock_recv(connection, length - len(read))
-            if not more:
-                raise ConnectionResetError("it ended before it had said whose it is")
-            read += more
-        return read
 
     def _take(self, address: bytes, stream: ReceiveStream) -> None:
         peer = self._peers.get(address)
         earlier = self._unclaimed.get(address) if peer is None else peer.incoming
-        if earlier is not None and earlier.number > stream.number:
+        if earlier is not None and earlier.number >= stream.number:
             stream.discard()
             return
         if peer is not None:
             peer.adopt(stream)
         else:
+            if earlier is None and len(self._unclaimed) >= UNCLAIMED_MAX:
+                earlier = self._unclaimed.pop(next(iter(self._unclaimed)))
             if earlier is not None:
                 earlier.shut()
             self._unclaimed[address] = stream
@@ -399,8 +413,10 @@ class TcpFabric:
         self.hangups.close()
 
 
-def _family(ip: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in ip else socket.AF_INET
+def _close_other(task: "asyncio.Task[socket.socket]", taken: socket.socket | None) -> None:
+    """Of those that were tried at once."""
+    if not task.cancelled() and task.exception() is None and task.result() is not taken:
+        task.result().close()
 
 
 def _host_view(buffer: Buffer, writable: bool) -> memoryview:

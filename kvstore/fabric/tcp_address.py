@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -62,12 +63,12 @@ class TcpAddress:
             raise InvalidInput("not the address of a TCP fabric: it names no place")
         return cls(secret, host, tuple(endpoints))
 
-    def nearest_first(self) -> list[Endpoint]:
-        """What to try from here. Empty: no endpoint has a route from this host."""
+    def nearest_first(self, own_ips: Collection[str]) -> list[Endpoint]:
+        """What to try from here. Empty: no endpoint has a route from this host. own_ips: this host's."""
         # Of another host: not its loopback addresses, nor those that this one has too, as of bridges to containers.
-        own = set() if self.host == this_host() else set(device_ips(""))
-        elsewhere = [(ip, port) for ip, port in self.endpoints if not own or not (ip in own or _is_loopback(ip))]
-        near = [(_nearness(ip), (ip, port)) for ip, port in elsewhere]
+        same = self.host == this_host()
+        there = [(ip, port) for ip, port in self.endpoints if same or not (ip in own_ips or _is_loopback(ip))]
+        near = [(_nearness(ip), (ip, port)) for ip, port in there]
         return [endpoint for share, endpoint in sorted(near, key=lambda item: -item[0]) if share >= 0]
 
 
@@ -85,7 +86,8 @@ def device_ips(devices: str) -> list[str]:
 
     Raises FabricUnavailable for a device that is not there or has none.
     """
-    known = {name: [*_ipv4(name), *_ipv6(name)] for _, name in socket.if_nameindex()}
+    six = _ipv6()
+    known = {name: [*_ipv4(name), *six.get(name, [])] for _, name in socket.if_nameindex()}
     if not devices:
         return [ip for ips in known.values() for ip in ips]
     wanted = devices.split(",")
@@ -106,15 +108,18 @@ def _ipv4(device: str) -> list[str]:
     return [socket.inet_ntoa(answer[20:24])]
 
 
-def _ipv6(device: str) -> list[str]:
-    """Global addresses, and that of the loopback device (proc_net(5))."""
+def _ipv6() -> dict[str, list[str]]:
+    """Of all devices: global addresses, and that of the loopback device (proc_net(5))."""
     try:
         lines = Path("/proc/net/if_inet6").read_text().splitlines()
     except FileNotFoundError:  # no IPv6
-        return []
-    found = (line.split() for line in lines)
-    ips = [ipaddress.ip_address(bytes.fromhex(fields[0])) for fields in found if fields[5] == device]
-    return [str(ip) for ip in ips if not ip.is_link_local]
+        return {}
+    found: dict[str, list[str]] = {}
+    for fields in (line.split() for line in lines):
+        ip = ipaddress.ip_address(bytes.fromhex(fields[0]))
+        if not ip.is_link_local:
+            found.setdefault(fields[5], []).append(str(ip))
+    return found
 
 
 def _is_loopback(ip: str) -> bool:
@@ -123,12 +128,19 @@ def _is_loopback(ip: str) -> bool:
 
 def _nearness(ip: str) -> float:
     """The share of leading bits in common with the address that packets would leave from; -1: no route."""
-    there = ipaddress.ip_address(ip)
-    family = socket.AF_INET if there.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
-        try:
+    try:
+        with socket.socket(family(ip), socket.SOCK_DGRAM) as probe:  # sends nothing
             probe.connect((ip, 9))
-        except OSError:
-            return -1
-        here = ipaddress.ip_address(probe.getsockname()[0])
-    return 1 - (int(there) ^ int(here)).bit_length() / there.max_prefixlen
+            return common_share(ip, probe.getsockname()[0])
+    except OSError:  # also where this host has no such family
+        return -1
+
+
+def common_share(ip: str, other: str) -> float:
+    """Of two addresses of one family, the share of leading bits that are the same."""
+    one, two = ipaddress.ip_address(ip), ipaddress.ip_address(other)
+    return 1 - (int(one) ^ int(two)).bit_length() / one.max_prefixlen
+
+
+def family(ip: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET

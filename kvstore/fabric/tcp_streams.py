@@ -108,7 +108,11 @@ class _Stream:
         """The thread touches no buffer any more."""
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name=self.name, daemon=True).start()
+        """Where no thread can be made the connection ends, soon."""
+        try:
+            threading.Thread(target=self._run, name=self.name, daemon=True).start()
+        except RuntimeError as error:
+            self._calls.add(self._finish, str(error))
 
     def shut(self) -> None:
         """Ends the thread, soon."""
@@ -126,8 +130,10 @@ class _Stream:
             self._calls.add(self._finish, reason)
 
     def _finish(self, reason: str | None) -> None:
-        self.lost(reason)
-        self.discard()
+        try:
+            self.lost(reason)
+        finally:
+            self.discard()
 
     def discard(self) -> None:
         """Without a thread, or after it."""

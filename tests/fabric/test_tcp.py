@@ -5,8 +5,10 @@ import errno
 import signal
 import socket
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -16,14 +18,14 @@ import pytest
 
 from kvstore.config import FabricConfig
 from kvstore.errors import BufferMismatch, FabricUnavailable, InvalidInput, PeerLost
-from kvstore.fabric import tcp, tcp_address
+from kvstore.fabric import tcp, tcp_address, tcp_greeting
 from kvstore.fabric.sealed import sealed
 from kvstore.fabric.tcp import GREETINGS_MAX, TcpFabric, TcpPeer
 from kvstore.fabric.tcp_address import MARK, SECRET_BYTES, TcpAddress, device_ips, this_host
 from kvstore.fabric.tcp_streams import Calls
 from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, guarded, pattern, unharmed
 from tests.fabric.conftest import StartFarProcess, exchange
-from tests.fabric.counts import resident_bytes, settled, threads, wakeups
+from tests.fabric.counts import held, resident_bytes, settled, threads, wakeups
 from tests.fabric.dying import end_within_messages
 from tests.waiting import eventually
 
@@ -143,9 +145,9 @@ async def test_a_former_connection_that_comes_late(fabric: TcpFabric, other: Tcp
     peer = parts(fabric.connect(other.address))
     present = await eventually(lambda: peer.incoming)
     there = TcpAddress.decoded(fabric.address)
-    for former, taken in ((-1, False), (present.number, True)):
-        parts(other)._greeted_count = former
-        connection = await other.greet(there)
+    for former, taken in ((-1, False), (present.number - 1, False), (present.number, True)):
+        parts(other)._reached = former
+        connection = await other.reach(there)
         await eventually(lambda: not parts(fabric)._greetings)
         assert (peer.incoming is not present) == taken
         if taken:
@@ -179,6 +181,23 @@ async def test_the_end_of_one_that_had_not_accepted_yet(
     await back.close()
     assert [type(error) for error in await asyncio.wait_for(ended(received), 2)] == [PeerLost]
     assert not peer.alive
+
+
+async def test_a_connection_that_follows_in_time(
+    fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keeps the peer alive."""
+    monkeypatch.setattr(tcp, "LONE_S", 0.2)
+    peer, there = parts(fabric.connect(other.address)), TcpAddress.decoded(fabric.address)
+    for _ in range(2):
+        connection = await other.reach(there)
+        await eventually(lambda: peer.incoming)
+        if peer._lone is None:
+            connection.close()
+            await eventually(lambda: peer._lone)
+    await asyncio.sleep(0.4)  # the time in which it would have been given up
+    assert peer.alive
+    connection.close()
 
 
 async def test_nobody_is_there(fabric: TcpFabric) -> None:
@@ -226,6 +245,52 @@ async def test_without_descriptors(fabric: TcpFabric, other: TcpFabric, monkeypa
     assert tried == 3
 
 
+@pytest.mark.parametrize("which", ["tcp-send", "tcp-receive"])
+async def test_without_threads(
+    fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """As where a container may have no more: the peer is lost, and says why; nothing hangs."""
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == which:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    peers = fabric.connect(other.address), other.connect(fabric.address)
+    futures = [peer.receive(1, np.zeros(8, np.uint8)) for peer in peers] + [peer.send(2, bytes(8)) for peer in peers]
+    assert PeerLost in {type(error) for error in await asyncio.wait_for(ended(*futures), 3)}
+    assert not any(peer.alive for peer in peers)
+    await asyncio.wait_for(asyncio.gather(*(peer.close() for peer in peers)), 3)
+    monkeypatch.undo()
+    await exchange(fabric, other)
+
+
+async def test_what_cannot_be_made_leaves_nothing() -> None:
+    """No descriptor, and nothing that the event loop watches."""
+    before = held()
+    for _ in range(5):
+        with pytest.raises(FabricUnavailable):
+            TcpFabric(FabricConfig(kind="tcp", device="nosuch0"))
+    assert held() == before
+
+
+async def test_unclaimed_connections_are_bounded(
+    fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest makes room."""
+    monkeypatch.setattr(tcp, "UNCLAIMED_MAX", 3)
+    others = [TcpFabric(LO) for _ in range(5)]
+    for each in others:
+        await each.connect(fabric.address).send(1, bytes(8))
+        await eventually(lambda each=each: each.address in parts(fabric)._unclaimed)
+    assert [*parts(fabric)._unclaimed] == [each.address for each in others[-3:]]
+    await exchange(fabric, others[-1])
+    for each in others:
+        await each.close()
+
+
 # ---- strangers ---------------------------------------------------------------------------------------------------
 
 
@@ -237,27 +302,42 @@ def stranger(fabric: TcpFabric) -> socket.socket:
 async def hung_up(connection: socket.socket) -> bool:
     connection.setblocking(False)
     try:
-        return await asyncio.get_running_loop().sock_recv(connection, 1) == b""
+        while await asyncio.get_running_loop().sock_recv(connection, 4096):
+            pass  # it may have answered before
     except ConnectionResetError:
-        return True
+        pass
+    return True
+
+
+def greeting(secret: bytes, address: bytes) -> bytes:
+    said = tcp_greeting._HEAD.pack(bytes(16), 1, len(address)) + address
+    return said + tcp_greeting._mac(secret, b"hello", said)
 
 
 async def test_who_does_not_know_the_secret_is_refused(
     fabric: TcpFabric, other: TcpFabric, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever a stranger says, the connection is closed, no buffer is touched, and others go on."""
-    greeting = tcp._GREETING.pack(bytes(SECRET_BYTES), 1, 8)
-    right = tcp._GREETING.pack(parts(fabric)._secret, 1, 8)
+    caplog.set_level("DEBUG")
+    known, unknown = parts(fabric)._secret, bytes(SECRET_BYTES)
     tag, (target, whole) = fabric.next_tag(), guarded(64)
     received = fabric.connect(other.address).receive(tag, target)
     message = tag.to_bytes(8, "little") + (64).to_bytes(8, "little") + b"x" * 64
-    for said in (greeting + bytes(8), right + bytes(8), right[:3], greeting + message, b"GET / HTTP/1.1\r\n\r\n" * 9):
+    right = greeting(known, other.address)
+    for said, why in (
+        (greeting(unknown, other.address) + b"\x01" + message, "does not know the secret"),
+        (greeting(known, b"no address") + b"\x01" + message, "not the address of a TCP fabric"),
+        (right[:-1] + bytes([right[-1] ^ 1]) + b"\x01" + message, "does not know the secret"),
+        (right, "ended within the greeting"),
+        (right[:30], "ended within the greeting"),
+        (b"GET / HTTP/1.1\r\n\r\n" * 9000, "does not know the secret"),
+    ):
+        caplog.clear()
         with stranger(fabric) as connection:
             connection.sendall(said)
             connection.shutdown(socket.SHUT_WR)
             assert await asyncio.wait_for(hung_up(connection), 5)
-    assert "does not know the secret" in caplog.text
-    assert "not the address of a TCP fabric" in caplog.text
+        await eventually(lambda why=why: why in caplog.text)
     assert not whole.any()
     assert await ended(other.connect(fabric.address).send(tag, pattern(64, tag)), received) == [None, None]
     assert unharmed(whole)
@@ -313,26 +393,39 @@ def test_hostile_addresses(content: bytes) -> None:
 def test_loopback_is_for_the_same_host() -> None:
     """What another host calls 127.0.0.1 is not ours; near addresses come before far ones."""
     endpoints = (("198.51.100.9", 1), ("127.0.0.1", 2), ("127.0.0.9", 3))
-    here = TcpAddress(bytes(16), this_host(), endpoints).nearest_first()
+    here = TcpAddress(bytes(16), this_host(), endpoints).nearest_first(())
     assert [port for _, port in here][:2] == [2, 3]
-    elsewhere = TcpAddress(bytes(16), bytes(8), endpoints).nearest_first()
+    elsewhere = TcpAddress(bytes(16), bytes(8), endpoints).nearest_first(())
     assert {port for _, port in elsewhere} <= {1}
 
 
 def test_addresses_that_both_hosts_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a bridge to containers: from here they lead here."""
     monkeypatch.setattr(tcp_address, "_nearness", lambda ip: 0)
-    monkeypatch.setattr(tcp_address, "device_ips", lambda devices: ["172.17.0.1", "10.0.0.1"])
-    endpoints = (("172.17.0.1", 1), ("10.0.0.2", 2))
-    assert TcpAddress(bytes(16), bytes(8), endpoints).nearest_first() == [("10.0.0.2", 2)]
-    assert TcpAddress(bytes(16), this_host(), endpoints).nearest_first() == [*endpoints]
+    own, endpoints = ("172.17.0.1", "10.0.0.1"), (("172.17.0.1", 1), ("10.0.0.2", 2))
+    assert TcpAddress(bytes(16), bytes(8), endpoints).nearest_first(own) == [("10.0.0.2", 2)]
+    assert TcpAddress(bytes(16), this_host(), endpoints).nearest_first(own) == [*endpoints]
+
+
+def test_a_host_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries what it has."""
+    made = socket.socket
+
+    def without(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return made(family, kind)
+
+    monkeypatch.setattr(socket, "socket", without)
+    there = TcpAddress(bytes(16), this_host(), (("::1", 1), ("127.0.0.1", 2)))
+    assert there.nearest_first(()) == [("127.0.0.1", 2)]
 
 
 async def test_without_a_route(fabric: TcpFabric) -> None:
     """A fabric that has only loopback addresses is not reached from another host."""
     there = TcpAddress(bytes(16), bytes(8), (("127.0.0.1", 1),))
     with pytest.raises(OSError, match="no address that has a route"):
-        await fabric.greet(there)
+        await fabric.reach(there)
 
 
 def test_devices() -> None:
@@ -343,16 +436,55 @@ def test_devices() -> None:
         device_ips("lo,nosuch0")
 
 
-async def test_another_address_is_tried(fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the first one does not answer."""
+@pytest.mark.parametrize("first", ["refuses", "is silent", "talks", "is another fabric"])
+async def test_another_address_is_tried(
+    fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Where at the nearest one nobody is, or somebody else: within a load's patience, and nothing is left of it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if first == "talks":
+            writer.write(bytes(64))
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    own, third = TcpAddress.decoded(other.address), TcpFabric(LO)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        wrong = server.sockets[0].getsockname()[:2]
+        if first == "refuses":
+            server.close()
+        elif first == "is another fabric":
+            wrong = TcpAddress.decoded(third.address).endpoints[0]
+        monkeypatch.setattr(tcp_address, "_nearness", lambda ip: 0)
+        began, tasks = time.monotonic(), len(asyncio.all_tasks())
+        connection = await fabric.reach(TcpAddress(own.secret, own.host, (wrong, *own.endpoints)))
+        assert time.monotonic() - began < 0.3
+        assert connection.getpeername()[:2] in own.endpoints
+        await eventually(lambda: len(asyncio.all_tasks()) <= tasks, 1)
+        connection.close()
+    await third.close()
+
+
+async def test_one_connection_of_those_that_were_tried(fabric: TcpFabric, other: TcpFabric) -> None:
+    """Is kept; the other side takes none of the others."""
     own = TcpAddress.decoded(other.address)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        dead = closed.getsockname()[:2]
-    both = TcpAddress(own.secret, own.host, (dead, *own.endpoints))
-    monkeypatch.setattr(tcp_address, "_nearness", lambda ip: 0)
-    connection = await fabric.greet(both)
-    assert connection.getpeername()[:2] in own.endpoints
+    before = held()[1]
+    connection = await fabric.reach(TcpAddress(own.secret, own.host, own.endpoints * 4))
+    await eventually(lambda: parts(other)._unclaimed and not parts(other)._greetings)
+    await eventually(lambda: held()[1] == before + 2)
     connection.close()
+
+
+async def test_connections_leave_by_the_device(fabric: TcpFabric) -> None:
+    """From that of its addresses which is nearest; without one of the kind the address is not tried."""
+    named = parts(fabric)
+    named._ips = ["10.1.0.1", "127.0.0.1"]
+    with socket.socket() as connection:
+        named._leave_by_device(connection, "127.0.0.9")
+        assert connection.getsockname()[0] == "127.0.0.1"
+    with socket.socket(socket.AF_INET6) as connection, pytest.raises(OSError, match="no address of the kind of ::1"):
+        named._leave_by_device(connection, "::1")
 
 
 # ---- buffers -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from kvstore.config import FabricConfig
 from kvstore.fabric import make_fabric
 from kvstore.fabric.base import Fabric, Peer
 
+_JOINED = (1 << 63) - 1
 _READY = 1 << 63
 """Tags of the messages by which the taker says that it waits for a turn's blocks."""
 
@@ -32,7 +33,8 @@ class FabricMover:
         async def connect() -> Peer:
             joined = self._fabric.connect(base64.b64decode(peer))
             self._ready = joined.receive(_READY, self._said)
-            await joined.send(_READY - 1, self._said)  # connected; between calls the event loop stands still
+            # Connected both ways; between calls the event loop stands still.
+            await asyncio.gather(joined.receive(_JOINED, bytearray(1)), joined.send(_JOINED, bytes(1)))
             return joined
 
         self._peer = self._runner.run(connect())

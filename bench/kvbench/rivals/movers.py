@@ -20,7 +20,9 @@ class Mover(Protocol):
         """What the other side needs to join."""
         ...
 
-    def join(self, peer: str) -> None: ...
+    def join(self, peer: str) -> None:
+        """Connects to the other side, which joins at the same time."""
+        ...
 
     def give(self, blocks: Blocks) -> None:
         """Sends the memory's first blocks; returns when its memory may be changed."""
