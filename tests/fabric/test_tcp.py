@@ -139,8 +139,11 @@ async def test_closed_and_connected_over_and_over(fabric: TcpFabric, other: TcpF
         await exchange(other, fabric, 4096)
 
 
-async def test_a_former_connection_that_comes_late(fabric: TcpFabric, other: TcpFabric) -> None:
+async def test_a_former_connection_that_comes_late(
+    fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Is not taken in the place of the present one, and a newer one is."""
+    monkeypatch.setattr(tcp, "LONE_S", 60)
     await exchange(fabric, other)
     peer = parts(fabric.connect(other.address))
     present = await eventually(lambda: peer.incoming)
@@ -151,7 +154,7 @@ async def test_a_former_connection_that_comes_late(fabric: TcpFabric, other: Tcp
         await eventually(lambda: not parts(fabric)._greetings)
         assert (peer.incoming is not present) == taken
         if taken:
-            await asyncio.wait_for(present.ended.wait(), 0.5)
+            await asyncio.wait_for(present.ended.wait(), 5)
         connection.close()
 
 
@@ -163,7 +166,7 @@ async def test_the_end_of_one_that_never_connected_here(fabric: TcpFabric) -> No
     await peer.send(1, bytes(8))
     await eventually(lambda: parts(other)._unclaimed)
     await other.close()
-    assert [type(error) for error in await asyncio.wait_for(ended(received), 1)] == [PeerLost]
+    assert [type(error) for error in await ended(received)] == [PeerLost]
 
 
 async def test_the_end_of_one_that_had_not_accepted_yet(
@@ -179,25 +182,22 @@ async def test_the_end_of_one_that_had_not_accepted_yet(
     await back.send(1, bytes(8))
     await eventually(lambda: parts(peer).incoming)
     await back.close()
-    assert [type(error) for error in await asyncio.wait_for(ended(received), 2)] == [PeerLost]
+    assert [type(error) for error in await ended(received)] == [PeerLost]
     assert not peer.alive
 
 
-async def test_a_connection_that_follows_in_time(
-    fabric: TcpFabric, other: TcpFabric, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Keeps the peer alive."""
-    monkeypatch.setattr(tcp, "LONE_S", 0.2)
+async def test_a_connection_that_follows(fabric: TcpFabric, other: TcpFabric) -> None:
+    """Keeps the peer, which would have been given up."""
     peer, there = parts(fabric.connect(other.address)), TcpAddress.decoded(fabric.address)
-    for _ in range(2):
-        connection = await other.reach(there)
-        await eventually(lambda: peer.incoming)
-        if peer._lone is None:
-            connection.close()
-            await eventually(lambda: peer._lone)
-    await asyncio.sleep(0.4)  # the time in which it would have been given up
-    assert peer.alive
-    connection.close()
+    former = await other.reach(there)
+    await eventually(lambda: peer.incoming)
+    former.close()
+    await eventually(lambda: not peer.incoming)
+    assert not peer._lone.cancelled()
+    present = await other.reach(there)
+    await eventually(lambda: peer.incoming)
+    assert peer._lone.cancelled()
+    present.close()
 
 
 async def test_nobody_is_there(fabric: TcpFabric) -> None:
@@ -242,7 +242,7 @@ async def test_without_descriptors(fabric: TcpFabric, other: TcpFabric, monkeypa
     for listener in parts(fabric)._listeners:
         asyncio.get_running_loop().add_reader(listener.fileno(), parts(fabric)._accept, Exhausted(listener))
     await exchange(other, fabric)
-    assert tried == 3
+    assert 3 <= tried <= 6  # of two listeners
 
 
 @pytest.mark.parametrize("which", ["tcp-send", "tcp-receive"])
@@ -365,13 +365,14 @@ async def test_a_silent_stranger_is_ended(fabric: TcpFabric, monkeypatch: pytest
     await eventually(lambda: not parts(fabric)._greetings)
 
 
-async def test_close_ends_silent_strangers() -> None:
+async def test_close_ends_silent_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """They do not wait for the time that a greeting has."""
+    monkeypatch.setattr(tcp, "GREETING_S", 60)
     fabric = TcpFabric(LO)
     with stranger(fabric) as connection:
         await eventually(lambda: parts(fabric)._greetings)
-        await asyncio.wait_for(fabric.close(), 1)
-        assert await asyncio.wait_for(hung_up(connection), 1)
+        await asyncio.wait_for(fabric.close(), 5)
+        assert await asyncio.wait_for(hung_up(connection), 5)
 
 
 # ---- addresses ---------------------------------------------------------------------------------------------------
@@ -459,9 +460,9 @@ async def test_another_address_is_tried(
         monkeypatch.setattr(tcp_address, "_nearness", lambda ip: 0)
         began, tasks = time.monotonic(), len(asyncio.all_tasks())
         connection = await fabric.reach(TcpAddress(own.secret, own.host, (wrong, *own.endpoints)))
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 1  # of 5 that an address has
         assert connection.getpeername()[:2] in own.endpoints
-        await eventually(lambda: len(asyncio.all_tasks()) <= tasks, 1)
+        await eventually(lambda: len(asyncio.all_tasks()) <= tasks, tcp.CONNECT_S / 2)
         connection.close()
     await third.close()
 
