@@ -185,7 +185,8 @@ async def test_stopped_reader_does_not_hold_up_others(site: Site) -> None:
     result, took_s = await timed(small.load(site.reader))
     assert took_s < 1.5
     assert result[0].blocks == 8
-    await site.cluster.clean(owner, deadline_s=3)
+    # What the kernel took for the silent one is under way no more: it is missed when it is not heard of, 3.6 s at most.
+    await site.cluster.clean(owner, deadline_s=3 if site.fabric["compute_kind"] == "ucx" else 6)
     gate.open()
     await load.cancel()
     await node.kill()

@@ -64,7 +64,7 @@ class Hosts:
 
     async def clean(self) -> None:
         for node in self.nodes.values():
-            await self.cluster.clean(node)
+            await self.cluster.clean(node, BACK_S)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["ucx", "tcp"])
