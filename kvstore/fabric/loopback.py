@@ -9,13 +9,14 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvstore.errors import BufferMismatch, Closed, InvalidInput, KVStoreError, PeerLost
+from kvstore.errors import Closed, InvalidInput, KVStoreError, PeerLost
 from kvstore.fabric.base import Buffer
 from kvstore.fabric.faults import FaultSwitches
 from kvstore.fabric.liveness import Liveness, settle
-from kvstore.fabric.memory import host_view, on_device
+from kvstore.fabric.memory import host_only_view
 from kvstore.fabric.tags import Tags
 
+_REFUSAL = "the loopback fabric moves host memory only"
 _MAGIC = b"kvloop"
 _ADDRESS_BYTES = len(_MAGIC) + 16
 
@@ -59,10 +60,10 @@ class LoopbackPeer:
         self._liveness.on_lost(callback)
 
     def send(self, tag: int, buffer: Buffer) -> "asyncio.Future[None]":
-        return self._post(self._fabric.dispatch, tag, _host_view(buffer, writable=False))
+        return self._post(self._fabric.dispatch, tag, host_only_view(buffer, False, _REFUSAL))
 
     def receive(self, tag: int, buffer: Buffer) -> "asyncio.Future[None]":
-        return self._post(self._fabric.expect, tag, _host_view(buffer, writable=True))
+        return self._post(self._fabric.expect, tag, host_only_view(buffer, True, _REFUSAL))
 
     async def close(self) -> None:
         if not self._liveness.close():
@@ -216,9 +217,3 @@ class LoopbackFabric:
         parked, self._parked = self._parked, []
         for deliver in parked:
             deliver()
-
-
-def _host_view(buffer: Buffer, writable: bool) -> memoryview:
-    if on_device(buffer):
-        raise BufferMismatch("the loopback fabric moves host memory only")
-    return host_view(buffer, writable)

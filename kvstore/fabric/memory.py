@@ -9,6 +9,13 @@ def on_device(buffer: Buffer) -> bool:
     return hasattr(buffer, "__cuda_array_interface__")
 
 
+def host_only_view(buffer: Buffer, writable: bool, refusal: str) -> memoryview:
+    """`host_view`, for a fabric that moves host memory only. Raises BufferMismatch with `refusal` for device memory."""
+    if on_device(buffer):
+        raise BufferMismatch(refusal)
+    return host_view(buffer, writable)
+
+
 def host_view(buffer: Buffer, writable: bool) -> memoryview:
     """The bytes of a host buffer, without a copy. Raises BufferMismatch when it cannot be sent (or received into)."""
     try:

@@ -21,10 +21,10 @@ from queue import SimpleQueue
 import xxhash
 
 from kvstore.config import FabricConfig
-from kvstore.errors import BufferMismatch, Closed, FabricUnavailable, InvalidInput, KVStoreError
+from kvstore.errors import Closed, FabricUnavailable, InvalidInput, KVStoreError
 from kvstore.fabric.base import Buffer
 from kvstore.fabric.liveness import Liveness, settle
-from kvstore.fabric.memory import host_view, on_device
+from kvstore.fabric.memory import host_only_view
 from kvstore.fabric.tags import Tags
 from kvstore.fabric.tcp_address import (
     SECRET_BYTES,
@@ -40,6 +40,7 @@ from kvstore.fabric.tcp_streams import Calls, Hangups, Operation, ReceiveStream,
 
 logger = logging.getLogger(__name__)
 
+_REFUSAL = "plain sockets move host memory only; device memory needs UCX and cuda = true"
 CONNECT_S = 5.0
 STAGGER_S = 0.025
 """A fabric's addresses are tried one this much after the other, and the first that answers is taken."""
@@ -89,11 +90,11 @@ class TcpPeer:
         self._liveness.on_lost(callback)
 
     def send(self, tag: int, buffer: Buffer) -> "asyncio.Future[None]":
-        view = _host_view(buffer, writable=False)
+        view = host_only_view(buffer, False, _REFUSAL)
         return self._post(self._posted.put, tag, view)
 
     def receive(self, tag: int, buffer: Buffer) -> "asyncio.Future[None]":
-        view = _host_view(buffer, writable=True)
+        view = host_only_view(buffer, True, _REFUSAL)
         return self._post(self._expect, tag, view)
 
     async def close(self) -> None:
@@ -417,9 +418,3 @@ def _close_other(task: "asyncio.Task[socket.socket]", taken: socket.socket | Non
     """Of those that were tried at once."""
     if not task.cancelled() and task.exception() is None and task.result() is not taken:
         task.result().close()
-
-
-def _host_view(buffer: Buffer, writable: bool) -> memoryview:
-    if on_device(buffer):
-        raise BufferMismatch("plain sockets move host memory only; device memory needs UCX and cuda = true")
-    return host_view(buffer, writable)
