@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 
 from kvstore.errors import BufferMismatch, Closed, InvalidInput, PeerLost
 from kvstore.fabric.base import Fabric, Peer
+from tests.fabric.counts import resident_bytes, settled
 from tests.waiting import eventually
 
 DEADLINE_S = 10.0
@@ -71,11 +72,34 @@ async def ended(*futures: "asyncio.Future[None]") -> list[BaseException | None]:
     return [future.exception() for future in futures]
 
 
+async def exchange(one: Fabric, other: Fabric, size: int = MIB) -> None:
+    """A message between two fabrics of this process."""
+    tag, target = other.next_tag(), np.zeros(size, np.uint8)
+    futures = other.connect(one.address).receive(tag, target), one.connect(other.address).send(tag, pattern(size, tag))
+    assert await ended(*futures) == [None, None]
+    assert np.array_equal(target, pattern(size, tag))
+
+
 class FabricContract:
-    """Fixtures `here` and `there`: two open fabrics of the same kind; `start_far_side`."""
+    """`made`: an open fabric. Fixture `start_far_side`: one elsewhere, of the same kind."""
 
     transport: str
     foreign_address: bytes
+
+    def made(self) -> Fabric:
+        raise NotImplementedError
+
+    @pytest.fixture
+    async def here(self) -> AsyncIterator[Fabric]:
+        fabric = self.made()
+        yield fabric
+        await fabric.close()
+
+    @pytest.fixture
+    async def there(self) -> AsyncIterator[Fabric]:
+        fabric = self.made()
+        yield fabric
+        await fabric.close()
 
     @pytest.fixture
     async def peers(self, here: Fabric, there: Fabric) -> tuple[Peer, Peer]:
@@ -251,6 +275,23 @@ class FabricContract:
         with pytest.raises(Closed):
             here.connect(there.address)
         await here.close()
+
+    async def test_nothing_is_left_after_close(self) -> None:
+        """Twenty fabrics opened, used and closed leave no thread, descriptor or memory behind."""
+        for _ in range(3):
+            await self._open_and_close()
+        before, bytes_before = await settled(), resident_bytes()
+        for _ in range(10):
+            await self._open_and_close()
+        assert await settled() == before
+        assert resident_bytes() - bytes_before < 16 * MIB
+
+    async def _open_and_close(self) -> None:
+        one, other = self.made(), self.made()
+        await exchange(one, other)
+        one.connect(other.address).receive(one.next_tag(), np.zeros(MIB, np.uint8))
+        await one.close()
+        await other.close()
 
     # ---- the far side dies or stops ----
 

@@ -9,11 +9,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from kvstore.fabric.base import Fabric
-from tests.contracts.fabric import DEADLINE_S, MIB, Bytes, FarSide, ended, pattern
+from tests.contracts.fabric import DEADLINE_S, Bytes, FarSide
 from tests.waiting import eventually
 
 PROGRAM = Path(__file__).with_name("far_side.py")
@@ -85,11 +83,3 @@ async def start_far_process() -> AsyncIterator[StartFarProcess]:
     yield start
     for far in started:
         await far.close()
-
-
-async def exchange(one: Fabric, other: Fabric, size: int = MIB) -> None:
-    """A message between two fabrics of this process."""
-    tag, target = other.next_tag(), np.zeros(size, np.uint8)
-    futures = other.connect(one.address).receive(tag, target), one.connect(other.address).send(tag, pattern(size, tag))
-    assert await ended(*futures) == [None, None]
-    assert np.array_equal(target, pattern(size, tag))

@@ -55,17 +55,8 @@ class TestLoopbackContract(FabricContract):
     transport = "loopback"
     foreign_address = b"kvucx1" + bytes(100)
 
-    @pytest.fixture
-    async def here(self) -> AsyncIterator[LoopbackFabric]:
-        fabric = LoopbackFabric()
-        yield fabric
-        await fabric.close()
-
-    @pytest.fixture
-    async def there(self) -> AsyncIterator[LoopbackFabric]:
-        fabric = LoopbackFabric()
-        yield fabric
-        await fabric.close()
+    def made(self) -> LoopbackFabric:
+        return LoopbackFabric()
 
     @pytest.fixture
     async def start_far_side(self) -> AsyncIterator[StartFarSide]:

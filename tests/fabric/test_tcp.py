@@ -23,9 +23,9 @@ from kvstore.fabric.sealed import sealed
 from kvstore.fabric.tcp import GREETINGS_MAX, TcpFabric, TcpPeer
 from kvstore.fabric.tcp_address import MARK, SECRET_BYTES, TcpAddress, device_ips, this_host
 from kvstore.fabric.tcp_streams import Calls
-from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, guarded, pattern, unharmed
-from tests.fabric.conftest import StartFarProcess, exchange
-from tests.fabric.counts import held, resident_bytes, settled, threads, wakeups
+from tests.contracts.fabric import MIB, FabricContract, StartFarSide, ended, exchange, guarded, pattern, unharmed
+from tests.fabric.conftest import StartFarProcess
+from tests.fabric.counts import held, settled, threads, wakeups
 from tests.fabric.dying import end_within_messages
 from tests.waiting import eventually
 
@@ -36,17 +36,8 @@ class TestTcpContract(FabricContract):
     transport = "sockets"
     foreign_address = b"kvloop" + bytes(16)
 
-    @pytest.fixture
-    async def here(self) -> AsyncIterator[TcpFabric]:
-        fabric = TcpFabric(LO)
-        yield fabric
-        await fabric.close()
-
-    @pytest.fixture
-    async def there(self) -> AsyncIterator[TcpFabric]:
-        fabric = TcpFabric(LO)
-        yield fabric
-        await fabric.close()
+    def made(self) -> TcpFabric:
+        return TcpFabric(LO)
 
     @pytest.fixture
     def start_far_side(self, start_far_process: StartFarProcess) -> StartFarSide:
@@ -79,25 +70,6 @@ def parts(peer: Any) -> Any:
 async def test_a_sender_that_ends_within_a_message(fabric: TcpFabric, death: signal.Signals) -> None:
     """Leaves no receive behind."""
     await end_within_messages(fabric, "tcp", MIB, death)
-
-
-async def open_and_close() -> None:
-    one, other = TcpFabric(LO), TcpFabric(LO)
-    await exchange(one, other)
-    one.connect(other.address).receive(one.next_tag(), np.zeros(MIB, np.uint8))
-    await one.close()
-    await other.close()
-
-
-async def test_nothing_is_left_after_close() -> None:
-    """Fabrics opened, used and closed leave no thread, descriptor or memory behind."""
-    for _ in range(3):
-        await open_and_close()
-    before, bytes_before = await settled(), resident_bytes()
-    for _ in range(10):
-        await open_and_close()
-    assert await settled() == before
-    assert resident_bytes() - bytes_before < 16 * MIB
 
 
 async def test_nothing_is_left_of_lost_peers(fabric: TcpFabric) -> None:

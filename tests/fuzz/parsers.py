@@ -28,6 +28,7 @@ from kvstore.control.page.search import read_search
 from kvstore.errors import InvalidInput, KVStoreError
 from kvstore.fabric.sealed import sealed, unsealed
 from kvstore.fabric.tcp_address import MARK, TcpAddress
+from kvstore.fabric.ucx import MARK as UCX_MARK
 from kvstore.node.storage.batch import SlabRecord
 from kvstore.node.storage.clock import Anchor
 from kvstore.node.storage.codec import decode_granule, encode
@@ -108,9 +109,7 @@ def parsers() -> list[Parser]:
         Parser("match", lambda raw: Match.from_json(raw.decode("latin-1")), match.to_json().encode()),
         Parser("keys", unpack_keys, bytes(64)),
         Parser("search", lambda raw: read_search(_json(raw)), json.dumps({"keys": ["00" * 16]}).encode()),
-        Parser(
-            "address of a fabric", lambda raw: unsealed(b"kvucx1", raw, "UCX"), sealed(b"kvucx1", bytes(range(100)))
-        ),
+        Parser("address of a fabric", lambda raw: unsealed(UCX_MARK, raw, "UCX"), sealed(UCX_MARK, bytes(range(100)))),
         Parser("address of a TCP fabric", lambda raw: TcpAddress.decoded(sealed(MARK, raw)), tcp_address),
         Parser("start of an exported file", lambda raw: text_bytes(raw[:START_BYTES]), archive.pack()),
         Parser("header of an exported file", read_archive_header, archive.pack()),
